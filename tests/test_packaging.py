@@ -1,0 +1,128 @@
+"""What an installed copy must carry, and what its documentation promises."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+from importlib import metadata, resources
+from pathlib import Path
+
+import pytest
+
+import torch_propkernel
+
+CITATION = re.compile(r"\b(?:eqs?\.|equations?)\s+((?:\(\d+[a-z]?\)(?:\s*(?:,|and|or|to|-|–)\s*)*)+)", re.IGNORECASE)
+NUMBER = re.compile(r"\((\d+[a-z]?)\)")
+YEAR = re.compile(r"\b(?:19|20)\d\d\b")
+
+
+def cited_equations(text: str) -> set[str]:
+    """Return the numbers of the equations that a text cites, as "eq. (n)" or "eqs. (n), (m)".
+
+    After a year, in the same part of a list that ";" separates, the equation is that of another work.
+    """
+    numbers: set[str] = set()
+    for match in CITATION.finditer(text):
+        before = re.split(r";|\n\s*\n|THEORY\.md", text[: match.start()])[-1][-120:]
+        if not YEAR.search(before):
+            numbers |= set(NUMBER.findall(match.group(1)))
+    return numbers
+
+
+def numbered_equations(theory: str) -> set[str]:
+    """Return the numbers at the end of displayed (indented) equations."""
+    return set(re.findall(r"^ {4}.*\((\d+[a-z]?)\)\s*$", theory, flags=re.MULTILINE))
+
+
+def theory() -> str:
+    return resources.files("torch_propkernel").joinpath("THEORY.md").read_text(encoding="utf-8")
+
+
+def docstrings():
+    """Yield (place, docstring) of everything in the package that has one."""
+    folder = Path(torch_propkernel.__path__[0])
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node)
+                if text:
+                    yield f"{path.relative_to(folder)}:{getattr(node, 'name', 'module')}", text
+
+
+def module_names() -> list[str]:
+    found = pkgutil.walk_packages(torch_propkernel.__path__, "torch_propkernel.")
+    return ["torch_propkernel", *(module.name for module in found if not module.name.endswith("__main__"))]
+
+
+def public_objects():
+    """Return {qualified name: object} of the classes and functions in every __all__."""
+    objects = {}
+    for name in module_names():
+        module = importlib.import_module(name)
+        for public in getattr(module, "__all__", ()):
+            value = getattr(module, public)
+            if inspect.isclass(value) or inspect.isroutine(value):
+                objects[f"{value.__module__}.{value.__qualname__}"] = value
+    return objects
+
+
+@pytest.mark.parametrize("name", ["py.typed", "THEORY.md", "datasets/yacht.csv.gz", "datasets/LICENSE-yacht.txt"])
+def test_installed_package_has(name):
+    assert resources.files("torch_propkernel").joinpath(name).is_file()
+
+
+def test_version_is_that_of_the_metadata():
+    assert torch_propkernel.__version__ == metadata.version("torch_propkernel")
+
+
+def test_public_names_exist():
+    for name in module_names():
+        module = importlib.import_module(name)
+        public = list(getattr(module, "__all__", ()))
+        assert len(public) == len(set(public)), f"{name}.__all__ names something twice"
+        missing = [item for item in public if not hasattr(module, item)]
+        assert not missing, f"{name}.__all__ names {missing}, which do not exist"
+    assert torch_propkernel.__all__
+
+
+def test_public_names_have_documentation_with_an_example():
+    undocumented = [name for name, value in public_objects().items() if not value.__doc__]
+    assert not undocumented
+    # Exceptions and warnings need a sentence, not an example.
+    without = [
+        name
+        for name, value in public_objects().items()
+        if ">>>" not in value.__doc__ and not (inspect.isclass(value) and issubclass(value, BaseException))
+    ]
+    assert not without, f"public names whose docstring has no example: {sorted(without)}"
+
+
+def test_cited_equations_are_in_the_theory():
+    known = numbered_equations(theory())
+    assert {"1", "2", "3", "4", "6", "7", "8", "8b"} <= known
+    unknown = {place: sorted(cited_equations(text) - known) for place, text in docstrings()}
+    unknown = {place: numbers for place, numbers in unknown.items() if numbers}
+    assert not unknown, f"equations cited in docstrings that THEORY.md does not have: {unknown}"
+
+
+@pytest.mark.parametrize(
+    "text, numbers",
+    [
+        ("THEORY.md, eq. (2)", {"2"}),
+        ("see eqs. (6), (7) and (8b).", {"6", "7", "8b"}),
+        ("Eqs. (1)-(4)", {"1", "4"}),
+        ("eq.\n    (8)", {"8"}),
+        ("Williams (1997), equation (11); THEORY.md, equation (6)", {"6"}),
+        ("Cho and Saul (2009), eqs. (5)-(8)", set()),
+        ("Pacelli et al. (2023). See THEORY.md, eq. (3)", {"3"}),
+        ("the sequence (2) and f(3)", set()),
+    ],
+)
+def test_citations_are_recognized(text, numbers):
+    assert cited_equations(text) == numbers
+
+
+def test_theory_cites_only_its_own_equations():
+    text = theory()
+    assert cited_equations(text) <= numbered_equations(text)

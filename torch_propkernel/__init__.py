@@ -1,0 +1,121 @@
+"""Theory-corrected predictors for finite-width Bayesian networks, as GPyTorch kernels and solvers.
+
+A kernel that owns its order parameters, with the prior that the width dictates (:class:`RenormalizedNNGPKernel`), a solver
+of the saddle point (:func:`fit_order_parameters`), and the predicted errors (:func:`generalization_error`,
+:func:`leave_one_out_error`), always beside those of the infinitely wide network. The equations are in ``THEORY.md`` of
+this package; the source is Pacelli et al., Nature Machine Intelligence 5, 1497 (2023), arXiv:2209.04882.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from .exceptions import (
+    ConvergenceError,
+    IdentifiabilityWarning,
+    InputScaleWarning,
+    NotPositiveDefiniteError,
+    PropKernelWarning,
+    ReliabilityWarning,
+)
+from .functions import (
+    GELU,
+    Activation,
+    Cos,
+    Erf,
+    Exp,
+    Identity,
+    LeakyReLU,
+    Quadrature,
+    RectifiedQuadratic,
+    ReLU,
+    Sign,
+    SiLU,
+    Sin,
+    Spectrum,
+    Square,
+    Step,
+    Tanh,
+)
+from .generalization import (
+    ErrorEstimate,
+    LearningCurve,
+    WidthSweep,
+    expected_accuracy,
+    generalization_error,
+    learning_curve,
+    leave_one_out_error,
+    training_error,
+    width_sweep,
+)
+from .kernels import (
+    ArcCosineKernel,
+    ArcSineKernel,
+    Composition,
+    Linearized,
+    LinearPart,
+    Nested,
+    NNGPKernel,
+    Outer,
+    RenormalizedNNGPKernel,
+)
+from .mlls import EffectiveAction
+from .optim import Solution, SolveResult, fit_order_parameters, solve_order_parameters
+from .priors import OrderParameterPrior
+from .reliability import Reliability, assess_reliability, participation_ratio
+
+try:
+    __version__ = version("torch_propkernel")
+except PackageNotFoundError:  # used from a source tree that is not installed
+    __version__ = "0.0.0"
+
+__all__ = [
+    "Activation",
+    "ArcCosineKernel",
+    "ArcSineKernel",
+    "Composition",
+    "ConvergenceError",
+    "Cos",
+    "EffectiveAction",
+    "Erf",
+    "ErrorEstimate",
+    "Exp",
+    "GELU",
+    "IdentifiabilityWarning",
+    "Identity",
+    "InputScaleWarning",
+    "LeakyReLU",
+    "LearningCurve",
+    "LinearPart",
+    "Linearized",
+    "NNGPKernel",
+    "Nested",
+    "NotPositiveDefiniteError",
+    "OrderParameterPrior",
+    "Outer",
+    "PropKernelWarning",
+    "Quadrature",
+    "ReLU",
+    "RectifiedQuadratic",
+    "Reliability",
+    "ReliabilityWarning",
+    "RenormalizedNNGPKernel",
+    "SiLU",
+    "Sign",
+    "Sin",
+    "Solution",
+    "SolveResult",
+    "Spectrum",
+    "Square",
+    "Step",
+    "Tanh",
+    "WidthSweep",
+    "assess_reliability",
+    "expected_accuracy",
+    "fit_order_parameters",
+    "generalization_error",
+    "learning_curve",
+    "leave_one_out_error",
+    "participation_ratio",
+    "solve_order_parameters",
+    "training_error",
+    "width_sweep",
+]

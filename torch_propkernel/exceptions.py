@@ -1,0 +1,27 @@
+"""Warnings and errors that the package raises, so that a caller can filter or catch each by its class."""
+
+from __future__ import annotations
+
+
+class PropKernelWarning(UserWarning):
+    """Base class of every warning that this package issues."""
+
+
+class ReliabilityWarning(PropKernelWarning):
+    """The data or the network lie in a regime where the prediction is known to be unreliable."""
+
+
+class IdentifiabilityWarning(PropKernelWarning):
+    """An order parameter and an overall scale are free together, so only their product is determined."""
+
+
+class InputScaleWarning(PropKernelWarning):
+    """The inputs are far from the unit scale that the default priors assume."""
+
+
+class ConvergenceError(RuntimeError):
+    """A solve did not reach its tolerance."""
+
+
+class NotPositiveDefiniteError(ValueError):
+    """A covariance matrix is not positive semi-definite beyond rounding."""

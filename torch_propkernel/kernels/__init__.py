@@ -1,0 +1,19 @@
+"""Kernels of infinitely wide networks and their finite-width renormalizations."""
+
+from .arc_kernels import ArcCosineKernel, ArcSineKernel
+from .compositions import COMPOSITIONS, Composition, Linearized, LinearPart, Nested, Outer
+from .nngp_kernel import NNGPKernel
+from .renormalized_nngp_kernel import RenormalizedNNGPKernel
+
+__all__ = [
+    "COMPOSITIONS",
+    "ArcCosineKernel",
+    "ArcSineKernel",
+    "Composition",
+    "LinearPart",
+    "Linearized",
+    "NNGPKernel",
+    "Nested",
+    "Outer",
+    "RenormalizedNNGPKernel",
+]

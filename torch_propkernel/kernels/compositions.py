@@ -1,0 +1,157 @@
+"""How the order parameters of several layers enter the renormalized kernel: one small class for each reading."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..functions.recursion import Covariance, Layer, dual_covariance, propagate
+
+
+class Composition(ABC):
+    """The map from the layers' order parameters to the renormalized kernel K_R.
+
+    A subclass implements :meth:`covariance`. With one hidden layer every composition is K_R = q K.
+    """
+
+    name: str
+
+    @abstractmethod
+    def covariance(self, state: Covariance, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> Tensor:
+        r"""Return K_R between the points of ``state``.
+
+        Args:
+            state: Covariance C of the first pre-activations; its memory may be reused.
+            layers: The hidden layers' activation, weight variance 1/lambda_l and bias variance b_l (none for l = L).
+            order_parameters: q_1, ..., q_L, broadcastable against ``state.xy``.
+        """
+
+    def is_scalar(self, layers: Sequence[Layer]) -> bool:
+        """Whether K_R depends on the order parameters through their product alone, K_R = (prod_l q_l) K."""
+        return len(layers) == 1
+
+    def __eq__(self, other: object) -> bool:
+        """Compositions have no state: equal when of one class."""
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        """Hash of the class."""
+        return hash(type(self))
+
+    def __repr__(self) -> str:
+        """Name of the class with empty parentheses."""
+        return f"{type(self).__name__}()"
+
+
+class Outer(Composition):
+    """K_R = (prod_l q_l) K^L (THEORY.md, eq. (7)); hidden biases stay inside the recursion."""
+
+    name = "outer"
+
+    def covariance(self, state: Covariance, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> Tensor:
+        """Return (prod_l q_l) K^L."""
+        product = torch.stack(torch.broadcast_tensors(*order_parameters), -1).prod(-1)
+        for layer in layers[:-1]:
+            state = propagate(state, layer, overwrite=True)
+        return propagate(state, layers[-1], scale=product, overwrite=True).xy
+
+    def is_scalar(self, layers: Sequence[Layer]) -> bool:
+        """Return True: only the product enters."""
+        return True
+
+
+class Nested(Composition):
+    """K_R^l = (q_l / lambda_l) kappa(K_R^{l-1}) + b_l (THEORY.md, eq. (6)), the reading stated by the paper."""
+
+    name = "nested"
+
+    def covariance(self, state: Covariance, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> Tensor:
+        """Return K_R^L."""
+        for layer, order_parameter in zip(layers, order_parameters, strict=True):
+            state = propagate(state, layer, scale=order_parameter, overwrite=True)
+        return state.xy
+
+    def is_scalar(self, layers: Sequence[Layer]) -> bool:
+        """Nested equals outer when every layer above the first is homogeneous of degree one and no bias sits between."""
+        return all(layer.activation.homogeneous_degree == 1 for layer in layers[1:]) and all(
+            layer.bias_variance is None for layer in layers[:-1]
+        )
+
+
+class Linearized(Composition):
+    """K_R = q_L [K^L + sum_{l<L} (q_l - 1) dK^L/dq_l] (THEORY.md, eq. (8)).
+
+    Exact in q_L, first order in the lower q_l - 1, where dK^L/dq_l is taken in the nested recursion at q = 1. It may be
+    indefinite far from q = 1; a solve refuses such points.
+    """
+
+    name = "linearized"
+
+    def covariance(self, state: Covariance, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> Tensor:
+        """Return K_R by carrying the tangent of the recursion along with the covariance."""
+        tangent: tuple[Tensor, Tensor, Tensor] | None = None
+        for index, (layer, order_parameter) in enumerate(zip(layers, order_parameters, strict=True)):
+            kappa = dual_covariance(state, layer.activation)
+            pushed = _tangent(layer, state, tangent) if tangent is not None else (0.0, 0.0, 0.0)
+            if index == len(layers) - 1:
+                return order_parameter * layer.weight_variance * (kappa.xy + pushed[1])
+            deviation = order_parameter - 1.0
+            tangent = tuple(
+                layer.weight_variance * (push + deviation * value) for push, value in zip(pushed, kappa[:3], strict=True)
+            )
+            state = propagate(state, layer)
+        raise ValueError("layers: expected at least one, got none")
+
+
+def _tangent(layer: Layer, state: Covariance, tangent: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivative of kappa(xx), kappa(xy), kappa(yy) along ``tangent``; the diagonal's is the sum of the partials."""
+    partials = layer.activation.dual_partials(*state[:3])
+    d_xy = sum(partial * direction for partial, direction in zip(partials, tangent, strict=True))
+    d_xx = sum(layer.activation.dual_partials(state.xx, state.xx, state.xx)) * tangent[0]
+    d_yy = sum(layer.activation.dual_partials(state.yy, state.yy, state.yy)) * tangent[2]
+    return d_xx, d_xy, d_yy
+
+
+class LinearPart(Composition):
+    """K_R^l = (q_l / lambda_l) [kappa(K^{l-1}) + D (K_R^{l-1} - K^{l-1}) D] + b_l (THEORY.md, eq. (8b)).
+
+    Only the part of a layer that is linear in the previous layer's activations, with slope D_a = E sigma'(h_a) of the
+    unrenormalized covariance, feels the lower order parameters. Positive semi-definite for every q > 0.
+    """
+
+    name = "linear_part"
+
+    def covariance(self, state: Covariance, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> Tensor:
+        """Return K_R by carrying the deviation K_R^l - K^l along with the covariance."""
+        deviation: Tensor | None = None
+        for index, (layer, order_parameter) in enumerate(zip(layers, order_parameters, strict=True)):
+            kappa = dual_covariance(state, layer.activation)
+            slopes = layer.activation.slope(state.xx) * layer.activation.slope(state.yy)
+            linear = 0.0 if deviation is None else slopes * deviation
+            if index == len(layers) - 1:
+                return order_parameter * layer.weight_variance * (kappa.xy + linear)
+            deviation = layer.weight_variance * ((order_parameter - 1.0) * kappa.xy + order_parameter * linear)
+            state = propagate(state, layer)
+        raise ValueError("layers: expected at least one, got none")
+
+
+COMPOSITIONS: dict[str, type[Composition]] = {c.name: c for c in (Outer, Nested, Linearized, LinearPart)}
+
+
+def get_composition(composition: str | Composition) -> Composition:
+    """Return a composition object from its name or pass an object through.
+
+    Raises:
+        ValueError: The name is unknown; the message lists the known ones.
+        TypeError: Neither a name nor a :class:`Composition`.
+    """
+    if isinstance(composition, Composition):
+        return composition
+    if isinstance(composition, str):
+        if composition not in COMPOSITIONS:
+            raise ValueError(f"composition: expected one of {sorted(COMPOSITIONS)}, got {composition!r}")
+        return COMPOSITIONS[composition]()
+    raise TypeError(f"composition: expected a name or a Composition, got {type(composition).__name__}")

@@ -1,0 +1,191 @@
+"""The saddle point of a Gaussian process model, written into its kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..exceptions import ReliabilityWarning
+from ..reliability import assess_reliability, participation_ratio
+from .local_minimum import LocalMinimum, minimize
+from .model_parts import ModelParts, check_affine, take_apart, warn_if_not_identifiable
+from .solution import Solution, SolveResult
+from .solve_order_parameters import solve_order_parameters
+
+
+def fit_order_parameters(model: Any, *, throw: bool = True, differentiable: bool = False, warn: bool = True) -> Solution:
+    r"""Solve the order parameters of a model's renormalized kernel from its training data, and write them into it.
+
+    The effective action is minimized at fixed hyperparameters: S(q) of THEORY.md, eq. (2), with
+    :math:`A = T 1 + \text{(fixed terms)} + K_R(q)`, T the likelihood's noise. One hidden layer and the outer composition
+    (also nested where it equals outer) are solved globally, in one dimension; other compositions by Newton's method
+    from several starts, and the result then says "local minimum", never "global".
+
+    The model is any ExactGP-like module: ``forward``, ``train_inputs``, ``train_targets``, ``likelihood``, with one
+    :class:`RenormalizedNNGPKernel` in its covariance, possibly inside a ScaleKernel, a product, or a sum with other kernels,
+    whose covariance stays fixed. A mean is subtracted. Fantasy models keep the q they were given: call this again on them to
+    re-solve. BoTorch models standardize their targets by default; q and T are then in standardized units.
+
+    Cost: one kernel evaluation and about 6 Cholesky factorizations for the one-dimensional problems; else about 10 to 30
+    kernel evaluations and factorizations with gradients for each start.
+
+    Args:
+        model: The model; its kernel's ``order_parameter`` is set and cached predictions are dropped.
+        throw: Raise if the solve did not converge.
+        differentiable: Give the returned order parameters implicit gradients with respect to the hyperparameters (and
+            training inputs that require them). Needs memory for the kernel's graph.
+        warn: Warn in regimes where the prediction is known to be unreliable, and where a free scale hides q.
+
+    Returns:
+        The solution; ``reliability`` holds the note on the regime.
+
+    Raises:
+        TypeError, ValueError: Not a suitable model, NaN in the data, mixed dtypes or devices, zero or two such kernels.
+        ConvergenceError: Not converged, with ``throw=True``; the kernel is left unchanged.
+
+    Reference: Pacelli et al. (2023), arXiv:2209.04882, results (i) and (ii); THEORY.md, sections 1 and 4.
+
+    Example:
+        >>> import gpytorch, torch
+        >>> from torch_propkernel import Erf, RenormalizedNNGPKernel, fit_order_parameters
+        >>> class Model(gpytorch.models.ExactGP):
+        ...     def __init__(self, x, y, likelihood):
+        ...         super().__init__(x, y, likelihood)
+        ...         self.mean_module = gpytorch.means.ZeroMean()
+        ...         self.covar_module = RenormalizedNNGPKernel(Erf(), width=20)
+        ...     def forward(self, x):
+        ...         return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x = torch.randn(60, 40, generator=generator, dtype=torch.float64)
+        >>> model = Model(x, x[:, 0].sign() * 2, gpytorch.likelihoods.GaussianLikelihood()).double()
+        >>> solution = fit_order_parameters(model)
+        >>> solution.result.name, bool((model.covar_module.order_parameter > 1.2).all())
+        ('global_minimum', True)
+    """
+    parts = take_apart(model)
+    if warn:
+        warn_if_not_identifiable(parts)
+    was_training = model.training
+    inputs_checked = parts.kernel._inputs_checked
+    with torch.set_grad_enabled(differentiable):
+        solution = _solve_scalar(parts) if parts.kernel.is_scalar else _solve_local(parts)
+    parts.kernel._inputs_checked = inputs_checked
+    solution = _describe(parts, solution)
+    if throw:
+        solution.raise_if_failed()
+    if solution.result.successful:
+        parts.kernel.initialize(order_parameter=solution.order_parameter.detach().unsqueeze(-2))
+        model.train()
+        model.train(was_training)
+    if warn and solution.reliability is not None and not solution.reliability.reliable:
+        warnings.warn(solution.reliability.note, ReliabilityWarning, stacklevel=2)
+    return solution
+
+
+def _describe(parts: ModelParts, solution: Solution) -> Solution:
+    """Add what only the model knows: inputs and activation."""
+    with torch.no_grad():
+        kernel, inputs = parts.kernel, parts.inputs
+        if kernel.active_dims is not None:
+            inputs = inputs.index_select(-1, kernel.active_dims)
+        scaled = kernel.scaled_inputs(inputs)
+        noise = parts.temperature if parts.temperature is not None else parts.noise
+        note = assess_reliability(kernel.activation, scaled, kernel.width, noise, solution.order_parameter)
+        stats = solution.stats | {"participation_ratio": participation_ratio(scaled)}
+    return dataclasses.replace(solution, reliability=note, stats=stats)
+
+
+def _solve_scalar(parts: ModelParts) -> Solution:
+    """One-dimensional problem: K and, if there are fixed terms, B from two evaluations of the prior."""
+    width = parts.kernel.width.squeeze(-2)
+    covariance, base, temperature = parts.covariance(1.0), None, parts.temperature
+    if not parts.is_multiplicative():
+        check_affine(parts)
+        fixed = parts.covariance(0.0)
+        if bool((fixed != 0).any()):
+            covariance, base = covariance - fixed, fixed + parts.noise_covariance(fixed)
+            temperature = covariance.new_ones(())
+    if base is None and temperature is None:
+        base, temperature = parts.noise, covariance.new_ones(())
+    if torch.is_grad_enabled():
+        return solve_order_parameters(
+            covariance, parts.residuals(), width=width, temperature=temperature, base=base, throw=False
+        )
+    return solve_order_parameters(
+        covariance.detach(), parts.residuals().detach(), width=width, temperature=temperature, base=base, throw=False
+    )
+
+
+def _solve_local(parts: ModelParts) -> Solution:
+    """Several dimensions: descend from the outer composition's solution, from infinite width, and from around it."""
+    kernel = parts.kernel
+    width = kernel.width.squeeze(-2).to(torch.float64)
+    finite = torch.isfinite(width)
+    counted = torch.where(finite, width, 0.0)
+    divisor = torch.where(finite[..., -1], width[..., -1], 1.0)
+    differentiable = torch.is_grad_enabled()
+
+    def total_action(logs: Tensor) -> Tensor:
+        """N_L S as a function of log q; infinite where the covariance is not positive definite."""
+        order_parameter = torch.exp(logs).to(kernel.raw_order_parameter.dtype).unsqueeze(-2)
+        covariance = parts.covariance(order_parameter).to(torch.float64)
+        factor, info = torch.linalg.cholesky_ex(covariance + parts.noise_covariance(covariance).to(torch.float64))
+        half = torch.linalg.solve_triangular(factor, residuals.unsqueeze(-1), upper=False)
+        data = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + half.square().sum((-2, -1))
+        value = (counted * (torch.exp(logs) - logs)).sum(-1) + data
+        return torch.where(info > 0, torch.inf, value)
+
+    with torch.no_grad():
+        residuals = parts.residuals().to(torch.float64)
+        batch = torch.broadcast_shapes(residuals.shape[:-1], width.shape[:-1], parts.inputs.shape[:-2])
+        outer = torch.log(_solve_scalar(parts).order_parameter) if parts.is_multiplicative() else torch.zeros(())
+        shape = (*batch, width.shape[-1])
+        zero = torch.zeros(shape, dtype=torch.float64, device=residuals.device)
+        starts = [outer.to(zero).expand(shape), zero, zero - 0.7, zero + 0.7]
+        scale = residuals.shape[-1] + counted.amax(-1).expand(batch)
+        runs = [minimize(total_action, start, finite, scale) for start in starts]
+    best, agreeing, num_minima = _best(runs)
+    order_parameter, value = torch.exp(best.logs), best.value
+    if differentiable:
+        residuals = parts.residuals().to(torch.float64)
+        logs = best.logs.clone().requires_grad_(True)
+        value = total_action(logs)
+        (gradient,) = torch.autograd.grad(value.sum(), logs, create_graph=True)
+        change = torch.linalg.solve(best.hessian, torch.where(finite, gradient - gradient.detach(), 0.0))
+        order_parameter = torch.exp(best.logs) * (1.0 - change)
+    ok = bool(best.converged.all())
+    stats = {
+        "iterations": sum(run.iterations for run in runs),
+        "residual": best.gradient.abs().amax(-1) / scale,
+        "num_minima": num_minima,
+        "alpha": residuals.shape[-1] / width,
+        "starts": len(runs),
+        "agreeing_starts": agreeing,
+    }
+    result = SolveResult.local_minimum if ok else SolveResult.not_converged
+    return Solution(order_parameter, value / divisor, result, stats=stats)
+
+
+def _best(runs: list[LocalMinimum]) -> tuple[LocalMinimum, Tensor, Tensor]:
+    """Pick the lowest converged run for each batch element; count the starts that agree and the distinct minima."""
+    values = torch.stack([torch.where(run.converged, run.value, torch.inf) for run in runs])
+    pick = values.argmin(0)
+
+    def chosen(name: str) -> Tensor:
+        stacked = torch.stack([getattr(run, name) for run in runs])
+        index = pick.reshape(1, *pick.shape, *[1] * (stacked.dim() - 1 - pick.dim())).expand(1, *stacked.shape[1:])
+        return stacked.gather(0, index).squeeze(0)
+
+    best = LocalMinimum(*(chosen(n) for n in ("logs", "value", "gradient", "hessian", "converged")), 0)
+    logs = torch.stack([run.logs for run in runs])
+    converged = torch.stack([run.converged for run in runs])
+    near = ((logs - best.logs).abs() <= 1e-5).all(-1) & converged
+    distinct = torch.zeros_like(pick)
+    for index in range(len(runs)):
+        earlier = ((logs[:index] - logs[index]).abs() <= 1e-5).all(-1) & converged[:index]
+        distinct = distinct + (converged[index] & ~earlier.any(0)).long()
+    return best, near.sum(0), distinct

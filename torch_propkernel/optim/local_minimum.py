@@ -1,0 +1,92 @@
+"""Local minima of the effective action over several order parameters, by safeguarded Newton steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MAX_ITERATIONS = 100
+_MAX_STEP = 1.0
+_MAX_HALVINGS = 30
+
+
+@dataclass
+class LocalMinimum:
+    """End of one descent: log order parameters ``*b x L``, action, gradient, Hessian, and whether each converged."""
+
+    logs: Tensor
+    value: Tensor
+    gradient: Tensor
+    hessian: Tensor
+    converged: Tensor
+    iterations: int
+
+
+def gradient_and_hessian(function: Callable[[Tensor], Tensor], logs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return value ``*b``, gradient ``*b x L`` and Hessian ``*b x L x L`` of a batched function by autograd."""
+    with torch.enable_grad():
+        logs = logs.detach().requires_grad_(True)
+        value = function(logs)
+        (gradient,) = torch.autograd.grad(value.sum(), logs, create_graph=True)
+        rows = [
+            torch.autograd.grad(gradient[..., i].sum(), logs, retain_graph=True)[0] for i in range(gradient.shape[-1])
+        ]
+    return value.detach(), gradient.detach(), torch.stack(rows, -2)
+
+
+def minimize(
+    function: Callable[[Tensor], Tensor], start: Tensor, free: Tensor, scale: Tensor, tolerance: float = 1e-11
+) -> LocalMinimum:
+    """Descend from ``start`` to a local minimum for each batch element.
+
+    Newton directions from the Hessian with its eigenvalues made positive, steps of at most one in log q, halved until the
+    value drops. A function value of infinity marks a point outside the domain.
+
+    Args:
+        function: Maps log order parameters ``*b x L`` to values ``*b``.
+        start: First point, ``*b x L``.
+        free: Which components move, broadcastable to ``*b x L``.
+        scale: Size of the terms of the gradient, ``*b``; converged where |gradient| <= tolerance * scale.
+        tolerance: Relative tolerance.
+    """
+    logs = torch.where(free, start, torch.zeros_like(start))
+    pinned = torch.diag_embed(torch.where(free, 0.0, 1.0).to(logs).expand_as(logs))
+    iterations = 0
+    while True:
+        value, gradient, hessian = gradient_and_hessian(function, logs)
+        gradient = torch.where(free, gradient, torch.zeros_like(gradient))
+        both = (free.unsqueeze(-1) & free.unsqueeze(-2)).expand_as(hessian)
+        hessian = torch.where(both, hessian, torch.zeros_like(hessian)) + pinned
+        # A value that is not finite has no usable derivatives: such a start has failed.
+        usable = torch.isfinite(value) & torch.isfinite(gradient).all(-1) & torch.isfinite(hessian).all(-1).all(-1)
+        small = gradient.abs().amax(-1) <= tolerance * scale
+        if iterations == _MAX_ITERATIONS or bool((small | ~usable).all()):
+            break
+        iterations += 1
+        eigenvalues, vectors = torch.linalg.eigh(torch.where(usable[..., None, None], hessian, torch.eye(hessian.shape[-1]).to(hessian)))
+        bent = eigenvalues.abs().clamp_min(1e-8 * scale.unsqueeze(-1))
+        projected = (vectors.transpose(-1, -2) @ torch.nan_to_num(gradient).unsqueeze(-1)).squeeze(-1)
+        direction = -(vectors @ (projected / bent).unsqueeze(-1)).squeeze(-1)
+        direction = direction * (_MAX_STEP / direction.abs().amax(-1, keepdim=True).clamp_min(_MAX_STEP))
+        moving = usable & ~small
+        length = moving.to(logs)
+        accepted = ~moving
+        with torch.no_grad():
+            slack = 4.0 * torch.finfo(value.dtype).eps * value.abs()
+            for _ in range(_MAX_HALVINGS):
+                trial = function(logs + length.unsqueeze(-1) * direction)
+                accepted = accepted | (trial <= value + slack)
+                if bool(accepted.all()):
+                    break
+                length = torch.where(accepted, length, 0.5 * length)
+        stuck = ~accepted
+        logs = logs + torch.where(stuck, 0.0, length).unsqueeze(-1) * direction
+        if bool((stuck | ~moving).all()):
+            break
+    positive = torch.linalg.eigvalsh(torch.nan_to_num(hessian)).amin(-1) > 0
+    # Rounding of the matrices limits the gradient: a looser bound still places q to 1e-8.
+    converged = usable & positive & (gradient.abs().amax(-1) <= 1e3 * tolerance * scale)
+    return LocalMinimum(logs, torch.where(usable, value, torch.inf), gradient, hessian, converged, iterations)

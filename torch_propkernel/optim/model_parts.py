@@ -1,0 +1,160 @@
+"""The pieces of a Gaussian process model that a solve needs: A(q) = noise + fixed + K(q), targets, inputs."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import gpytorch
+import torch
+from gpytorch.kernels import Kernel, ProductKernel, ScaleKernel
+from linear_operator import to_dense
+from linear_operator.operators import ConstantDiagLinearOperator
+from torch import Tensor
+
+from .._validation import check_inputs, check_targets
+from ..exceptions import IdentifiabilityWarning
+from ..kernels import RenormalizedNNGPKernel
+from ..kernels.renormalized_nngp_kernel import find_renormalized_kernel
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """An ExactGP-like model taken apart.
+
+    Attributes:
+        model: The model.
+        kernel: Its one renormalized kernel.
+        inputs: Training inputs as the model's ``forward`` takes them, ``*b x P x d``.
+        targets: Training targets, flattened to ``*b x P`` (``P D`` for a multitask model).
+        temperature: T as ``*b`` where the noise is T times the identity, else None.
+        noise: Noise covariance ``*b x P x P`` or its diagonal ``*b x P``, where it is not; else None.
+    """
+
+    model: Any
+    kernel: RenormalizedNNGPKernel
+    inputs: Tensor
+    targets: Tensor
+    temperature: Tensor | None
+    noise: Tensor | None
+
+    def prior(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
+        """Return the model's prior at ``x``, with the order parameters that the kernel has now."""
+        return self.model.forward(x)
+
+    def residuals(self) -> Tensor:
+        """Return y minus the model's mean, ``*b x P``."""
+        return self.targets - self.prior(self.inputs).loc
+
+    def covariance(self, order_parameter: float | Tensor | None = None, rows: int | None = None) -> Tensor:
+        """Return the dense prior covariance of the training points (of the first ``rows`` ones), without noise.
+
+        ``order_parameter=0`` gives the part that no order parameter touches.
+        """
+        x = self.inputs if rows is None else self.inputs[..., :rows, :]
+        if order_parameter is None:
+            return to_dense(self.prior(x).lazy_covariance_matrix)
+        if not isinstance(order_parameter, Tensor):
+            # K_R is proportional to the last layer's order parameter in every composition.
+            last = torch.ones_like(self.kernel.raw_order_parameter)
+            last[..., -1] = order_parameter
+            order_parameter = last
+        with self.kernel.assigned_order_parameter(order_parameter):
+            return to_dense(self.prior(x).lazy_covariance_matrix)
+
+    def noise_covariance(self, like: Tensor) -> Tensor:
+        """Return the noise as a dense matrix ``*b x P x P``."""
+        if self.temperature is not None:
+            return self.temperature[..., None, None] * torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+        assert self.noise is not None
+        return self.noise if self.noise.shape[-2:] == like.shape[-2:] else torch.diag_embed(self.noise)
+
+    def is_multiplicative(self) -> bool:
+        """Whether the whole covariance is known to be proportional to the renormalized kernel."""
+        return _is_multiplicative(getattr(self.model, "covar_module", None), self.kernel)
+
+
+def _is_multiplicative(module: Any, kernel: Kernel) -> bool:
+    if module is kernel:
+        return True
+    if isinstance(module, ScaleKernel):
+        return _is_multiplicative(module.base_kernel, kernel)
+    if isinstance(module, ProductKernel):
+        return sum(_is_multiplicative(k, kernel) for k in module.kernels) == 1
+    return False
+
+
+def take_apart(model: Any) -> ModelParts:
+    """Check a model and its training data, and return its pieces. Nothing is computed on P x P matrices."""
+    kernel = find_renormalized_kernel(model)
+    for attribute in ("train_inputs", "train_targets", "likelihood"):
+        if getattr(model, attribute, None) is None:
+            raise TypeError(f"model: expected an ExactGP-like model with {attribute}, got {type(model).__name__} without")
+    if len(model.train_inputs) != 1:
+        raise ValueError(f"model: expected one tensor of training inputs, got {len(model.train_inputs)}")
+    inputs = check_inputs(model.train_inputs[0], "train_inputs")
+    targets = model.train_targets
+    check_kind_of_kernel(kernel, train_inputs=inputs, train_targets=targets)
+    with torch.no_grad():
+        prior = model.forward(inputs[..., :1, :])
+    num_outputs = prior.loc.shape[-1]
+    if num_outputs > 1:
+        targets = targets.reshape(*targets.shape[:-2], -1)
+    check_targets(targets, num_outputs * inputs.shape[-2], "train_targets")
+    temperature, noise = _noise(model.likelihood, inputs, targets)
+    return ModelParts(model, kernel, inputs, targets, temperature, noise)
+
+
+def check_kind_of_kernel(kernel: RenormalizedNNGPKernel, **tensors: Tensor) -> None:
+    """Raise if a named tensor's dtype or device is not the kernel's."""
+    parameter = kernel.raw_order_parameter
+    for name, value in tensors.items():
+        if not value.is_floating_point():
+            raise TypeError(f"{name}: expected a floating-point tensor, got dtype {value.dtype}; convert it first")
+        if value.dtype != parameter.dtype:
+            raise TypeError(
+                f"{name}: expected dtype {parameter.dtype}, the kernel's, got {value.dtype}; use model.to({name}.dtype)"
+            )
+        if value.device != parameter.device:
+            raise ValueError(f"{name}: expected device {parameter.device}, the kernel's, got {value.device}")
+
+
+def _noise(likelihood: Any, inputs: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    operator = likelihood._shaped_noise_covar(targets.shape, inputs)
+    if isinstance(operator, ConstantDiagLinearOperator):
+        return operator.diag_values.squeeze(-1), None
+    diagonal = operator.diagonal(dim1=-2, dim2=-1)
+    dense = operator.to_dense()
+    return None, diagonal if torch.equal(dense, torch.diag_embed(diagonal)) else dense
+
+
+def check_affine(parts: ModelParts) -> None:
+    """Raise unless the covariance of a few rows is affine in the renormalized kernel."""
+    with torch.no_grad():
+        zero, one, two = (parts.covariance(q, rows=4) for q in (0.0, 1.0, 2.0))
+    if not torch.allclose(two - one, one - zero, rtol=1e-4, atol=1e-6 * float(one.abs().max())):
+        raise ValueError(
+            "model: expected a covariance that is affine in the renormalized kernel (sums, products with other kernels, "
+            "ScaleKernel), got one that is not; does the same kernel occur twice?"
+        )
+
+
+def warn_if_not_identifiable(parts: ModelParts) -> None:
+    """Warn where an overall scale trains beside the order parameters."""
+    free = []
+    if parts.kernel.raw_readout_variance.requires_grad:
+        free.append("the kernel's readout variance")
+    for module in parts.model.modules():
+        if isinstance(module, ScaleKernel) and module.raw_outputscale.requires_grad:
+            inside = any(m is parts.kernel for m in module.modules())
+            if inside:
+                free.append("an outputscale around the kernel")
+    if free:
+        warnings.warn(
+            f"{' and '.join(free)} trains beside the order parameters, but only their product with the order parameters enters "
+            "the data: trained together without a prior on the scale, q sits at one and the model is an infinitely wide "
+            "network with a free scale. Fix it with requires_grad_(False) to read q as a prediction.",
+            IdentifiabilityWarning,
+            stacklevel=3,
+        )
