@@ -553,7 +553,8 @@ def hard_spectra(rng: np.random.Generator, n: int) -> Iterator[Problem]:
             depth = max(depth, 2)
             N = _log_uniform(rng, 2, 500)
             weak = _log_uniform(rng, 1e-8, 1e-3)
-            a = rng.uniform(0.02, 0.9) * (depth - 1) ** (depth - 1) / depth**depth
+            a = rng.uniform(0.02, 0.9) if rng.random() < 0.7 else 1 - 10 ** rng.uniform(-4, -0.5)  # or near the fold
+            a *= (depth - 1) ** (depth - 1) / depth**depth
             T = 1.0
             extra = int(rng.choice([0, 0, 5, 40]))
             k = np.concatenate([[weak], _log_uniform(rng, 1e-6, 1e-2, extra)])

@@ -72,7 +72,10 @@ def as_width(width: float | Sequence[float] | Tensor, dtype: torch.dtype | None 
     """
     if isinstance(width, bool) or isinstance(width, str):
         raise TypeError(f"width: expected a positive number, a sequence or a tensor, got {width!r}")
-    value = torch.as_tensor(width, dtype=dtype or torch.get_default_dtype()).detach().clone()
+    if dtype is None:
+        floating = isinstance(width, Tensor) and width.is_floating_point()
+        dtype = width.dtype if floating else torch.get_default_dtype()  # type: ignore[union-attr]
+    value = torch.as_tensor(width, dtype=dtype).detach().clone()
     value = value.reshape(1) if value.dim() == 0 else value
     if value.numel() == 0:
         raise ValueError("width: expected one number per hidden layer, got none")

@@ -44,6 +44,10 @@ class Reliability:
         participation_ratio: Smallest over the batch.
         alpha: Largest P / N_l.
         largest_correction: Largest |log q_l|.
+
+    Example:
+        >>> str(Reliability(True, "no known failure regime", 40.0, 0.5, 0.1))
+        'no known failure regime'
     """
 
     reliable: bool
@@ -71,6 +75,14 @@ def assess_reliability(
         width: N_l.
         temperature: T.
         order_parameter: q_l.
+
+    Reference: THEORY.md, section 7.
+
+    Example:
+        >>> from torch_propkernel import Erf, ReLU
+        >>> x, one = torch.ones(30, 5), torch.ones(1)   # one direction only
+        >>> [assess_reliability(a, x, 10 * one, 0.1 * one, 2 * one).reliable for a in (Erf(), ReLU())]
+        [False, True]
     """
     directions = float(participation_ratio(inputs).min())
     alpha = float((inputs.shape[-2] / width).max())

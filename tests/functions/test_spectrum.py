@@ -16,7 +16,7 @@ from reference import (
     nngp,
 )
 
-from torch_propkernel import Spectrum
+from torch_propkernel import Spectrum, solve_order_parameters
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_one_reduction_serves_every_width_and_temperature(data):
         for T in (1e-3, 0.1, 10.0):
             widths = [width] if np.isscalar(width) else width
             best = brute_force_minimum(k, U.T @ y, widths, T)
-            solution = spectrum.solve(width, T)
+            solution = solve_order_parameters(spectrum, width=width, temperature=T)
             np.testing.assert_allclose(solution.order_parameter.numpy(), best.order_parameter, rtol=1e-9)
             assert as_float(solution.action) == pytest.approx(best.action, rel=1e-10)
 
@@ -126,7 +126,7 @@ def test_one_reduction_serves_every_width_and_temperature(data):
 def test_solution_is_stationary(data):
     K, y = data
     spectrum = spectrum_of(K, y)
-    u = spectrum.solve([12, 30], 0.05).order_parameter.detach().log().requires_grad_()
+    u = solve_order_parameters(spectrum, width=[12, 30], temperature=0.05).order_parameter.detach().log().requires_grad_()
     (slope,) = torch.autograd.grad(spectrum.effective_action(u.exp(), [12, 30], 0.05), u)
     assert slope.abs().max() < 1e-10
 
@@ -154,7 +154,7 @@ def test_singular_kernels(rng):
     k, U = np.linalg.eigh(K)
     k[:11] = 0.0
     best = brute_force_minimum(k, U.T @ y, [6], 0.01)
-    solution = spectrum_of(K, y).solve(6, 0.01)
+    solution = solve_order_parameters(spectrum_of(K, y), width=6, temperature=0.01)
     # rounding of the zero eigenvalues (1e-15) over T
     np.testing.assert_allclose(solution.order_parameter.numpy(), best.order_parameter, rtol=1e-8)
 

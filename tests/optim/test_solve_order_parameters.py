@@ -25,6 +25,9 @@ from reference import (
 
 from torch_propkernel import Erf, ReLU, Spectrum, fit_order_parameters, solve_order_parameters
 
+# random labels and small widths are outside the validated regime on purpose: the package is right to warn
+pytestmark = pytest.mark.filterwarnings("ignore::torch_propkernel.ReliabilityWarning")
+
 GOOD = {"global_minimum", "near_degenerate"}
 
 
@@ -43,6 +46,30 @@ def solve(problem, **options):
     )
 
 
+def backward_error(p, q) -> float:
+    """First-order change of S when a backward stable reduction moves every eigenvalue by 100 eps |K|."""
+    r = float(np.prod(q))
+    a = p.temperature + r * p.k
+    return 2e-14 * p.k.max() * float(np.sum(np.abs(r / a - r * p.z**2 / a**2))) / p.widths[-1]
+
+
+def test_null_directions_stay_null():
+    """K of rank 10 in 40 dimensions, labels outside its range, low T: rounding of the zero eigenvalues (1e-17) times
+    r = prod q of 1e12 must not turn into a minimum that the exact problem does not have."""
+    rng = np.random.default_rng(3)
+    for depth, T in ((1, 1e-6), (2, 1e-8), (3, 1e-6), (4, 1e-5), (5, 1e-4)):
+        features, y = rng.normal(size=(40, 10)) / math.sqrt(10), rng.normal(size=40)
+        U, s, _ = np.linalg.svd(features)
+        k = np.concatenate([s**2, np.zeros(30)])
+        for width in (2.0, 50.0):
+            truth = brute_force_minimum(k, U.T @ y, [width] * depth, T)
+            solution = solve_order_parameters(
+                torch.as_tensor(features @ features.T), torch.as_tensor(y), width=[width] * depth, temperature=T
+            )
+            # 1e-16 of z^2/T: the null directions contribute |y|^2/T to S, and rounding r k/T to the slope
+            np.testing.assert_allclose(solution.order_parameter.numpy(), truth.order_parameter, rtol=1e-6)
+
+
 def test_hard_problems_against_brute_force():
     """150 problems, about a third with several minima: never above the scan, every stationary point listed."""
     several = 0
@@ -55,7 +82,7 @@ def test_hard_problems_against_brute_force():
         scale = action_scale(truth.order_parameter, p.k, p.z, p.widths, p.temperature)
         # rounding of a sum of P terms whose absolute values add up to `scale`
         assert action_spectrum(q, p.k, p.z, p.widths, p.temperature) <= truth.action + 1e-13 * scale, label
-        assert abs(float(solution.action) - truth.action) <= 1e-12 * scale, label
+        assert abs(float(solution.action) - truth.action) <= 1e-12 * scale + backward_error(p, q), label
         assert name_of(solution) in GOOD, label
         assert int(solution.stats["num_minima"]) == len(truth.minima), label
         points = solution.stationary_points.numpy()
@@ -118,7 +145,7 @@ def test_spectrum_or_kernel(rng):
     spectrum = Spectrum.from_kernel(K, y)
     direct = solve_order_parameters(K, y, width=[10, 30], temperature=0.1)
     reduced = solve_order_parameters(spectrum, width=[10, 30], temperature=0.1)
-    method = spectrum.solve([10, 30], 0.1)
+    method = solve_order_parameters(spectrum, width=[10, 30], temperature=0.1)
     torch.testing.assert_close(direct.order_parameter, reduced.order_parameter, rtol=1e-12, atol=0)
     torch.testing.assert_close(direct.order_parameter, method.order_parameter, rtol=1e-12, atol=0)
     torch.testing.assert_close(direct.value, direct.order_parameter, rtol=0, atol=0)
@@ -156,11 +183,11 @@ def test_sweeps_of_width_and_temperature(rng):
     spectrum = Spectrum.from_kernel(torch.as_tensor(K), torch.as_tensor(y))
     T = torch.logspace(-4, 1, 7, dtype=torch.float64)
     N = torch.tensor([[3.0, 8.0], [20.0, 20.0], [500.0, 6.0]], dtype=torch.float64)
-    cold = spectrum.solve(15, T)
+    cold = solve_order_parameters(spectrum, width=15, temperature=T)
     assert cold.order_parameter.shape == (7, 1)
-    wide = spectrum.solve(N, 0.05)
+    wide = solve_order_parameters(spectrum, width=N, temperature=0.05)
     assert wide.order_parameter.shape == (3, 2)
-    table = spectrum.solve(N, T[:, None])
+    table = solve_order_parameters(spectrum, width=N, temperature=T[:, None])
     assert table.order_parameter.shape == (7, 3, 2)
     assert table.action.shape == (7, 3)
     for i, t in enumerate(T.tolist()):
@@ -271,7 +298,7 @@ def test_saddle_is_the_map_of_the_ordinary_marginal_likelihood(rng, make_model):
     parameter = model.covar_module.raw_order_parameter
     parameter.requires_grad_(True)
     (slope,) = torch.autograd.grad(mll(model(x), targets), parameter)
-    assert slope.abs().max() < 1e-8 * max(1.0, abs(float(value)))  # q* is known to 1e-9 or better
+    assert slope.abs().max() < 1e-8 * max(1.0, abs(float(value.detach())))  # q* is known to 1e-9 or better
 
 
 def test_differentiable_solution(rng, make_model):

@@ -20,9 +20,10 @@ class Activation(ABC):
         \kappa(c_{xx}, c_{xy}, c_{yy}) = E[\phi(u) \phi(w)], \quad
         (u, w) \sim N\!\left(0, \begin{pmatrix} c_{xx} & c_{xy} \\ c_{xy} & c_{yy} \end{pmatrix}\right)
 
-    Subclasses give ``__call__``, ``_dual``, ``dual_diag``, ``mean``, ``slope`` and ``dual_partials``. Values and gradients
-    of any order are finite for every positive semi-definite triple, also for coincident, opposite and zero rows; where
-    the limit does not exist the subclass states its convention. Objects are immutable, picklable and equal by value.
+    Subclasses give ``__call__``, ``_dual``, ``dual_diag``, ``mean``, ``slope`` and ``dual_partials``. Values and
+    gradients of any order are finite for every positive semi-definite triple, also for coincident, opposite and zero
+    rows; where the limit does not exist the subclass states its convention. Objects are immutable, picklable and equal
+    by value.
 
     Shapes: the arguments broadcast, for instance ``(..., n, 1), (..., n, m), (..., 1, m)``, or are elementwise equal.
     Closed forms hold to rounding and cost one blocked pass over the entries.

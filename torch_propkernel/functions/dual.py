@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CPU_BLOCK = 2**16
+CPU_BLOCK = 2**17
 """Elements per thread of one block: a few float64 temporaries of this size stay in a core's cache."""
 
 CUDA_BLOCK = 2**26
@@ -20,10 +20,11 @@ def apply_dual(activation: Any, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor, out: T
 
     .. math:: \kappa(c_{xx}, c_{xy}, c_{yy}) = E[\phi(u) \phi(w)]
 
-    The value is the raw formula ``activation._dual`` evaluated on blocks of rows (dimension -2), so that no temporary is
-    as large as the result. Backward keeps the three inputs only and recomputes ``activation.dual_partials``: blockwise
-    when no graph is asked for, with plain differentiable operations otherwise (double backward, ``torch.func``).
-    Values at singular points are the activation's. The three inputs broadcast; gradients have the inputs' shapes.
+    The value is the raw formula ``activation._dual`` evaluated on blocks of rows (dimension -2), so that no
+    temporary is as large as the result. Backward keeps the three inputs only and recomputes
+    ``activation.dual_partials``: blockwise when no graph is asked for, with plain differentiable operations
+    otherwise (double backward, ``torch.func``). Values at singular points are the activation's. The three inputs
+    broadcast; gradients have the inputs' shapes.
 
     Args:
         activation: object with ``_prepare``, ``_dual``, ``dual_partials`` and ``_blockwise_partials``.
@@ -45,7 +46,7 @@ def apply_dual(activation: Any, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor, out: T
     if out is None:
         return _Dual.apply(activation, c_xx, c_xy, c_yy)
     if torch.is_grad_enabled() and any(c.requires_grad for c in (c_xx, c_xy, c_yy, out)):
-        raise ValueError("out= overwrites what backward needs: expected inputs that require no gradient, got one that does")
+        raise ValueError("out= keeps nothing for backward: expected inputs that require no gradient, got one that does")
     shape, dtype = torch.broadcast_shapes(c_xx.shape, c_xy.shape, c_yy.shape), _result_type(c_xx, c_xy, c_yy)
     if out.shape != shape or out.dtype != dtype:
         raise ValueError(f"expected out of shape {tuple(shape)} and {dtype}, got {tuple(out.shape)} and {out.dtype}")
@@ -81,7 +82,8 @@ def _forward(activation: Any, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor, out: Ten
         c_xy = c_xy.expand(result.shape)
         row, column = activation._prepare(c_xx, c_yy)
         for block in _blocks(result.shape, out.device):
-            _rows(result, *block).copy_(activation._dual(_rows(row, *block), _rows(c_xy, *block), _rows(column, *block)))
+            value = activation._dual(_rows(row, *block), _rows(c_xy, *block), _rows(column, *block))
+            _rows(result, *block).copy_(value)
     return out
 
 

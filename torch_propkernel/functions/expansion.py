@@ -90,10 +90,11 @@ class Quadrature(Activation):
     What phi'' = delta adds at a kink is therefore truncated at order M: derivatives of non-smooth functions are
     inaccurate near coincident rows.
 
-    Shapes as in :class:`Activation`. Everything runs in float64 and returns the input's dtype. Cost: M / 2 to M multiply-
-    adds per entry, M x grid per row and column; the coefficients take M numbers per variance, so variances should
-    broadcast as ``(..., n, 1)`` and ``(..., 1, m)``. Accuracy: ``rtol`` for analytic functions at variances up to about
-    10; beyond, and for kinks (relative error about 1e-4) and jumps, the error is larger, warned of and estimated.
+    Shapes as in :class:`Activation`. Everything runs in float64 and returns the input's dtype. Cost: M / 2 to M
+    steps of Horner's rule per entry, M x grid per row and column; the coefficients take M numbers per variance, so
+    variances should broadcast as ``(..., n, 1)`` and ``(..., 1, m)``. Accuracy: ``rtol`` for analytic functions at
+    variances up to about 10; beyond, and for kinks (relative error about 1e-4) and jumps, the error is larger,
+    warned of and estimated.
 
     Args:
         phi: elementwise function of a tensor, differentiable by autograd; module-level to be picklable.
@@ -140,24 +141,31 @@ class Quadrature(Activation):
 
     @property
     def is_odd(self) -> bool:  # type: ignore[override]
+        """Whether phi(-u) = -phi(u)."""
         return bool(self.odd)
 
     def __call__(self, u: Tensor) -> Tensor:
+        """Return phi(u), elementwise."""
         return self.phi(u)
 
     def dual(self, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return E[phi(u) phi(w)]."""
         return _Pair(self, 0, 0).dual(c_xx, c_xy, c_yy, out)
 
     def dual_diag(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)^2]."""
         return _Expectation.apply(self, 2, 0, c_xx)
 
     def mean(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)]."""
         return _Expectation.apply(self, 1, 0, c_xx)
 
     def slope(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi'(u)]."""
         return _Expectation.apply(self, 1, 1, c_xx)
 
     def dual_partials(self, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the derivatives of the dual in c_xx, c_xy and c_yy."""
         return _Pair(self, 0, 0).dual_partials(c_xx, c_xy, c_yy)
 
     def error_estimate(self, c_xx: Tensor) -> Tensor:
@@ -211,6 +219,7 @@ class _Pair:
     _blockwise_partials: ClassVar[bool] = False
 
     def dual(self, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return E[phi(u) phi(w)]."""
         return apply_dual(self, c_xx, c_xy, c_yy, out)
 
     def _prepare(self, c_xx: Tensor, c_yy: Tensor) -> tuple[Tensor, Tensor]:
@@ -245,6 +254,7 @@ class _Pair:
         return total.mul_(rho) if first else total
 
     def dual_partials(self, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the derivatives of the dual in c_xx, c_xy and c_yy."""
         pairs = (2, 0), (1, 1), (0, 2)
         d_xx, d_xy, d_yy = (_Pair(self.activation, self.i + a, self.j + b) for a, b in pairs)
         inputs = c_xx, c_xy, c_yy
@@ -299,8 +309,8 @@ class Tanh(Quadrature):
 
     .. math:: \kappa = E[\tanh(u) \tanh(w)]
 
-    No singular points. Shapes, accuracy, cost and warnings as in :class:`Quadrature`: a relative 1e-10 at variances up to
-    about 10, estimated beyond.
+    No singular points. Shapes, accuracy, cost and warnings as in :class:`Quadrature`: a relative 1e-10 at variances up
+    to about 10, estimated beyond.
 
     Reference:
         THEORY.md, section 0.

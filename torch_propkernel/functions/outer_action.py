@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_INFINITE = 1e300
+"""Stands for the narrowest width where all are infinite: the slope 1e300 u then pins u at zero to rounding."""
+
 
 class OuterAction:
     r"""Many one-dimensional saddle-point problems at once, in u = log r with r = prod_l q_l.
@@ -64,6 +67,7 @@ class OuterAction:
         narrowest = width.amin(dim=-1)
         # N_min / N_l; zero for an infinite layer beside finite ones, one where all are equal (also all infinite).
         ratio = torch.where(width == narrowest.unsqueeze(-1), torch.ones_like(width), narrowest.unsqueeze(-1) / width)
+        narrowest = narrowest.clamp_max(_INFINITE)
         num_layers = width.shape[-1]
         equal = bool((ratio == 1.0).all())
         # Newton for t = log q of the narrowest layer on a convex increasing function, from the right: monotone.
@@ -122,8 +126,8 @@ class OuterAction:
 
     def slope_scale(self, u: Tensor) -> Tensor:
         """Return the size of the terms of N_L dS/du at u of shape ``n``, against which a residual is judged."""
-        width = torch.where(torch.isfinite(self.width), self.width, 0.0)
-        return self.num_data + (width * (1.0 + torch.exp(self.log_order_parameters(u)))).amax(-1)
+        narrowest = self.width.amin(dim=-1).clamp_max(_INFINITE)
+        return self.num_data + narrowest * (1.0 + torch.exp(self.log_order_parameters(u)).amax(-1))
 
     def data_action(self, u: Tensor) -> Tensor:
         """Return sum_i log(T + r k_i) + z_i^2 / (T + r k_i) at u of shape ``n``."""

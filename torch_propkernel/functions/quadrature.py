@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..exceptions import PropKernelWarning
 from .safe_math import safe_divide
 
 REACH = 12.0
@@ -19,7 +20,7 @@ MIN_POINTS, MAX_POINTS = 2**9 + 1, 2**14 + 1
 MIN_ORDERS = 16
 
 
-class QuadratureWarning(UserWarning):
+class QuadratureWarning(PropKernelWarning):
     """A numerical Gaussian integral did not reach the accuracy that was asked for; the message says what it reached.
 
     Example:
@@ -47,9 +48,9 @@ def hermite_grid(points: int, orders: int) -> tuple[Tensor, Tensor]:
     .. math:: E[f(z) h_n(z)] \approx \sum_k w_{nk} f(z_k), \quad z \sim N(0, 1), \quad n = 0, \dots, \text{orders}
 
     with h_n the orthonormal Hermite polynomials. Shapes: (points,) and (orders + 1, points). The error decays
-    exponentially in ``points`` for analytic f (as exp(-2 pi a / step) with a the distance of the nearest singularity from
-    the real axis), as step^2 for kinks and as step for jumps. Weights come from the stable recurrence of the Hermite
-    functions h_n(z) exp(-z^2/4). Results are cached: do not write into them.
+    exponentially in ``points`` for analytic f (as exp(-2 pi a / step) with a the distance of the nearest singularity
+    from the real axis), as step^2 for kinks and as step for jumps. Weights come from the stable recurrence of the
+    Hermite functions h_n(z) exp(-z^2/4). Results are cached: do not write into them.
 
     Args:
         points: number of equally spaced nodes on [-12, 12], odd, so that every second one is a grid again.
@@ -114,11 +115,12 @@ def expansion_error(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Errors of a truncated Hermite expansion on a grid: truncation, quadrature, and the second moment they refer to.
 
-    .. math:: 2 R, \qquad 2 \sqrt{E[f^2]}\, |A - A'| + |E[f^2] - E'[f^2]|, \qquad E[f^2], \qquad R = E[f^2] - \sum_n A_n^2
+    .. math::
+        2 R, \qquad 2 \sqrt{E[f^2]}\, |A - A'| + |E[f^2] - E'[f^2]|, \qquad E[f^2], \qquad R = E[f^2] - \sum_n A_n^2
 
-    The prime marks the grid of half as many points. The truncation is a rigorous bound, the quadrature error an estimate
-    (far too high where convergence is exponential). For functions that are not analytic a third grid guards against an
-    accidental agreement of two. Shapes: three tensors of the shape of ``variance``.
+    The prime marks the grid of half as many points. The truncation is a rigorous bound, the quadrature error an
+    estimate (far too high where convergence is exponential). For functions that are not analytic a third grid
+    guards against an accidental agreement of two. Shapes: three tensors of the shape of ``variance``.
 
     Args:
         f: elementwise function of float64 tensors.
@@ -129,7 +131,8 @@ def expansion_error(
 
     Example:
         >>> import torch
-        >>> truncation, quadrature, power = expansion_error(torch.sin, torch.ones(1, dtype=torch.float64), 513, 16, True)
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> truncation, quadrature, power = expansion_error(torch.sin, one, 513, 16, True)
         >>> bool(truncation < 1e-12) and bool(quadrature < 1e-12)
         True
     """

@@ -44,21 +44,26 @@ class Identity(Activation):
     homogeneous_degree = 1.0
 
     def __call__(self, u: Tensor) -> Tensor:
+        """Return phi(u), elementwise."""
         return u
 
     def _dual(self, row: Tensor, c_xy: Tensor, column: Tensor) -> Tensor:
         return c_xy
 
     def dual_diag(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)^2]."""
         return c_xx
 
     def mean(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)]."""
         return torch.zeros_like(c_xx)
 
     def slope(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi'(u)]."""
         return torch.ones_like(c_xx)
 
     def dual_partials(self, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the derivatives of the dual in c_xx, c_xy and c_yy."""
         return torch.zeros_like(c_xx), torch.ones_like(c_xy), torch.zeros_like(c_yy)
 
 
@@ -98,9 +103,11 @@ class LeakyReLU(Activation):
 
     @property
     def is_odd(self) -> bool:  # type: ignore[override]
+        """Whether phi(-u) = -phi(u)."""
         return self.negative_slope == 1
 
     def __call__(self, u: Tensor) -> Tensor:
+        """Return phi(u), elementwise."""
         return torch.where(u > 0, u, self.negative_slope * u)
 
     def _dual(self, row: Tensor, c_xy: Tensor, column: Tensor) -> Tensor:
@@ -110,15 +117,19 @@ class LeakyReLU(Activation):
         return r.addcmul_(angle, c_xy).mul_(scale) if scale else c_xy
 
     def dual_diag(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)^2]."""
         return (1 + self.negative_slope**2) / 2 * c_xx
 
     def mean(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)]."""
         return (1 - self.negative_slope) * safe_sqrt(c_xx / (2 * math.pi))
 
     def slope(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi'(u)]."""
         return torch.full_like(c_xx, (1 + self.negative_slope) / 2)
 
     def dual_partials(self, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the derivatives of the dual in c_xx, c_xy and c_yy."""
         a, scale = self.negative_slope, (1 - self.negative_slope) ** 2 / (2 * math.pi)
         r, coangle = _radius_and_coangle(c_xx, c_xy, c_yy)
         half = scale / 2 * r
@@ -133,8 +144,8 @@ class ReLU(LeakyReLU):
         \kappa = \frac{1}{2 \pi} [r + (\pi - t)\, c_{xy}], \quad
         r = \sqrt{c_{xx} c_{yy} - c_{xy}^2}, \quad t = \mathrm{atan2}(r, c_{xy})
 
-    The derivative in c_xx, r / (4 pi c_xx), counts as 0 at a zero row, where also t = pi/2; second derivatives diverge at
-    coincident rows and count as 0 there. Shapes as in :class:`Activation`. Rounding accuracy.
+    The derivative in c_xx, r / (4 pi c_xx), counts as 0 at a zero row, where also t = pi/2; second derivatives diverge
+    at coincident rows and count as 0 there. Shapes as in :class:`Activation`. Rounding accuracy.
 
     Reference:
         Cho and Saul (2009), order 1; THEORY.md, section 0.
@@ -153,6 +164,7 @@ class ReLU(LeakyReLU):
         return "ReLU()"
 
     def __call__(self, u: Tensor) -> Tensor:
+        """Return phi(u), elementwise."""
         return torch.relu(u)
 
 
@@ -180,6 +192,7 @@ class RectifiedQuadratic(Activation):
     homogeneous_degree = 2.0
 
     def __call__(self, u: Tensor) -> Tensor:
+        """Return phi(u), elementwise."""
         return torch.relu(u).square()
 
     def _dual(self, row: Tensor, c_xy: Tensor, column: Tensor) -> Tensor:
@@ -189,15 +202,19 @@ class RectifiedQuadratic(Activation):
         return moment.mul_(angle).addcmul_(r, c_xy, value=3).mul_(1 / (2 * math.pi))
 
     def dual_diag(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)^2]."""
         return 1.5 * c_xx.square()
 
     def mean(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)]."""
         return c_xx / 2
 
     def slope(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi'(u)]."""
         return safe_sqrt(2 / math.pi * c_xx)
 
     def dual_partials(self, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the derivatives of the dual in c_xx, c_xy and c_yy."""
         r, coangle = _radius_and_coangle(c_xx, c_xy, c_yy)
         product = r * c_xy
         d_xx = (safe_divide(product, c_xx) + coangle * c_yy) / (2 * math.pi)
@@ -214,8 +231,8 @@ class Sign(Activation):
         r = \sqrt{c_{xx} c_{yy} - c_{xy}^2}
 
     A zero row gives 0, as sign(0) = 0. The derivatives diverge at coincident, opposite and zero rows (r = 0) and count
-    as 0 there; so does the slope sqrt(2 / (pi c_xx)) at variance 0. Shapes as in :class:`Activation`. Rounding accuracy,
-    but rounding of the inputs moves the dual of nearly coincident rows by its square root.
+    as 0 there; so does the slope sqrt(2 / (pi c_xx)) at variance 0. Shapes as in :class:`Activation`. Rounding
+    accuracy, but rounding of the inputs moves the dual of nearly coincident rows by its square root.
 
     Reference:
         THEORY.md, section 0; Cho and Saul (2009), order 0.
@@ -231,21 +248,26 @@ class Sign(Activation):
     homogeneous_degree = 0.0
 
     def __call__(self, u: Tensor) -> Tensor:
+        """Return phi(u), elementwise."""
         return torch.sign(u)
 
     def _dual(self, row: Tensor, c_xy: Tensor, column: Tensor) -> Tensor:
         return torch.atan2(c_xy, _radius(row, c_xy, column)).mul_(2 / math.pi)
 
     def dual_diag(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)^2]."""
         return (c_xx > 0).to(c_xx.dtype)
 
     def mean(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)]."""
         return torch.zeros_like(c_xx)
 
     def slope(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi'(u)]."""
         return safe_divide(torch.full_like(c_xx, math.sqrt(2 / math.pi)), safe_sqrt(c_xx))
 
     def dual_partials(self, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the derivatives of the dual in c_xx, c_xy and c_yy."""
         r = safe_sqrt(gram_determinant(c_xx, c_xy, c_yy))
         d_xy = safe_divide(torch.full_like(r, 2 / math.pi), r)
         half = -0.5 * d_xy * c_xy
@@ -274,21 +296,26 @@ class Step(Activation):
     homogeneous_degree = 0.0
 
     def __call__(self, u: Tensor) -> Tensor:
+        """Return phi(u), elementwise."""
         return 0.5 + 0.5 * torch.sign(u)
 
     def _dual(self, row: Tensor, c_xy: Tensor, column: Tensor) -> Tensor:
         return torch.atan2(c_xy, _radius(row, c_xy, column)).mul_(0.5 / math.pi).add_(0.25)
 
     def dual_diag(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)^2]."""
         return 0.25 + 0.25 * (c_xx > 0).to(c_xx.dtype)
 
     def mean(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)]."""
         return torch.full_like(c_xx, 0.5)
 
     def slope(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi'(u)]."""
         return 0.5 * Sign().slope(c_xx)
 
     def dual_partials(self, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the derivatives of the dual in c_xx, c_xy and c_yy."""
         d_xx, d_xy, d_yy = Sign().dual_partials(c_xx, c_xy, c_yy)
         return d_xx / 4, d_xy / 4, d_yy / 4
 
@@ -314,19 +341,24 @@ class Square(Activation):
     homogeneous_degree = 2.0
 
     def __call__(self, u: Tensor) -> Tensor:
+        """Return phi(u), elementwise."""
         return u.square()
 
     def _dual(self, row: Tensor, c_xy: Tensor, column: Tensor) -> Tensor:
         return torch.addcmul(row * column, c_xy, c_xy, value=2)
 
     def dual_diag(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)^2]."""
         return 3 * c_xx.square()
 
     def mean(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)]."""
         return c_xx
 
     def slope(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi'(u)]."""
         return torch.zeros_like(c_xx)
 
     def dual_partials(self, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the derivatives of the dual in c_xx, c_xy and c_yy."""
         return c_yy, 4 * c_xy, c_xx

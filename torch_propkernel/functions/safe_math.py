@@ -74,8 +74,8 @@ def gram_determinant(c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> Tensor:
 
     .. math:: \max\{(1 - 4 \epsilon)\, c_{xx} c_{yy} - c_{xy}^2,\ 0\}
 
-    with epsilon the machine precision: the shift is as large as the rounding error of the difference itself, so it costs
-    no accuracy, and coincident (or opposite, or zero) rows give exactly 0. NaN stays NaN. Broadcasting.
+    with epsilon the machine precision: the shift is as large as the rounding error of the difference itself, so it
+    costs no accuracy, and coincident (or opposite, or zero) rows give exactly 0. NaN stays NaN. Broadcasting.
 
     Args:
         c_xx: variance of u.

@@ -36,24 +36,29 @@ class Erf(Activation):
     is_odd = True
 
     def __call__(self, u: Tensor) -> Tensor:
+        """Return phi(u), elementwise."""
         return torch.erf(u)
 
     def _dual(self, row: Tensor, c_xy: Tensor, column: Tensor) -> Tensor:
-        floor = 0.5 * column  # gram_determinant + floor in one pass less
+        floor = (0.5 * column).expand(c_xy.shape)  # gram_determinant + floor, in one pass less
         r = torch.addcmul(floor, (1 - 4 * torch.finfo(c_xy.dtype).eps) * row, column)
         r = r.addcmul_(c_xy, c_xy, value=-1).clamp_min_(floor).add_(0.25 + 0.5 * row).sqrt_()
         return torch.atan2(c_xy, r, out=r).mul_(2 / math.pi)
 
     def dual_diag(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)^2]."""
         return 2 / math.pi * torch.atan2(c_xx, (0.25 + c_xx).sqrt())
 
     def mean(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)]."""
         return torch.zeros_like(c_xx)
 
     def slope(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi'(u)]."""
         return 2 / math.sqrt(math.pi) * (1 + 2 * c_xx).rsqrt()
 
     def dual_partials(self, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the derivatives of the dual in c_xx, c_xy and c_yy."""
         d_xy = 2 / math.pi * (gram_determinant(c_xx, c_xy, c_yy) + (0.25 + 0.5 * c_xx) + 0.5 * c_yy).rsqrt()
         product = d_xy * c_xy
         return product * (-1 / (1 + 2 * c_xx)), d_xy, product * (-1 / (1 + 2 * c_yy))
@@ -82,6 +87,7 @@ class GELU(Activation):
     """
 
     def __call__(self, u: Tensor) -> Tensor:
+        """Return phi(u), elementwise."""
         return torch.nn.functional.gelu(u)
 
     def _dual(self, row: Tensor, c_xy: Tensor, column: Tensor) -> Tensor:
@@ -92,17 +98,21 @@ class GELU(Activation):
         return det.add_(curvature).div_(s).add_(angle).mul_(1 / (2 * math.pi))
 
     def dual_diag(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)^2]."""
         s = (1 + 2 * c_xx).sqrt()
         angle = math.pi / 2 + torch.atan2(c_xx, s)
         return c_xx * (angle + 2 * c_xx / ((1 + c_xx) * s)) / (2 * math.pi)
 
     def mean(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)]."""
         return c_xx * (2 * math.pi * (1 + c_xx)).rsqrt()
 
     def slope(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi'(u)]."""
         return torch.full_like(c_xx, 0.5)
 
     def dual_partials(self, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the derivatives of the dual in c_xx, c_xy and c_yy."""
         det = gram_determinant(c_xx, c_xy, c_yy)
         x, y = 1 + c_xx, 1 + c_yy
         s2 = det + x + c_yy
@@ -141,6 +151,7 @@ class Sin(Activation):
     is_odd = True
 
     def __call__(self, u: Tensor) -> Tensor:
+        """Return phi(u), elementwise."""
         return torch.sin(u)
 
     def _dual(self, row: Tensor, c_xy: Tensor, column: Tensor) -> Tensor:
@@ -148,15 +159,19 @@ class Sin(Activation):
         return envelope.mul_(exponent.expm1_()).mul_(-torch.sign(c_xy))
 
     def dual_diag(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)^2]."""
         return -0.5 * torch.expm1(-2 * c_xx)
 
     def mean(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)]."""
         return torch.zeros_like(c_xx)
 
     def slope(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi'(u)]."""
         return torch.exp(-0.5 * c_xx)
 
     def dual_partials(self, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the derivatives of the dual in c_xx, c_xy and c_yy."""
         half = -0.5 * self.dual(c_xx, c_xy, c_yy)
         return half, Cos().dual(c_xx, c_xy, c_yy), half
 
@@ -181,6 +196,7 @@ class Cos(Activation):
     """
 
     def __call__(self, u: Tensor) -> Tensor:
+        """Return phi(u), elementwise."""
         return torch.cos(u)
 
     def _dual(self, row: Tensor, c_xy: Tensor, column: Tensor) -> Tensor:
@@ -188,15 +204,19 @@ class Cos(Activation):
         return envelope.mul_(exponent.exp_().add_(1))
 
     def dual_diag(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)^2]."""
         return 0.5 + 0.5 * torch.exp(-2 * c_xx)
 
     def mean(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)]."""
         return torch.exp(-0.5 * c_xx)
 
     def slope(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi'(u)]."""
         return torch.zeros_like(c_xx)
 
     def dual_partials(self, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the derivatives of the dual in c_xx, c_xy and c_yy."""
         half = -0.5 * self.dual(c_xx, c_xy, c_yy)
         return half, Sin().dual(c_xx, c_xy, c_yy), half
 
@@ -221,20 +241,25 @@ class Exp(Activation):
     """
 
     def __call__(self, u: Tensor) -> Tensor:
+        """Return phi(u), elementwise."""
         return torch.exp(u)
 
     def _dual(self, row: Tensor, c_xy: Tensor, column: Tensor) -> Tensor:
         return (c_xy + 0.5 * row).add_(0.5 * column).exp_()
 
     def dual_diag(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)^2]."""
         return torch.exp(2 * c_xx)
 
     def mean(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi(u)]."""
         return torch.exp(0.5 * c_xx)
 
     def slope(self, c_xx: Tensor) -> Tensor:
+        """Return E[phi'(u)]."""
         return torch.exp(0.5 * c_xx)
 
     def dual_partials(self, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the derivatives of the dual in c_xx, c_xy and c_yy."""
         kappa = self.dual(c_xx, c_xy, c_yy)
         return 0.5 * kappa, kappa, 0.5 * kappa

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._validation import as_temperature, as_width, check_floating, check_kernel_and_targets, check_same_kind, positive_number
+from .._validation import as_temperature, as_width, check_finite, check_floating, check_kernel_and_targets, check_same_kind, positive_number
 from ..exceptions import NotPositiveDefiniteError
 from ._lapack import eigenvalues_and_projections
 from .outer_action import OuterAction
@@ -34,7 +34,7 @@ class Spectrum:
     Cost: without eigenvectors about 4 to 6 Cholesky factorizations (CPU; tridiagonal reduction), with them one ``eigh``.
 
     Attributes:
-        eigenvalues: k, ascending, ``*b x P``, clipped at zero.
+        eigenvalues: k, ascending, ``*b x P``; zero where they are not resolved above the rounding of K.
         projections: z, ``*b x P``; signs are arbitrary.
         eigenvectors: L^{-T} U, ``*b x P x P``, or None; A^{-1} = V diag(1 / (T + r k)) V^T.
         log_det_base: logdet B, ``*b``.
@@ -96,13 +96,22 @@ class Spectrum:
                     vectors = torch.linalg.solve_triangular(factor.transpose(-1, -2), vectors, upper=True)
             else:
                 values, projections = _reduce_each(kernel_matrix, targets)
-            _check_semidefinite(values, source)
-            return cls(
-                values.clamp_min(0.0),
-                projections,
-                vectors if eigenvectors else None,
-                log_det_base.expand(batch),
-            )
+            values = _without_rounding(values, kernel_matrix, source)
+            return cls(values, projections, vectors if eigenvectors else None, log_det_base.expand(batch))
+
+    @classmethod
+    def from_eigenvalues(cls, eigenvalues: Tensor, projections: Tensor) -> Spectrum:
+        """Wrap given eigenvalues k >= 0 and projections z, ``*b x P`` each."""
+        check_same_kind(
+            eigenvalues=check_floating("eigenvalues", eigenvalues), projections=check_floating("projections", projections)
+        )
+        batch = torch.broadcast_shapes(eigenvalues.shape, projections.shape)
+        if not bool((torch.isfinite(eigenvalues) & (eigenvalues >= 0)).all()):
+            raise ValueError(f"eigenvalues: expected finite numbers >= 0, got a smallest one of {float(eigenvalues.min()):.3g}")
+        check_finite("projections", projections)
+        values, order = eigenvalues.detach().to(torch.float64).expand(batch).sort(dim=-1)
+        sorted_projections = projections.detach().to(torch.float64).expand(batch).gather(-1, order)
+        return cls(values, sorted_projections, None, values.new_zeros(batch[:-1]))
 
     @property
     def num_data(self) -> int:
@@ -116,9 +125,8 @@ class Spectrum:
 
     @property
     def condition(self) -> Tensor:
-        """Ratio of the largest eigenvalue of K to the smallest one, ``*b``; infinite if K is singular to rounding."""
-        smallest, largest = self.eigenvalues[..., 0], self.eigenvalues[..., -1]
-        return torch.where(smallest > self.num_data * 2.3e-16 * largest, largest / smallest, torch.inf)
+        """Ratio of the largest eigenvalue of K to the smallest one, ``*b``; infinite (NaN for K = 0) if K is singular to rounding."""
+        return self.eigenvalues[..., -1] / self.eigenvalues[..., 0]
 
     def problems(
         self, width: float | Sequence[float] | Tensor, temperature: float | Tensor, readout_precision: float = 1.0
@@ -134,7 +142,7 @@ class Spectrum:
         width = as_width(width, torch.float64).to(self.eigenvalues.device)
         temperature = as_temperature(temperature, torch.float64, self.eigenvalues.device)
         shape = torch.broadcast_shapes(self.batch_shape, width.shape[:-1], temperature.shape)
-        if bool((temperature == 0).any()) and bool(torch.isinf(self.condition).any()):
+        if bool((temperature == 0).any()) and not bool(torch.isfinite(self.condition).all()):
             raise NotPositiveDefiniteError(
                 "temperature: expected > 0 for a kernel matrix that is singular to rounding, got 0 (are there duplicate or "
                 "zero rows?); T = 0 needs a non-singular K"
@@ -229,11 +237,19 @@ def _whiten(factor: Tensor, value: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, value, upper=False)
 
 
-def _check_semidefinite(values: Tensor, dtype: torch.dtype) -> None:
-    smallest, largest = values.amin(-1), values.abs().amax(-1)
-    allowed = 10.0 * values.shape[-1] * torch.finfo(dtype).eps * largest
-    if bool((smallest < -allowed).any()):
+def _without_rounding(values: Tensor, kernel_matrix: Tensor, source: torch.dtype) -> Tensor:
+    """Set eigenvalues to zero that rounding of K or of its reduction cannot tell from zero; refuse truly negative ones.
+
+    Left as they come out, at 1e-17 of either sign, they would look like directions of their own at low temperatures.
+    """
+    size = values.shape[-1]
+    entries = kernel_matrix.diagonal(dim1=-2, dim2=-1).abs().amax(-1)
+    # Entries of relative rounding error eps form a random matrix of norm 2 sqrt(P) eps; the reduction adds its own.
+    noise = 2.0 * size**0.5 * torch.finfo(source).eps * entries + size * torch.finfo(values.dtype).eps * values[..., -1].abs()
+    smallest = values[..., 0]
+    if bool((smallest < -10.0 * noise).any()):
         raise NotPositiveDefiniteError(
             f"kernel matrix: expected positive semi-definite, got a smallest eigenvalue {float(smallest.min()):.3g} beside a "
-            f"largest one of {float(largest.max()):.3g}"
+            f"largest one of {float(values.max()):.3g}"
         )
+    return torch.where(values > noise.unsqueeze(-1), values, 0.0)

@@ -45,6 +45,12 @@ def find_stationary_points(action: OuterAction) -> StationaryPoints:
 
     Cost: one pass over the spectrum for each grid point, shared by all problems on one spectrum, and about three passes
     for each root.
+
+    Example:
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> action = OuterAction(1e-4 * one, 2e4 * one, torch.full((1, 2), 60.0, dtype=torch.float64), one[0])
+        >>> [round(q, 3) for q in torch.exp(find_stationary_points(action).u / 2).flatten().tolist()]   # q_1 = q_2
+        [1.036, 38.56, 80.544]
     """
     owner, left, right, touching = _isolate(action)
     selected = action.select(owner)

@@ -29,6 +29,13 @@ class WidthSweep:
         log_evidence: Laplace's log p(y), ``W``; shallow, and comparable at fixed prior variances only.
         leave_one_out: Errors from the training data alone, points ``W x P``; with those of the infinite width (``P``).
         test: Errors at the test points, ``W x m``, or None.
+
+    Example:
+        >>> one = torch.ones(1, 1)
+        >>> error = ErrorEstimate(one, one, one)
+        >>> sweep = WidthSweep(50 * one, 0.1 * one, one, one, one, error, None)   # as :func:`width_sweep` makes it
+        >>> sweep.leave_one_out.mean_total.tolist()
+        [2.0]
     """
 
     width: Tensor
@@ -51,6 +58,12 @@ class LearningCurve:
         variance: ``S x R``.
         infinite_width_bias: The same at q = 1, ``S x R``.
         infinite_width_variance: ``S x R``.
+
+    Example:
+        >>> one = torch.ones(1, 1)
+        >>> curve = LearningCurve(torch.tensor([5]), one, one, one, one, 2 * one)   # as :func:`learning_curve` makes it
+        >>> (curve.bias + curve.variance).item(), (curve.infinite_width_bias + curve.infinite_width_variance).item()
+        (2.0, 3.0)
     """
 
     num_data: Tensor
@@ -144,7 +157,7 @@ def width_sweep(
         width = width.unsqueeze(-1) if width.dim() == 1 else width
         width = width.expand(width.shape[0], parts.kernel.depth)
         temperature = problem.temperature.to(torch.float64)
-        solution = spectrum.solve(width, temperature)
+        solution = solve_order_parameters(spectrum, width=width, temperature=temperature)
         q = solution.order_parameter
         scale = torch.cat([q.prod(-1), q.new_ones(1)])  # the last one is the infinite width
         spread = 1.0 / (temperature + scale.unsqueeze(-1) * spectrum.eigenvalues)

@@ -24,6 +24,12 @@ class ErrorEstimate:
         bias: (y - Gamma)^2 for each point: the measured squared error of the mean, no prediction.
         variance: sigma^2 for each point.
         infinite_width: The same at q = 1 with the same hyperparameters, not refitted; None in that object itself.
+
+    Example:
+        >>> import torch
+        >>> error = ErrorEstimate(torch.zeros(2), torch.tensor([1.0, 3.0]), torch.tensor([0.5, 0.5]))
+        >>> error.mean_total.item()
+        2.5
     """
 
     mean: Tensor

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from ..functions.activations import Erf, RectifiedQuadratic, ReLU, Step
+from ..functions.activations import Activation, Erf, RectifiedQuadratic, ReLU, Step
 from .nngp_kernel import NNGPKernel
 
 
@@ -24,10 +25,10 @@ class ArcSineKernel(NNGPKernel):
     Reference: Williams (1997), "Computing with infinite networks"; THEORY.md, section 0.
 
     Example:
-        >>> import torch
-        >>> x = torch.zeros(1, 2)
-        >>> ArcSineKernel()(x).to_dense().item()   # erf(0) = 0 without a bias
-        0.0
+        >>> import math, torch
+        >>> value = ArcSineKernel()(torch.ones(1, 2)).to_dense().item()
+        >>> abs(value - 2 / math.pi * math.asin(2 / 3)) < 1e-6   # c = 1
+        True
     """
 
     def __init__(self, depth: int = 1, **kwargs: Any) -> None:
@@ -65,7 +66,7 @@ class ArcCosineKernel(NNGPKernel):
 
     def __init__(self, order: int = 1, depth: int = 1, **kwargs: Any) -> None:
         """Build the NNGP kernel of the order's activation."""
-        activations = {0: Step, 1: ReLU, 2: RectifiedQuadratic}
+        activations: dict[int, Callable[[], Activation]] = {0: Step, 1: ReLU, 2: RectifiedQuadratic}
         if order not in activations:
             raise ValueError(f"order: expected 0, 1 or 2, got {order!r}")
         super().__init__(activations[order](), depth, **kwargs)

@@ -14,7 +14,22 @@ from ..functions.recursion import Covariance, Layer, dual_covariance, propagate
 class Composition(ABC):
     """The map from the layers' order parameters to the renormalized kernel K_R.
 
-    A subclass implements :meth:`covariance`. With one hidden layer every composition is K_R = q K.
+    A subclass implements :meth:`covariance`, and :meth:`is_scalar` if it can be solved in one dimension. With one hidden
+    layer every composition is K_R = q K. An object of a subclass can be given to :class:`RenormalizedNNGPKernel`.
+
+    Example:
+        >>> from torch_propkernel import Erf, Outer, RenormalizedNNGPKernel
+        >>> class LastLayerOnly(Composition):   # a composition of one's own: ignore all but the last order parameter
+        ...     name = "last_layer_only"
+        ...     def covariance(self, state, layers, order_parameters):
+        ...         ones = [torch.ones_like(q) for q in order_parameters[:-1]]
+        ...         return Outer().covariance(state, layers, [*ones, order_parameters[-1]])
+        >>> kernel = RenormalizedNNGPKernel(Erf(), [20, 30], LastLayerOnly())
+        >>> x = torch.ones(1, 2)
+        >>> before = kernel(x).to_dense().item()
+        >>> kernel.order_parameter = torch.tensor([7.0, 2.0])
+        >>> round(kernel(x).to_dense().item() / before, 5)
+        2.0
     """
 
     name: str
@@ -47,7 +62,13 @@ class Composition(ABC):
 
 
 class Outer(Composition):
-    """K_R = (prod_l q_l) K^L (THEORY.md, eq. (7)); hidden biases stay inside the recursion."""
+    """K_R = (prod_l q_l) K^L (THEORY.md, eq. (7)); hidden biases stay inside the recursion.
+
+    Example:
+        >>> from torch_propkernel import Erf, RenormalizedNNGPKernel
+        >>> RenormalizedNNGPKernel(Erf(), [20, 30]).is_scalar   # solved globally, in one dimension
+        True
+    """
 
     name = "outer"
 
@@ -64,7 +85,13 @@ class Outer(Composition):
 
 
 class Nested(Composition):
-    """K_R^l = (q_l / lambda_l) kappa(K_R^{l-1}) + b_l (THEORY.md, eq. (6)), the reading stated by the paper."""
+    """K_R^l = (q_l / lambda_l) kappa(K_R^{l-1}) + b_l (THEORY.md, eq. (6)), the reading stated by the paper.
+
+    Example:
+        >>> from torch_propkernel import Erf, ReLU, RenormalizedNNGPKernel
+        >>> [RenormalizedNNGPKernel(a, [20, 30], Nested()).is_scalar for a in (Erf(), ReLU())]   # relu: equal to outer
+        [False, True]
+    """
 
     name = "nested"
 
@@ -86,6 +113,15 @@ class Linearized(Composition):
 
     Exact in q_L, first order in the lower q_l - 1, where dK^L/dq_l is taken in the nested recursion at q = 1. It may be
     indefinite far from q = 1; a solve refuses such points.
+
+    Example:
+        >>> from torch_propkernel import Erf, RenormalizedNNGPKernel
+        >>> x = torch.tensor([[1.0, -0.5]])
+        >>> first, exact = (RenormalizedNNGPKernel(Erf(), [20, 30], c) for c in ("linearized", "nested"))
+        >>> first.order_parameter = exact.order_parameter = torch.tensor([1.01, 2.0])
+        >>> error = (first(x).to_dense() / exact(x).to_dense() - 1).item()
+        >>> abs(error) < 1e-4   # second order in q_1 - 1 = 0.01
+        True
     """
 
     name = "linearized"
@@ -120,6 +156,14 @@ class LinearPart(Composition):
 
     Only the part of a layer that is linear in the previous layer's activations, with slope D_a = E sigma'(h_a) of the
     unrenormalized covariance, feels the lower order parameters. Positive semi-definite for every q > 0.
+
+    Example:
+        >>> from torch_propkernel import Identity, RenormalizedNNGPKernel
+        >>> x = torch.eye(2)
+        >>> part, outer = (RenormalizedNNGPKernel(Identity(), [20, 30], c) for c in ("linear_part", "outer"))
+        >>> part.order_parameter = outer.order_parameter = torch.tensor([0.5, 2.0])
+        >>> torch.allclose(part(x).to_dense(), outer(x).to_dense())   # a linear layer is all linear part
+        True
     """
 
     name = "linear_part"

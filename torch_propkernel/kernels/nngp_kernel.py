@@ -139,7 +139,10 @@ class NNGPKernel(Kernel):
                 self._set_readout_variance,
             )
         if any(self._has_bias):
-            self._add_variance("bias_variance", depth, bias_variance_constraint)
+            # Smoothly bounded above, on a log scale below: a line search that tries a huge bias makes the kernel a constant
+            # plus rounding, which no noise can regularize. A thousand times the weights is far from every sensible fit.
+            largest = 1e3 * max(0.01, float(weights[..., :-1].max()), float(biases.max()))
+            self._add_variance("bias_variance", depth, bias_variance_constraint or Interval(0.0, largest))
             self.register_prior(
                 "bias_ratio_prior",
                 bias_ratio_prior or LogNormalPrior(math.log(0.3), 1.5),

@@ -60,7 +60,7 @@ def fit_order_parameters(model: Any, *, throw: bool = True, differentiable: bool
         ...     def forward(self, x):
         ...         return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
         >>> generator = torch.Generator().manual_seed(0)
-        >>> x = torch.randn(60, 40, generator=generator, dtype=torch.float64)
+        >>> x = torch.randn(60, 80, generator=generator, dtype=torch.float64)
         >>> model = Model(x, x[:, 0].sign() * 2, gpytorch.likelihoods.GaussianLikelihood()).double()
         >>> solution = fit_order_parameters(model)
         >>> solution.result.name, bool((model.covar_module.order_parameter > 1.2).all())

@@ -13,7 +13,12 @@ from ..reliability import Reliability
 
 
 class SolveResult(Enum):
-    """Outcome of a solve; the value is a sentence that says what it means and what to do."""
+    """Outcome of a solve; the value is a sentence that says what it means and what to do.
+
+    Example:
+        >>> [r.name for r in SolveResult if not r.successful]
+        ['not_converged']
+    """
 
     global_minimum = "The global minimum of the effective action was found for every problem."
     near_degenerate = (
@@ -50,6 +55,13 @@ class Solution:
         stats: ``iterations``, ``residual``, ``num_minima``, ``gap`` (S of the second-lowest minimum minus S), ``condition``,
             ``alpha``, and from a model ``participation_ratio``; for local minima ``starts`` and ``agreeing_starts``.
         reliability: The crude note on the regime; None from a plain matrix, which does not know the activation.
+
+    Example:
+        >>> import torch
+        >>> from torch_propkernel import solve_order_parameters
+        >>> solution = solve_order_parameters(torch.eye(2), torch.ones(2), width=10, temperature=0.1)
+        >>> solution.value is solution.order_parameter, solution.result.name, int(solution.stats["num_minima"])
+        (True, 'global_minimum', 1)
     """
 
     order_parameter: Tensor

@@ -97,16 +97,12 @@ def _solve_spectrum(
     prior = torch.where(torch.isfinite(action.width), action.width, 0.0).sum(-1)
     offset = prior + spectrum.log_det_base.expand(shape).reshape(-1)
     stats = {"alpha": (spectrum.num_data / action.width).reshape(*shape, -1), "condition": spectrum.condition}
-    if bool(torch.isinf(action.width).all()):
-        u = torch.zeros_like(last)
-        value = (action.data_action(u) + offset) / per_layer
-        stats |= {"iterations": 0, "residual": torch.zeros(shape), "num_minima": torch.ones(shape, dtype=torch.long)}
-        ones = torch.ones_like(action.width).reshape(*shape, -1)
-        return Solution(ones, value.reshape(shape), SolveResult.infinite_width, stats=stats)
     points = find_stationary_points(action)
     u, column = global_minimum(points.u, points.action, points.curvature)
     result, details = _judge(points, u, column, action.slope_scale(torch.nan_to_num(u)))
     stats |= {"iterations": points.iterations, **{k: v.reshape(shape) for k, v in details.items()}}
+    if result.successful and bool(torch.isinf(action.width).all()):
+        result = SolveResult.infinite_width
     order_parameter = torch.exp(action.log_order_parameters(u))
     actions = (points.action + offset.unsqueeze(-1)) / per_layer.unsqueeze(-1)
     stats["gap"] = stats["gap"] / per_layer.reshape(shape)

@@ -1,0 +1,44 @@
+"""Command line: ``python -m torch_propkernel fit [DATA.csv]``, also installed as ``torch-propkernel``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from torch_propkernel import ConvergenceError, __version__
+from torch_propkernel.commands import COMMANDS
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="torch-propkernel",
+        description="Predicted errors of finite-width Bayesian networks, beside those of the infinite width.",
+    )
+    parser.add_argument("--version", action="version", version=f"torch_propkernel {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, or 2 after an error, whose message is on stderr.
+
+    Args:
+        argv: The arguments; those of the process if None.
+    """
+    try:
+        arguments = build_parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has printed its help or its message
+        return stop.code if isinstance(stop.code, int) else 2
+    try:
+        return int(arguments.run(arguments))
+    except (ValueError, TypeError, OSError, ConvergenceError) as error:
+        print(f"torch-propkernel {arguments.command}: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
