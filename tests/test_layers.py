@@ -21,7 +21,7 @@ LAYERS = [
     {"likelihoods"},
     {"mlls", "models"},
     {"optim", "generalization"},
-    {"botorch_support", "sklearn_support", "plotting", "__main__"},  # faces; the flat public face does not import them
+    {"botorch_support", "sklearn_support", "plotting", "commands", "__main__"},  # faces; the root does not import them
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FACES = LAYERS[-1]

@@ -21,7 +21,8 @@ def check_floating(name: str, value: Any) -> Tensor:
 
 def check_finite(name: str, value: Tensor) -> Tensor:
     """Raise ``ValueError`` with the number of NaN and infinite entries if there is one."""
-    if not bool(torch.isfinite(value).all()):
+    # A sum needs no temporary as large as the tensor; only if it is not finite the entries are looked at.
+    if not bool(torch.isfinite(value.detach().sum())) and not bool(torch.isfinite(value).all()):
         nans, infs = int(torch.isnan(value).sum()), int(torch.isinf(value).sum())
         raise ValueError(f"{name}: expected finite values, got {nans} NaN and {infs} infinite of {value.numel()}")
     return value

@@ -122,8 +122,8 @@ def _draw_error(
     def values(tensor: torch.Tensor) -> list[float]:
         return tensor[order].tolist()
 
-    style = {"color": color, "marker": marker}
-    ax.plot(width, values(error.mean_total), markersize=4, linewidth=2, label=f"{name}: total", **style)
+    (line,) = ax.plot(width, values(error.mean_total), color=color, linewidth=2, label=f"{name}: total")
+    line.set(marker=marker, markersize=4)
     ax.plot(width, values(error.mean_bias), color=color, linestyle="--", linewidth=1.2, label=f"{name}: bias")
     ax.plot(width, values(error.mean_variance), color=color, linestyle=":", linewidth=1.8, label=f"{name}: variance")
     if error.infinite_width is not None:
@@ -151,7 +151,7 @@ def plot_order_parameters(sweep: WidthSweep, ax: Axes | None = None, *, chosen: 
         >>> N, row = torch.tensor([[10.0], [100.0]]), torch.ones(2, 3)
         >>> errors = ErrorEstimate(row, row, row)
         >>> ax = plot_order_parameters(WidthSweep(N, 50 / N, 1 + 1 / N, torch.ones(2), torch.zeros(2), errors, None))
-        >>> [round(x, 6) for x in ax.lines[0].get_xdata()]
+        >>> [round(float(alpha), 6) for alpha in ax.lines[0].get_xdata()]
         [0.5, 5.0]
     """
     ax = _new_axes(1, (5.0, 4.6))[0] if ax is None else ax

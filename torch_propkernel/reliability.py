@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .functions.activations import Activation
+from .functions.recursion import gram
 
 _FEW_DIRECTIONS = 25.0
 _MANY_DATA, _COLD = 3.0, 0.1
@@ -29,8 +30,8 @@ def participation_ratio(x: Tensor) -> Tensor:
         >>> round(participation_ratio(torch.eye(4)).item(), 6)
         4.0
     """
-    gram = x.transpose(-1, -2) @ x if x.shape[-1] <= x.shape[-2] else x @ x.transpose(-1, -2)
-    trace, square = gram.diagonal(dim1=-2, dim2=-1).sum(-1), gram.square().sum((-2, -1))
+    products = gram(x if x.shape[-2] < x.shape[-1] else x.transpose(-1, -2))
+    trace, square = x.square().sum((-2, -1)), products.square().sum((-2, -1))
     return torch.where(square > 0, trace.square() / torch.where(square > 0, square, 1.0), 0.0)
 
 

@@ -62,8 +62,8 @@ class _Steps:
     def __call__(self, name: str) -> None:
         """Begin a step, which ends the one before."""
         if self._bar is not None:
+            self._bar.set_description(name, refresh=False)  # a refresh would not wait for the delay
             self._bar.update(int(self._begun))
-            self._bar.set_description(name)
         self._begun = True
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ def analyze(network: Network, rows: Rows, widths: tuple[float, ...] | None) -> A
             for width in table:
                 step("width " + ", ".join(f"{number:g}" for number in width.tolist()))
                 pieces.append(_fit(network.model(rows.x, rows.y, width), rows))
-                    sweep = _stack(table, len(rows.y), pieces)
+            sweep = _stack(table, len(rows.y), pieces)
 
     def own_units(error: ErrorEstimate | None) -> ErrorEstimate | None:
         return None if error is None else rows.in_target_units(error)
@@ -138,7 +138,9 @@ def _fit(model: NetworkGP, rows: Rows) -> tuple[Solution, ErrorEstimate, ErrorEs
     return solution, leave_one_out_error(model), test
 
 
-def _stack(width: Tensor, num_data: int, pieces: list[tuple[Solution, ErrorEstimate, ErrorEstimate | None]]) -> WidthSweep:
+def _stack(
+    width: Tensor, num_data: int, pieces: list[tuple[Solution, ErrorEstimate, ErrorEstimate | None]]
+) -> WidthSweep:
     """Return separate fits as a sweep; they have no Laplace evidence."""
     solutions, errors, tests = zip(*pieces, strict=True)
 

@@ -77,7 +77,7 @@ def _errors(analysis: Analysis) -> str:
             "  Targets of held-out rows are given: the bias there is the measured squared error of the posterior mean.",
         ]
     lines.append(
-        f"  free scale r = {free.scale:.5g}: maximum of log p(y | r K, T) = {free.log_evidence:.2f} over one free scale "
+        f"  free scale r = {free.scale:.5g}: maximum of log p(y | r K, T) = {free.log_evidence:.2f} over one scale "
         "of the infinite width's kernel"
     )
     lines.append("  (scan of log r on the spectrum of K, refined by Brent's search); the width plays no part in it.")

@@ -32,8 +32,8 @@ def _dbdsqr() -> Any:
         get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
         get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
         name = get_name(capsule)
-        arguments = name.decode().split("(")[1].split(",")
-        kinds = ["char" if "char" in a else "int" if a.strip() == "int *" else "d" if "_d *" in a else "?" for a in arguments]
+        arguments = [a.strip() for a in name.decode().partition("(")[2].rstrip(")").split(",")]
+        kinds = ["char" if a == "char *" else "int" if a == "int *" else "d" if a.endswith("_d *") else a for a in arguments]
         if kinds != ["char", *["int"] * 4, *["d"] * 3, "int", "d", "int", "d", "int", "d", "int"]:
             return None
         return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 15)(get_pointer(capsule, name))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_BLOCK = 2**16
+
 _INFINITE = 1e300
 """Stands for the narrowest width where all are infinite: the slope 1e300 u then pins u at zero to rounding."""
 
@@ -93,30 +95,49 @@ class OuterAction:
         if self.zero_temperature:
             label = (self.squared_projections / self.eigenvalues).sum(-1) * torch.exp(-u)
             return self.num_data - label, label
-        x = torch.exp(u - self.temperature.log()).unsqueeze(-1) * self.eigenvalues
-        inverse = 1.0 / (1.0 + x)
-        filled = x * inverse  # x / (1 + x)
-        occupied = filled * inverse  # x / (1 + x)^2
-        label = self.squared_projections * occupied / self.temperature.unsqueeze(-1)
-        return (filled - label).sum(-1), (occupied - label * (inverse - filled)).sum(-1)
+        h1, h2, d1, d2 = self._sums(torch.exp(u - self.temperature.log()))
+        cold = 1.0 / self.temperature
+        return h1 - h2 * cold, d1 - d2 * cold
 
     def tabulated_data_terms(self, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
         """Return g and dg/du on a grid of log(r / T) common to all problems, ``n x G`` each, from one pass per spectrum.
 
         g depends on r and T only through r / T, up to the factor 1 / T of the label sum.
         """
-        size = self.eigenvalues.numel()
-        parts: list[list[Tensor]] = []
-        for chunk in log_ratio.split(max(1, 2**18 // size)):
-            x = torch.exp(chunk)[:, None, None] * self.eigenvalues
-            inverse = 1.0 / (1.0 + x)
-            filled = x * inverse
-            occupied = filled * inverse
-            label = self.squared_projections * occupied
-            parts.append([filled.sum(-1), label.sum(-1), occupied.sum(-1), (label * (inverse - filled)).sum(-1)])
-        h1, h2, d1, d2 = (torch.cat(columns).transpose(0, 1) for columns in zip(*parts, strict=True))
+        ratio = torch.exp(log_ratio)
+        tables = [
+            OuterAction(k, z2, self.width, self.temperature)._sums(ratio)
+            for k, z2 in zip(self.eigenvalues.split(1), self.squared_projections.split(1), strict=True)
+        ]
+        h1, h2, d1, d2 = (torch.stack(columns) for columns in zip(*tables, strict=True))
         cold = 1.0 / self.temperature.unsqueeze(-1)
         return h1 - h2 * cold, d1 - d2 * cold
+
+    def _sums(self, ratio: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Sums over the spectrum at r / T of shape ``n``, in blocks that stay in a core's cache.
+
+        With x = k r / T: sum of x/(1+x), z^2 x/(1+x)^2, and their derivatives with respect to log r.
+        """
+        shared = self.eigenvalues.shape[0] == 1
+        block = max(1, _BLOCK // self.num_data)
+        sums: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        for start in range(0, len(ratio), block):
+            rows = slice(None) if shared else slice(start, start + block)
+            x = ratio[start : start + block, None] * self.eigenvalues[rows]
+            inverse = (1.0 + x).reciprocal_()
+            filled = x.mul_(inverse)  # x / (1 + x)
+            occupied = inverse.mul_(filled)  # x / (1 + x)^2
+            h1, d1 = filled.sum(-1), occupied.sum(-1)
+            bent = filled.mul_(occupied)
+            if shared:
+                weights = self.squared_projections[0]
+                h2, curved = occupied @ weights, bent @ weights
+            else:
+                weights = self.squared_projections[rows]
+                h2, curved = (occupied * weights).sum(-1), (bent * weights).sum(-1)
+            sums.append((h1, h2, d1, h2 - 2.0 * curved))
+        h1, h2, d1, d2 = (torch.cat(columns) for columns in zip(*sums, strict=True))
+        return h1, h2, d1, d2
 
     def slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return N_L dS/du and its derivative at u of shape ``n``."""
@@ -131,8 +152,15 @@ class OuterAction:
 
     def data_action(self, u: Tensor) -> Tensor:
         """Return sum_i log(T + r k_i) + z_i^2 / (T + r k_i) at u of shape ``n``."""
-        spread = self.temperature.unsqueeze(-1) + torch.exp(u).unsqueeze(-1) * self.eigenvalues
-        return (spread.log() + self.squared_projections / spread).sum(-1)
+        shared = self.eigenvalues.shape[0] == 1
+        block = max(1, _BLOCK // self.num_data)
+        sums = []
+        for start in range(0, len(u), block):
+            part = slice(start, start + block)
+            rows = slice(None) if shared else part
+            spread = self.temperature[part, None] + torch.exp(u[part, None]) * self.eigenvalues[rows]
+            sums.append((self.squared_projections[rows] / spread).add_(spread.log()).sum(-1))
+        return torch.cat(sums)
 
     def layer_action(self, u: Tensor) -> Tensor:
         """Return sum_l N_l (q_l - log q_l - 1) at u of shape ``n``; infinite layers give zero."""

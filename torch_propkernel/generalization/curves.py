@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._validation import check_targets
 from ..functions.spectrum import Spectrum
-from ..optim.model_parts import ModelParts, check_affine
+from ..optim.model_parts import ModelParts, ScalarProblem
 from ..optim.solve_order_parameters import solve_order_parameters
 from .errors import ErrorEstimate
 from .predictor import Units, evaluating, prepare_points
@@ -74,40 +74,12 @@ class LearningCurve:
     infinite_width_variance: Tensor
 
 
-@dataclass(frozen=True)
-class _Reducible:
-    """A(r) = T B + r K of a model in one dimension, with the user's units."""
-
-    kernel_matrix: Tensor
-    base: Tensor | None
-    temperature: Tensor
-    noise_diagonal: Tensor
-    residuals: Tensor
-
-    @classmethod
-    def of(cls, parts: ModelParts) -> _Reducible:
-        if not parts.kernel.is_scalar:
-            raise ValueError(
-                "composition: expected one in which only the product of the order parameters enters ('outer', or one hidden "
-                f"layer), got {parts.kernel.composition!r}; loop over fit_order_parameters instead"
-            )
-        if parts.residuals().dim() != 1:
-            raise ValueError(f"model: expected no batch dimensions, got targets of shape {tuple(parts.targets.shape)}")
-        covariance, residuals = parts.covariance(1.0), parts.residuals()
-        one = covariance.new_ones(())
-        fixed = None
-        if not parts.is_multiplicative():
-            check_affine(parts)
-            fixed = parts.covariance(0.0)
-            fixed = fixed if bool((fixed != 0).any()) else None
-        noise = parts.noise_covariance(covariance) if fixed is not None else None
-        if fixed is not None and noise is not None:
-            return cls(covariance - fixed, fixed + noise, one, noise.diagonal(), residuals)
-        if parts.temperature is not None:
-            return cls(covariance, None, parts.temperature, parts.temperature.expand_as(residuals), residuals)
-        assert parts.noise is not None
-        diagonal = parts.noise if parts.noise.dim() == 1 else parts.noise.diagonal()
-        return cls(covariance, parts.noise, one, diagonal, residuals)
+def _scalar_problem(parts: ModelParts) -> ScalarProblem:
+    """The one-dimensional problem of a single model (no batch)."""
+    problem = parts.scalar_problem()
+    if problem.residuals.dim() != 1 or problem.kernel_matrix.dim() != 2:
+        raise ValueError(f"model: expected no batch dimensions, got targets of shape {tuple(parts.targets.shape)}")
+    return problem
 
 
 @torch.no_grad()
@@ -151,7 +123,7 @@ def width_sweep(
     if (x is None) != (y is None):
         raise ValueError("x, y: expected both test inputs and test targets or neither, got one")
     with evaluating(model) as parts:
-        problem = _Reducible.of(parts)
+        problem = _scalar_problem(parts)
         spectrum = Spectrum.from_kernel(problem.kernel_matrix, problem.residuals, base=problem.base, eigenvectors=True)
         width = torch.as_tensor(widths, dtype=torch.float64, device=spectrum.eigenvalues.device)
         width = width.unsqueeze(-1) if width.dim() == 1 else width
@@ -170,7 +142,7 @@ def width_sweep(
         left_out = _with_infinite_width(
             units.shift + units.scale * (targets - deviation),
             (units.scale * deviation).square(),
-            (1.0 / precision - problem.noise_diagonal).clamp_min(0.0) * units.scale**2,
+            (1.0 / precision - parts.noise_diagonal()).clamp_min(0.0) * units.scale**2,
         )
         test = None
         if x is not None and y is not None:
@@ -270,7 +242,7 @@ def learning_curve(
         [0.5, 0.25]
     """
     with evaluating(model) as parts:
-        problem, units = _Reducible.of(parts), Units.of(model)
+        problem, units = _scalar_problem(parts), Units.of(model)
         total = parts.targets.shape[-1]
         if not all(1 <= size <= total for size in num_data):
             raise ValueError(f"num_data: expected sizes from 1 to {total}, got {list(num_data)}")

@@ -185,7 +185,7 @@ def leave_one_out_error(model: Any, *, order_parameter: Tensor | None = None, di
         def errors(predictor: Predictor) -> ErrorEstimate:
             precision = predictor.inverse_diagonal()
             deviation = predictor.weights / precision
-            variance = (1.0 / precision - predictor.noise_diagonal()).clamp_min(0.0)
+            variance = (1.0 / precision - parts.noise_diagonal()).clamp_min(0.0)
             mean = units.shift + units.scale * (parts.targets - deviation)
             return ErrorEstimate(mean, (units.scale * deviation).square(), variance * units.scale**2)
 
@@ -227,11 +227,11 @@ def training_error(model: Any, *, order_parameter: Tensor | None = None, differe
         0.75
     """
     with evaluating(model) as parts, torch.set_grad_enabled(differentiable):
-        if parts.noise is not None and parts.noise.shape[-2:] == (parts.targets.shape[-1],) * 2:
+        if parts.has_dense_noise():
             raise ValueError("likelihood: expected noise that is independent between points, got a full covariance")
         q = None if order_parameter is None else order_parameter.unsqueeze(-2)
         predictor = Predictor(parts, q)
-        noise = predictor.noise_diagonal()
+        noise = parts.noise_diagonal()
         bias = (noise * predictor.weights).square()
         variance = noise - noise.square() * predictor.inverse_diagonal()
         return (bias + variance).mean(-1) * Units.of(model).scale ** 2

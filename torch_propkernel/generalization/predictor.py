@@ -66,15 +66,14 @@ class Predictor:
     def __init__(
         self, parts: ModelParts, order_parameter: float | Tensor | None = None, covariance: Tensor | None = None
     ) -> None:
-        """Factor A = noise + K and solve for the weights."""
+        """Factor A = noise + K and whiten the residuals."""
         self.parts = parts
         self.order_parameter = parts.kernel.order_parameter if order_parameter is None else order_parameter
         if covariance is None:
             covariance = self._with_order_parameter(lambda: parts.covariance())
         covariance = self._add_noise(covariance)
         self.factor = psd_safe_cholesky(covariance)
-        self.residuals = parts.residuals()
-        self.weights = torch.cholesky_solve(self.residuals.unsqueeze(-1), self.factor).squeeze(-1)
+        self.whitened = torch.linalg.solve_triangular(self.factor, parts.residuals().unsqueeze(-1), upper=False)
 
     def _with_order_parameter(self, function: Any) -> Any:
         with self.parts.kernel.assigned_order_parameter(self.order_parameter):
@@ -82,10 +81,9 @@ class Predictor:
 
     def _add_noise(self, covariance: Tensor) -> Tensor:
         parts = self.parts
-        noise = parts.temperature.unsqueeze(-1) if parts.temperature is not None else parts.noise
-        assert noise is not None
-        if noise.shape[-2:] == covariance.shape[-2:]:
-            return covariance + noise
+        if parts.has_dense_noise():
+            return covariance + parts.noise_covariance(covariance)
+        noise = parts.noise_diagonal()
         if torch.is_grad_enabled() and (covariance.requires_grad or noise.requires_grad):
             return covariance + torch.diag_embed(noise.expand(covariance.shape[:-1]))
         covariance = covariance.expand(torch.broadcast_shapes(covariance.shape[:-1], noise.shape) + covariance.shape[-1:])
@@ -93,14 +91,10 @@ class Predictor:
         covariance.diagonal(dim1=-2, dim2=-1).add_(noise)
         return covariance
 
-    def noise_diagonal(self) -> Tensor:
-        """Return the noise variances of the training points, ``*b x P``."""
-        parts = self.parts
-        if parts.temperature is not None:
-            return parts.temperature.unsqueeze(-1).expand_as(self.weights)
-        assert parts.noise is not None
-        dense = parts.noise.shape[-2:] == self.factor.shape[-2:] and parts.noise.dim() >= 2
-        return parts.noise.diagonal(dim1=-2, dim2=-1) if dense else parts.noise
+    @property
+    def weights(self) -> Tensor:
+        """A^{-1} (y - mean), ``*b x P``."""
+        return torch.linalg.solve_triangular(self.factor.transpose(-1, -2), self.whitened, upper=True).squeeze(-1)
 
     def inverse_diagonal(self, block: int = 512) -> Tensor:
         """Return the diagonal of A^{-1}, ``*b x P``, from column blocks of L^{-1}: P^3 / 3 multiplications."""
@@ -129,8 +123,8 @@ class Predictor:
             )
 
         mean, cross, variance = self._with_order_parameter(blocks)
-        mean = mean + (cross * self.weights.unsqueeze(-1)).sum(-2)
         half = torch.linalg.solve_triangular(self.factor, cross, upper=False)
+        mean = mean + (half.transpose(-1, -2) @ self.whitened).squeeze(-1)
         return mean, (variance - half.square().sum(-2)).clamp_min(0.0)
 
     def predict_in_chunks(self, x: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..exceptions import ReliabilityWarning
-from ..reliability import assess_reliability, participation_ratio
+from ..reliability import assess_reliability
 from .local_minimum import LocalMinimum, minimize
-from .model_parts import ModelParts, check_affine, take_apart, warn_if_not_identifiable
+from .model_parts import ModelParts, take_apart, warn_if_not_identifiable
 from .solution import Solution, SolveResult
 from .solve_order_parameters import solve_order_parameters
 
@@ -70,10 +70,8 @@ def fit_order_parameters(model: Any, *, throw: bool = True, differentiable: bool
     if warn:
         warn_if_not_identifiable(parts)
     was_training = model.training
-    inputs_checked = parts.kernel._inputs_checked
     with torch.set_grad_enabled(differentiable):
         solution = _solve_scalar(parts) if parts.kernel.is_scalar else _solve_local(parts)
-    parts.kernel._inputs_checked = inputs_checked
     solution = _describe(parts, solution)
     if throw:
         solution.raise_if_failed()
@@ -93,30 +91,22 @@ def _describe(parts: ModelParts, solution: Solution) -> Solution:
         if kernel.active_dims is not None:
             inputs = inputs.index_select(-1, kernel.active_dims)
         scaled = kernel.scaled_inputs(inputs)
+        scaled = (scaled / scaled.abs().amax().clamp_min(1e-30)).float()  # a ratio to a few digits, at half the cost
         noise = parts.temperature if parts.temperature is not None else parts.noise
         note = assess_reliability(kernel.activation, scaled, kernel.width, noise, solution.order_parameter)
-        stats = solution.stats | {"participation_ratio": participation_ratio(scaled)}
+        stats = solution.stats | {"participation_ratio": note.participation_ratio}
     return dataclasses.replace(solution, reliability=note, stats=stats)
 
 
 def _solve_scalar(parts: ModelParts) -> Solution:
-    """One-dimensional problem: K and, if there are fixed terms, B from two evaluations of the prior."""
-    width = parts.kernel.width.squeeze(-2)
-    covariance, base, temperature = parts.covariance(1.0), None, parts.temperature
-    if not parts.is_multiplicative():
-        check_affine(parts)
-        fixed = parts.covariance(0.0)
-        if bool((fixed != 0).any()):
-            covariance, base = covariance - fixed, fixed + parts.noise_covariance(fixed)
-            temperature = covariance.new_ones(())
-    if base is None and temperature is None:
-        base, temperature = parts.noise, covariance.new_ones(())
-    if torch.is_grad_enabled():
-        return solve_order_parameters(
-            covariance, parts.residuals(), width=width, temperature=temperature, base=base, throw=False
-        )
+    problem = parts.scalar_problem()
     return solve_order_parameters(
-        covariance.detach(), parts.residuals().detach(), width=width, temperature=temperature, base=base, throw=False
+        problem.kernel_matrix,
+        problem.residuals,
+        width=parts.kernel.width.squeeze(-2),
+        temperature=problem.temperature,
+        base=problem.base,
+        throw=False,
     )
 
 
@@ -142,7 +132,11 @@ def _solve_local(parts: ModelParts) -> Solution:
     with torch.no_grad():
         residuals = parts.residuals().to(torch.float64)
         batch = torch.broadcast_shapes(residuals.shape[:-1], width.shape[:-1], parts.inputs.shape[:-2])
-        outer = torch.log(_solve_scalar(parts).order_parameter) if parts.is_multiplicative() else torch.zeros(())
+        unit = parts.covariance(1.0)
+        noise = parts.noise_covariance(unit)
+        outer = solve_order_parameters(
+            unit, residuals.to(unit.dtype), width=width, temperature=1.0, base=noise, throw=False
+        ).order_parameter.log()
         shape = (*batch, width.shape[-1])
         zero = torch.zeros(shape, dtype=torch.float64, device=residuals.device)
         starts = [outer.to(zero).expand(shape), zero, zero - 0.7, zero + 0.7]

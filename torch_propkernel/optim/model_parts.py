@@ -20,6 +20,23 @@ from ..kernels.renormalized_nngp_kernel import find_renormalized_kernel
 
 
 @dataclass(frozen=True)
+class ScalarProblem:
+    """A(r) = T B + r K of a model whose order parameters enter through their product r alone.
+
+    Attributes:
+        kernel_matrix: K, the part proportional to r, ``*b x P x P``.
+        base: B, a matrix or a diagonal, or None for the identity.
+        temperature: T, ``*b``; one where B holds the noise.
+        residuals: Targets minus mean, ``*b x P``.
+    """
+
+    kernel_matrix: Tensor
+    base: Tensor | None
+    temperature: Tensor
+    residuals: Tensor
+
+
+@dataclass(frozen=True)
 class ModelParts:
     """An ExactGP-like model taken apart.
 
@@ -68,7 +85,41 @@ class ModelParts:
         if self.temperature is not None:
             return self.temperature[..., None, None] * torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
         assert self.noise is not None
-        return self.noise if self.noise.shape[-2:] == like.shape[-2:] else torch.diag_embed(self.noise)
+        return self.noise if self.has_dense_noise() else torch.diag_embed(self.noise)
+
+    def noise_diagonal(self) -> Tensor:
+        """Return the noise variances of the training points, broadcastable to ``*b x P``."""
+        if self.temperature is not None:
+            return self.temperature.unsqueeze(-1)
+        assert self.noise is not None
+        return self.noise.diagonal(dim1=-2, dim2=-1) if self.has_dense_noise() else self.noise
+
+    def has_dense_noise(self) -> bool:
+        """Whether the noise is correlated between points."""
+        size = self.targets.shape[-1]
+        return self.noise is not None and self.noise.dim() >= 2 and self.noise.shape[-2:] == (size, size)
+
+    def scalar_problem(self) -> ScalarProblem:
+        """Split the covariance into a fixed part and one proportional to r, with one or two evaluations of the prior.
+
+        Raises:
+            ValueError: The order parameters enter other than through their product.
+        """
+        if not self.kernel.is_scalar:
+            raise ValueError(
+                "composition: expected one in which only the product of the order parameters enters ('outer', or one "
+                f"hidden layer), got {self.kernel.composition!r}; use fit_order_parameters for each width instead"
+            )
+        covariance, residuals = self.covariance(1.0), self.residuals()
+        one = covariance.new_ones(())
+        if not self.is_multiplicative():
+            check_affine(self)
+            fixed = self.covariance(0.0)
+            if bool((fixed != 0).any()):
+                return ScalarProblem(covariance - fixed, fixed + self.noise_covariance(fixed), one, residuals)
+        if self.temperature is not None:
+            return ScalarProblem(covariance, None, self.temperature, residuals)
+        return ScalarProblem(covariance, self.noise, one, residuals)
 
     def is_multiplicative(self) -> bool:
         """Whether the whole covariance is known to be proportional to the renormalized kernel."""

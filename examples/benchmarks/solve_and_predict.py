@@ -1,0 +1,181 @@
+"""Time and memory of the solver, as ratios in one run: Cholesky factorizations, one eigendecomposition, matrices.
+
+    python examples/benchmarks/solve_and_predict.py                  # the three tables, one thread, float64
+    python examples/benchmarks/solve_and_predict.py --only memory
+
+1. P = 2000, d = 784, erf, one hidden layer: kernel, order parameter and predictions at 200 points, by a plain GPyTorch model
+   (fit_order_parameters + generalization_error), in units of one Cholesky factorization of the same matrix.
+2. 100 widths x 20 temperatures at P = 1000 against one eigendecomposition of the same matrix, the reduction included.
+3. Peak resident memory of solve + predict above the inputs in a fresh process, P = 4000, in units of one P x P matrix.
+
+Every time is the smallest of ``--repeats`` runs; the machine should be idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")  # read when the libraries load
+
+import gpytorch  # noqa: E402
+import torch  # noqa: E402
+
+from torch_propkernel import (  # noqa: E402
+    Erf,
+    PropKernelWarning,
+    RenormalizedNNGPKernel,
+    Spectrum,
+    fit_order_parameters,
+    generalization_error,
+    solve_order_parameters,
+)
+
+
+class Model(gpytorch.models.ExactGP):
+    """A GP with zero mean and a renormalized kernel."""
+
+    def __init__(self, x, y, width):
+        super().__init__(x, y, gpytorch.likelihoods.GaussianLikelihood())
+        self.covar_module = RenormalizedNNGPKernel(Erf(), width)
+        self.double()
+        self.likelihood.noise = 0.1
+
+    def forward(self, x):
+        return gpytorch.distributions.MultivariateNormal(x.new_zeros(x.shape[:-1]), self.covar_module(x))
+
+
+def problem(size: int, dimension: int = 784, test: int = 200):
+    """Random inputs and labels."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    return draw(size, dimension), draw(size).sign(), draw(test, dimension), draw(test).sign()
+
+
+def best(steps: dict, repeats: int) -> dict[str, float]:
+    """Smallest wall time of each step over several rounds; a round runs every step once, so that all see one machine."""
+    times = {name: math.inf for name in steps}
+    for _ in range(repeats):
+        for name, function in steps.items():
+            start = time.perf_counter()
+            function()
+            times[name] = min(times[name], time.perf_counter() - start)
+    return times
+
+
+def print_ratios(title: str, times: dict[str, float], unit: str) -> None:
+    """Print a table of times over the time of ``unit``."""
+    print(f"\n{title}\n\n| step | ratio |\n|---|---|")
+    for name, seconds in times.items():
+        print(f"| {name} | {seconds / times[unit]:.2f} |")
+
+
+def time_of_pipeline(repeats: int) -> None:
+    """Table 1."""
+    x, y, test_x, test_y = problem(2000)
+    model = Model(x, y, 500.0)
+    with torch.no_grad():
+        matrix = model.covar_module(x).to_dense() + 0.1 * torch.eye(2000, dtype=torch.float64)
+
+    def build():
+        with torch.no_grad():
+            model.covar_module(x).to_dense()
+
+    def solve():
+        fit_order_parameters(model)
+
+    def predict():
+        generalization_error(model, test_x, test_y)
+
+    steps = {
+        "one Cholesky factorization": lambda: torch.linalg.cholesky(matrix),
+        "kernel matrix": build,
+        "reduction to a spectrum": lambda: Spectrum.from_kernel(matrix, y),
+        "one eigendecomposition": lambda: torch.linalg.eigh(matrix),
+        "fit_order_parameters (builds the kernel)": solve,
+        "generalization_error, 200 points, with infinite width (builds the kernel)": predict,
+        "both: build + solve + predict": lambda: (solve(), predict()),
+    }
+    title = "P = 2000, d = 784, erf, one hidden layer; units of one Cholesky factorization"
+    print_ratios(title, best(steps, repeats), "one Cholesky factorization")
+
+
+def time_of_sweep(repeats: int) -> None:
+    """Table 2."""
+    x, y, _, _ = problem(1000)
+    with torch.no_grad():
+        matrix = Model(x, y, 500.0).covar_module(x).to_dense()
+    width = torch.logspace(1, 4, 100, dtype=torch.float64).reshape(-1, 1, 1)
+    temperature = torch.logspace(-4, 0, 20, dtype=torch.float64)
+    spectrum = Spectrum.from_kernel(matrix, y)
+
+    def sweep(reduced):
+        solve_order_parameters(reduced, width=width, temperature=temperature)
+
+    steps = {
+        "one eigendecomposition": lambda: torch.linalg.eigh(matrix),
+        "reduction to a spectrum": lambda: Spectrum.from_kernel(matrix, y),
+        "2,000 solves": lambda: sweep(spectrum),
+        "both": lambda: sweep(Spectrum.from_kernel(matrix, y)),
+    }
+    title = "100 widths x 20 temperatures, P = 1000; units of one eigendecomposition"
+    print_ratios(title, best(steps, repeats), "one eigendecomposition")
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process so far, bytes, from the kernel's own high-water mark."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError("no VmHWM in /proc/self/status")
+
+
+def memory_of_pipeline(size: int) -> None:
+    """Table 3, in this (fresh) process."""
+    small = problem(50)
+    warm = Model(*small[:2], 50.0)
+    fit_order_parameters(warm)
+    generalization_error(warm, *small[2:])
+    x, y, test_x, test_y = problem(size)
+    model = Model(x, y, size / 4.0)
+    before = peak_memory()
+    fit_order_parameters(model)
+    solved = peak_memory()
+    generalization_error(model, test_x, test_y)
+    after = peak_memory()
+    matrix = 8 * size**2
+    print(f"\nPeak resident memory above the inputs, P = {size}; units of one P x P matrix\n")
+    print("| step | matrices |\n|---|---|")
+    print(f"| solve | {(solved - before) / matrix:.2f} |\n| solve + predict | {(after - before) / matrix:.2f} |")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["pipeline", "sweep", "memory"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--size", type=int, default=4000, help="P of the memory table")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore", PropKernelWarning)
+    if options.only in (None, "pipeline"):
+        time_of_pipeline(options.repeats)
+    if options.only in (None, "sweep"):
+        time_of_sweep(options.repeats)
+    if options.only == "memory":
+        memory_of_pipeline(options.size)
+    elif options.only is None:
+        sys.stdout.flush()
+        subprocess.run([sys.executable, __file__, "--only", "memory", "--size", str(options.size)], check=True)
+
+
+if __name__ == "__main__":
+    main()
