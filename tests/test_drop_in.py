@@ -13,6 +13,7 @@ from torch_propkernel import (
     EffectiveAction,
     Erf,
     IdentifiabilityWarning,
+    ReliabilityWarning,
     RenormalizedNNGPKernel,
     fit_order_parameters,
     solve_order_parameters,
@@ -142,7 +143,7 @@ def test_a_free_scale_takes_the_order_parameter_to_one():
     kernel = model.covar_module
     q = fit_order_parameters(model, warn=False).order_parameter.item()
     kernel.raw_readout_variance.requires_grad_(True)
-    with pytest.warns(IdentifiabilityWarning, match="readout variance trains beside"):
+    with pytest.warns(ReliabilityWarning), pytest.warns(IdentifiabilityWarning, match="readout variance trains beside"):
         fit_order_parameters(model)
     train(model, torch.optim.LBFGS, 5, max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-12, tolerance_change=1e-15)
     assert abs(q - 1) > 0.3

@@ -25,7 +25,8 @@ from torch_propkernel import (
 from torch_propkernel.__main__ import main
 from torch_propkernel.commands.analysis import DEFAULT_WIDTHS, analyze
 from torch_propkernel.commands.data import load_table, split_and_standardize
-from torch_propkernel.commands.network import Network, best_scale
+from torch_propkernel.commands.network import Network
+from torch_propkernel.generalization.free_scale import best_scale
 
 
 @pytest.fixture(autouse=True)
@@ -312,9 +313,10 @@ class TestFreeScale:
     def test_is_the_limit_of_a_prior_without_weight(self, rows, activation, T):
         model = Network(activation, (100.0,), T).model(rows.x, rows.y)
         with model.covar_module.assigned_order_parameter(1.0):
-            spectrum = Spectrum.from_kernel(model.covar_module(rows.x).to_dense().detach(), rows.y)
-        scale, _, at_edge = best_scale(spectrum, T)
-        limit = solve_order_parameters(spectrum, width=1e-9, temperature=T).order_parameter.item()
+            matrix = model.covar_module(rows.x).to_dense().detach()
+        spectrum = Spectrum.from_kernel(matrix, rows.y, base=torch.full_like(rows.y, T))
+        scale, _, at_edge = best_scale(spectrum)
+        limit = solve_order_parameters(spectrum, width=1e-9, temperature=1.0).order_parameter.item()
         # A maximum of a function known to rounding is known to the root of rounding.
         assert scale == pytest.approx(limit, rel=1e-6)
         assert not at_edge
@@ -333,7 +335,7 @@ class TestFreeScale:
 
     def test_says_where_there_is_no_maximum(self):
         spectrum = Spectrum.from_kernel(torch.eye(5, dtype=torch.float64), torch.full((5,), 0.1, dtype=torch.float64))
-        assert best_scale(spectrum, 1.0)[2]  # targets below the noise: the evidence falls with r
+        assert best_scale(spectrum)[2]  # targets below the noise: the evidence falls with r
 
 
 def test_default_widths():

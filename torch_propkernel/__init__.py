@@ -37,9 +37,11 @@ from .functions import (
 )
 from .generalization import (
     ErrorEstimate,
+    FreeScale,
     LearningCurve,
     WidthSweep,
     expected_accuracy,
+    fit_free_scale,
     generalization_error,
     learning_curve,
     leave_one_out_error,
@@ -78,6 +80,7 @@ __all__ = [
     "Erf",
     "ErrorEstimate",
     "Exp",
+    "FreeScale",
     "GELU",
     "IdentifiabilityWarning",
     "Identity",
@@ -110,6 +113,7 @@ __all__ = [
     "WidthSweep",
     "assess_reliability",
     "expected_accuracy",
+    "fit_free_scale",
     "fit_order_parameters",
     "generalization_error",
     "learning_curve",

@@ -9,11 +9,12 @@ tables. Part of a run: ``--sets yacht --splits 0 1 --models nngp-d1-ard matern-a
 OMP_NUM_THREADS=1.
 
 Every model is a BoTorch ``SingleTaskGP`` on standardized targets with a trained constant mean and the same Gaussian
-noise, log-normal prior with median e^-4 and log-deviation 2; it is fitted with one call of ``fit_gpytorch_mll`` with
-default options and exact (Cholesky) algebra:
+noise, log-normal prior with median e^-4 and log-deviation 2, above 1e-6; it is fitted with one call of
+``fit_gpytorch_mll`` and exact (Cholesky) algebra. ``--restarts N`` lets that call keep the best of N + 1 fits, the
+others from draws of the priors (an option of BoTorch); the default is none:
 
-- ``nngp-dL[-ard]``: ``NNGPKernel`` of depth L with its default priors, bias variance 0.3 at the start, standardized
-  inputs, without and with ARD;
+- ``nngp-dL[-ard]``: ``NNGPKernel`` of depth L with its default priors, standardized inputs, without and with ARD;
+  bias variances 30 in the first and 0.3 in the layers above at the start;
 - ``matern-ard``, ``rbf-ard``: ``ScaleKernel`` (BoTorch's Gamma(2, 0.15) prior) over the Matern-5/2 or RBF kernel with
   ARD and BoTorch's dimension-scaled log-normal prior on lengthscales, inputs in the unit cube, for which it is meant;
 - ``botorch-ibnn-dL``: BoTorch's ``InfiniteWidthBNNKernel`` (relu), as its documentation builds it, standardized inputs.
@@ -63,7 +64,7 @@ SETS = ("yacht", "energy", "concrete")
 BASELINES = ("matern-ard", "rbf-ard")
 NNGP = re.compile(r"nngp-d(\d+)(-ard)?")
 IBNN = re.compile(r"botorch-ibnn-d(\d+)")
-START_BIAS_VARIANCE = 0.3
+START_BIAS_VARIANCE = (30.0, 0.3)  # first layer, layers above
 NEAR_ZERO = 1e-6
 
 
@@ -88,10 +89,10 @@ def scale_inputs(train: Tensor, test: Tensor, unit_cube: bool) -> tuple[Tensor, 
 def build_kernel(model: str, activation: str, dimension: int) -> tuple[Kernel, bool]:
     """The covariance module of a model name, and whether its inputs belong in the unit cube."""
     if match := NNGP.fullmatch(model):
-        return NNGPKernel(
-            get_activation(activation), int(match[1]), bias_variance=START_BIAS_VARIANCE,
-            ard_num_dims=dimension if match[2] else None,
-        ), False
+        depth, (first, above) = int(match[1]), START_BIAS_VARIANCE
+        biases = [first] + [above] * (depth - 1)
+        ard = dimension if match[2] else None
+        return NNGPKernel(get_activation(activation), depth, bias_variance=biases, ard_num_dims=ard), False
     if match := IBNN.fullmatch(model):
         return InfiniteWidthBNNKernel(int(match[1])), False
     if model not in BASELINES:
@@ -139,7 +140,7 @@ def at_bound(model: SingleTaskGP) -> list[str]:
     return found
 
 
-def fit(folder: Path, split: int, model_name: str, activation: str) -> dict[str, Any]:
+def fit(folder: Path, split: int, model_name: str, activation: str, restarts: int = 0) -> dict[str, Any]:
     """Fit one model on one split and record everything of interest."""
     x, y, x_test, y_test = load(folder, split)
     center, spread = y.mean(0), y.std(0)
@@ -162,6 +163,7 @@ def fit(folder: Path, split: int, model_name: str, activation: str) -> dict[str,
     record: dict[str, Any] = {"set": folder.name, "split": split, "model": model_name, "exception": None}
     if NNGP.fullmatch(model_name):
         record["activation"] = activation
+    best_of = {"pick_best_of_all_attempts": True, "max_attempts": restarts + 1} if restarts else {}
     torch.manual_seed(0)  # of BoTorch's retries
     with ExitStack() as stack:
         stack.enter_context(gpytorch.settings.fast_computations(False, False, False))
@@ -175,13 +177,13 @@ def fit(folder: Path, split: int, model_name: str, activation: str) -> dict[str,
         mll = ExactMarginalLogLikelihood(model.likelihood, model)
         clock = time.perf_counter()
         try:
-            fit_gpytorch_mll(mll, optimizer=optimizer)
+            fit_gpytorch_mll(mll, optimizer=optimizer, **best_of)
         except Exception as error:  # a benchmark of robustness counts failures and goes on
             record["exception"] = f"{type(error).__name__}: {error}"
             model.eval()
         record["seconds"] = time.perf_counter() - clock
         record["evaluations"] = len(evaluations)
-        record["attempts"] = len(attempts)
+        record["attempts"] = len(attempts) - (restarts if record["exception"] is None else 0)
         record["message"] = attempts[-1].message if attempts and attempts[-1] else ""
         record["log_posterior"] = -float(attempts[-1].fval) * len(y) if attempts and attempts[-1] else math.nan
         record["parameters"] = parameters(model)
@@ -271,6 +273,7 @@ def main() -> int:
     parser.add_argument("--depths", nargs="+", type=int, default=[1, 2, 3], help="of the default --models")
     parser.add_argument("--activation", nargs="+", default=["relu"])
     parser.add_argument("--models", nargs="+", help="default: nngp-dL, nngp-dL-ard for all depths, matern-ard, rbf-ard")
+    parser.add_argument("--restarts", type=int, default=0, help="use another --json file for each value")
     parser.add_argument("--json", type=Path, default=Path("uci_evidence_fits.jsonl"), help="finished fits, appended to")
     parser.add_argument("--markdown", type=Path, help="file for the tables")
     options = parser.parse_args()
@@ -293,14 +296,15 @@ def main() -> int:
             finished[record["set"], record["split"], record["model"], record.get("activation")] = record
     for job in tqdm([job for job in jobs if job not in finished], desc="fits", disable=None, file=sys.stderr):
         name, split, model, activation = job
-        finished[job] = fit(options.data / name, split, model, activation)
+        finished[job] = fit(options.data / name, split, model, activation, options.restarts)
         with options.json.open("a") as file:
             file.write(json.dumps(finished[job]) + "\n")
     records = [finished[job] for job in jobs]
     text = tables(records)
     print(text)
     if options.markdown:
-        command = [f"--{key} {' '.join(map(str, getattr(options, key)))}" for key in ("sets", "splits", "activation")]
+        shown = {key: getattr(options, key) for key in ("sets", "splits", "activation", "restarts")}
+        command = [f"--{k} {' '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in shown.items()]
         packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "gpytorch", "botorch", "scipy", "numpy"))
         options.markdown.parent.mkdir(parents=True, exist_ok=True)
         options.markdown.write_text(

@@ -10,10 +10,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..generalization import ErrorEstimate, WidthSweep, generalization_error, leave_one_out_error, width_sweep
+from ..generalization import (
+    ErrorEstimate,
+    FreeScale,
+    WidthSweep,
+    fit_free_scale,
+    generalization_error,
+    leave_one_out_error,
+    width_sweep,
+)
 from ..optim import Solution, fit_order_parameters
 from .data import Rows
-from .network import FreeScale, Network, NetworkGP, fit_free_scale
+from .network import Network, NetworkGP
 
 DEFAULT_WIDTHS = (10.0, 15.0, 22.0, 32.0, 46.0, 68.0, 100.0, 150.0, 220.0, 320.0, 460.0, 680.0, 1000.0)
 
@@ -118,7 +126,9 @@ def analyze(network: Network, rows: Rows, widths: tuple[float, ...] | None) -> A
             pieces = []
             for width in table:
                 step("width " + ", ".join(f"{number:g}" for number in width.tolist()))
-                pieces.append(_fit(network.model(rows.x, rows.y, width), rows))
+                own = tuple(width.tolist()) == network.width
+                fitted = (solution, loo, test) if own else _fit(network.model(rows.x, rows.y, width), rows)
+                pieces.append(fitted)
             sweep = _stack(table, len(rows.y), pieces)
 
     def own_units(error: ErrorEstimate | None) -> ErrorEstimate | None:

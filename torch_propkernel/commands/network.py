@@ -1,18 +1,15 @@
-"""The Gaussian process of a network, in double precision, and its baseline with a free scale."""
+"""The Gaussian process of a network, in double precision."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import gpytorch
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from .._validation import as_values, as_width, positive_number
-from ..functions import Activation, Spectrum
-from ..generalization import ErrorEstimate, generalization_error, leave_one_out_error
+from ..functions import Activation
 from ..kernels import RenormalizedNNGPKernel
 
 
@@ -84,79 +81,3 @@ class Network:
         likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.Positive()).double()
         likelihood.noise = torch.tensor(temperature, dtype=torch.float64)
         return NetworkGP(x, y, likelihood, kernel)
-
-
-@dataclass(frozen=True)
-class FreeScale:
-    """The infinitely wide network with a free overall scale r of its kernel: ScaleKernel(NNGPKernel).
-
-    Attributes:
-        scale: r.
-        log_evidence: log p(y | r K, T).
-        at_edge: Whether r is at an end of the interval that was searched, so that there may be no maximum.
-        leave_one_out: Errors from the training data alone.
-        test: Errors at test points, or None.
-    """
-
-    scale: float
-    log_evidence: float
-    at_edge: bool
-    leave_one_out: ErrorEstimate
-    test: ErrorEstimate | None
-
-
-def best_scale(spectrum: Spectrum, temperature: float) -> tuple[float, float, bool]:
-    r"""Maximize the evidence over a scale r of the kernel; return r, log p(y | r K, T) and whether r is at an edge.
-
-    .. math:: \log p(y | r K, T) = -\tfrac12 \sum_i [\log(T + r k_i) + z_i^2 / (T + r k_i) + \log 2 \pi]
-
-    A scan of log r in steps of 0.05, from where r K is a thousandth of the noise in every direction to where each
-    z_i^2 that stands above the noise would be matched by r k_i (at most 1e9 times the balance of traces), then Brent's
-    bounded search between the neighbors of the best step.
-
-    Args:
-        spectrum: Of one kernel matrix.
-        temperature: T > 0.
-    """
-    k, z2 = spectrum.eigenvalues, spectrum.projections.square()
-
-    def log_evidence(log_scale: Tensor) -> Tensor:
-        spread = temperature + torch.exp(log_scale).unsqueeze(-1) * k
-        return -0.5 * (spread.log() + z2 / spread + math.log(2.0 * math.pi)).sum(-1)
-
-    low = math.log(1e-3 * temperature / float(k.max()))
-    needed = z2[(z2 > temperature) & (k > 0)] / k[(z2 > temperature) & (k > 0)]
-    ceiling = 1e9 * max(float(z2.sum() / k.sum()), temperature / float(k.max()))
-    high = math.log(min(max(float(needed.max()) if len(needed) else 0.0, 1e3 * math.exp(low)), ceiling))
-    grid = torch.linspace(low, high, max(3, int((high - low) / 0.05) + 1), dtype=torch.float64)
-    best = int(torch.cat([log_evidence(part) for part in grid.split(64)]).argmax())
-    found = minimize_scalar(
-        lambda u: -float(log_evidence(torch.tensor(u, dtype=torch.float64))),
-        bounds=(float(grid[max(best - 1, 0)]), float(grid[min(best + 1, len(grid) - 1)])),
-        method="bounded",
-        options={"xatol": 1e-10},
-    )
-    return math.exp(found.x), -float(found.fun), best in (0, len(grid) - 1)
-
-
-@torch.no_grad()
-def fit_free_scale(model: NetworkGP, x: Tensor | None = None, y: Tensor | None = None) -> FreeScale:
-    """Return the baseline of a model: the same kernel at infinite width, times the scale of highest evidence.
-
-    Args:
-        model: The network's GP; it is not changed.
-        x: Test inputs.
-        y: Test targets.
-    """
-    kernel = model.covar_module
-    with kernel.assigned_order_parameter(1.0):
-        covariance = kernel(model.train_inputs[0]).to_dense()
-    temperature = float(model.likelihood.noise)
-    scale, evidence, at_edge = best_scale(Spectrum.from_kernel(covariance, model.train_targets), temperature)
-    order_parameter = torch.ones(kernel.depth, dtype=torch.float64)
-    order_parameter[-1] = scale  # every composition is proportional to the last layer's
-    test = None
-    if x is not None and y is not None:
-        test = generalization_error(model, x, y, order_parameter=order_parameter)
-    loo = leave_one_out_error(model, order_parameter=order_parameter)
-    return FreeScale(scale, evidence, at_edge, loo, test)

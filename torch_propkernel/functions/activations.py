@@ -69,7 +69,7 @@ def get_activation(activation: str | Activation) -> Activation:
         return activation
     known = ", ".join(sorted(ACTIVATIONS))
     if not isinstance(activation, str):
-        raise TypeError(f"expected an Activation or one of the names {known}; got {activation!r}")
+        raise TypeError(f"activation: expected an Activation or one of the names {known}; got {activation!r}")
     if activation.lower() not in ACTIVATIONS:
-        raise ValueError(f"expected an Activation or one of the names {known}; got {activation!r}")
+        raise ValueError(f"activation: expected an Activation or one of the names {known}; got {activation!r}")
     return ACTIVATIONS[activation.lower()]()

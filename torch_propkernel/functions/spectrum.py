@@ -82,10 +82,10 @@ class Spectrum:
             factor, log_det_base = None, targets.new_zeros(())
             if base is not None:
                 check_same_kind(kernel_matrix=kernel_matrix, base=check_floating("base", base).to(torch.float64))
-                factor = _base_factor(base.detach().to(torch.float64), size)
-                log_det_base = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-                kernel_matrix = _whiten(factor, _whiten(factor, kernel_matrix).transpose(-1, -2))
-                targets = _whiten(factor, targets.unsqueeze(-1)).squeeze(-1)
+                factor = _BaseFactor(base.detach().to(torch.float64), size)
+                log_det_base = factor.log_det()
+                kernel_matrix = factor.whiten(factor.whiten(kernel_matrix).transpose(-1, -2))
+                targets = factor.whiten(targets.unsqueeze(-1)).squeeze(-1)
             kernel_matrix = kernel_matrix.expand(*batch, size, size)
             targets = targets.expand(*batch, size)
             vectors = None
@@ -93,7 +93,7 @@ class Spectrum:
                 values, vectors = torch.linalg.eigh(kernel_matrix)
                 projections = (vectors.transpose(-1, -2) @ targets.unsqueeze(-1)).squeeze(-1)
                 if factor is not None and eigenvectors:
-                    vectors = torch.linalg.solve_triangular(factor.transpose(-1, -2), vectors, upper=True)
+                    vectors = factor.whiten_transposed(vectors)
             else:
                 values, projections = _reduce_each(kernel_matrix, targets)
             values = _without_rounding(values, kernel_matrix, source)
@@ -220,21 +220,34 @@ def _reduce_each(kernel_matrix: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
     return values.reshape(targets.shape), projections.reshape(targets.shape)
 
 
-def _base_factor(base: Tensor, size: int) -> Tensor:
-    if base.shape[-2:] != (size, size):
+class _BaseFactor:
+    """L with B = L L^T, for a dense B or one given by its diagonal (then L is a vector)."""
+
+    def __init__(self, base: Tensor, size: int) -> None:
+        self.dense = base.dim() >= 2 and base.shape[-2:] == (size, size)
+        if self.dense:
+            self.factor, info = torch.linalg.cholesky_ex(base)
+            if bool((info > 0).any()):
+                raise NotPositiveDefiniteError("base: expected a positive definite matrix, its factorization failed")
+            return
         if base.shape[-1:] != (size,):
             raise ValueError(f"base: expected shape (..., {size}, {size}) or (..., {size}), got {tuple(base.shape)}")
         if not bool((base > 0).all()):
-            raise NotPositiveDefiniteError(f"base: expected a positive diagonal, got a smallest entry {float(base.min()):.3g}")
-        return torch.diag_embed(base.sqrt())
-    factor, info = torch.linalg.cholesky_ex(base)
-    if bool((info > 0).any()):
-        raise NotPositiveDefiniteError("base: expected a positive definite matrix, its Cholesky factorization failed")
-    return factor
+            raise NotPositiveDefiniteError(f"base: expected a positive diagonal, got an entry {float(base.min()):.3g}")
+        self.factor = base.sqrt()
 
+    def log_det(self) -> Tensor:
+        return 2.0 * (self.factor.diagonal(dim1=-2, dim2=-1) if self.dense else self.factor).log().sum(-1)
 
-def _whiten(factor: Tensor, value: Tensor) -> Tensor:
-    return torch.linalg.solve_triangular(factor, value, upper=False)
+    def whiten(self, value: Tensor) -> Tensor:
+        if self.dense:
+            return torch.linalg.solve_triangular(self.factor, value, upper=False)
+        return value / self.factor.unsqueeze(-1)
+
+    def whiten_transposed(self, value: Tensor) -> Tensor:
+        if self.dense:
+            return torch.linalg.solve_triangular(self.factor.transpose(-1, -2), value, upper=True)
+        return value / self.factor.unsqueeze(-1)
 
 
 def _without_rounding(values: Tensor, kernel_matrix: Tensor, source: torch.dtype) -> Tensor:

@@ -9,11 +9,15 @@ from .errors import (
     training_error,
 )
 
+from .free_scale import FreeScale, fit_free_scale
+
 __all__ = [
     "ErrorEstimate",
+    "FreeScale",
     "LearningCurve",
     "WidthSweep",
     "expected_accuracy",
+    "fit_free_scale",
     "generalization_error",
     "learning_curve",
     "leave_one_out_error",

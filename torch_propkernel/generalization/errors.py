@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +11,9 @@ import torch
 from torch import Tensor
 
 from .._validation import check_targets
+from ..optim.fit_order_parameters import fit_parts
 from ..optim.model_parts import ModelParts
+from ..optim.solution import Solution
 from .predictor import Predictor, Units, evaluating, prepare_points
 
 
@@ -24,6 +28,7 @@ class ErrorEstimate:
         bias: (y - Gamma)^2 for each point: the measured squared error of the mean, no prediction.
         variance: sigma^2 for each point.
         infinite_width: The same at q = 1 with the same hyperparameters, not refitted; None in that object itself.
+        solution: What the solver returned, if the call was asked to fit.
 
     Example:
         >>> import torch
@@ -36,6 +41,7 @@ class ErrorEstimate:
     bias: Tensor
     variance: Tensor
     infinite_width: ErrorEstimate | None = None
+    solution: Solution | None = None
 
     @property
     def total(self) -> Tensor:
@@ -69,17 +75,25 @@ def _show(value: Tensor) -> str:
     return f"{value.item():.6g}" if value.numel() == 1 else str([f"{v:.6g}" for v in value.flatten().tolist()])
 
 
-def _both_widths(parts: ModelParts, order_parameter: Tensor | None, function: Any) -> Any:
-    """Apply ``function`` to the predictor at the solved q and at q = 1; one kernel evaluation serves both if it can."""
-    kernel = parts.kernel
-    q = kernel.order_parameter if order_parameter is None else order_parameter
-    q = q if q.dim() >= 2 and q.shape[-2] == 1 else q.unsqueeze(-2)
+def _both_widths(
+    parts: ModelParts, order_parameter: Tensor | None, fit: bool, function: Callable[[Predictor], ErrorEstimate]
+) -> ErrorEstimate:
+    """Apply ``function`` to the predictor at the solved q and at q = 1; one kernel evaluation serves all if it can."""
+    kernel, solution, problem = parts.kernel, None, None
+    if fit:
+        if order_parameter is not None:
+            raise ValueError("order_parameter: expected None with fit=True, got a value")
+        solution, problem = fit_parts(parts, differentiable=torch.is_grad_enabled())
+        order_parameter = solution.order_parameter
+    q = kernel.order_parameter if order_parameter is None else order_parameter.unsqueeze(-2)
     if kernel.is_scalar and parts.is_multiplicative():
-        unit = parts.covariance(1.0)
+        unit = parts.covariance(1.0) if problem is None else problem.kernel_matrix
         scale = q.to(unit.dtype).prod(-1).unsqueeze(-1)
         finite = function(Predictor(parts, q, unit * scale))
-        return finite, function(Predictor(parts, 1.0, unit))
-    return function(Predictor(parts, q)), function(Predictor(parts, 1.0))
+        infinite = function(Predictor(parts, 1.0, unit))
+    else:
+        finite, infinite = function(Predictor(parts, q)), function(Predictor(parts, 1.0))
+    return dataclasses.replace(finite, infinite_width=infinite, solution=solution)
 
 
 def generalization_error(
@@ -87,6 +101,7 @@ def generalization_error(
     x: Tensor,
     y: Tensor,
     *,
+    fit: bool = False,
     order_parameter: Tensor | None = None,
     differentiable: bool = False,
     chunk_size: int = 1000,
@@ -96,8 +111,8 @@ def generalization_error(
     .. math:: \langle (y_* - f(x_*))^2 \rangle = (y_* - \Gamma)^2 + \sigma^2, \quad
               \Gamma = k_*^T A^{-1} y, \quad \sigma^2 = k_{**} - k_*^T A^{-1} k_*
 
-    with k the renormalized kernel at the kernel's present order parameters (call :func:`fit_order_parameters` first) and
-    A = K_R + T. The average is over networks of the posterior, not over data: the bias IS the measured squared error of
+    with k the renormalized kernel at the kernel's present order parameters (call :func:`fit_order_parameters` first, or give
+    ``fit=True``) and A = K_R + T. The average is over networks of the posterior, not over data: the bias IS the measured squared error of
     the mean at these targets. For a prediction from training data alone use :func:`leave_one_out_error`.
 
     No noise T is added (add it for the error on new noisy targets). Shapes: x ``*b x m x d``, y ``*b x m``.
@@ -108,6 +123,7 @@ def generalization_error(
         model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`.
         x: Test inputs.
         y: Test targets, in original units.
+        fit: Solve and set the order parameters first, as :func:`fit_order_parameters` does, from the same kernel matrix.
         order_parameter: Use these q (``*b x L``, may carry a graph) instead of the kernel's.
         differentiable: Keep the graph to hyperparameters and inputs.
         chunk_size: Test points at a time.
@@ -143,11 +159,12 @@ def generalization_error(
             mean = units.shift + units.scale * mean
             return ErrorEstimate(mean, (y - mean).square(), variance * units.scale**2)
 
-        finite, infinite = _both_widths(parts, order_parameter, errors)
-    return ErrorEstimate(finite.mean, finite.bias, finite.variance, infinite)
+        return _both_widths(parts, order_parameter, fit, errors)
 
 
-def leave_one_out_error(model: Any, *, order_parameter: Tensor | None = None, differentiable: bool = False) -> ErrorEstimate:
+def leave_one_out_error(
+    model: Any, *, fit: bool = False, order_parameter: Tensor | None = None, differentiable: bool = False
+) -> ErrorEstimate:
     r"""Predicted test error from the training data alone, leaving one point out at a time.
 
     .. math:: y_i - \mu_{-i} = [A^{-1} y]_i / [A^{-1}]_{ii}, \qquad \sigma^2_{-i} = 1/[A^{-1}]_{ii} - T
@@ -157,6 +174,7 @@ def leave_one_out_error(model: Any, *, order_parameter: Tensor | None = None, di
 
     Args:
         model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`.
+        fit: Solve and set the order parameters first, as :func:`fit_order_parameters` does, from the same kernel matrix.
         order_parameter: Use these q (``*b x L``) instead of the kernel's.
         differentiable: Keep the graph to hyperparameters and inputs.
 
@@ -189,8 +207,7 @@ def leave_one_out_error(model: Any, *, order_parameter: Tensor | None = None, di
             mean = units.shift + units.scale * (parts.targets - deviation)
             return ErrorEstimate(mean, (units.scale * deviation).square(), variance * units.scale**2)
 
-        finite, infinite = _both_widths(parts, order_parameter, errors)
-    return ErrorEstimate(finite.mean, finite.bias, finite.variance, infinite)
+        return _both_widths(parts, order_parameter, fit, errors)
 
 
 def training_error(model: Any, *, order_parameter: Tensor | None = None, differentiable: bool = False) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from gpytorch.constraints import Interval, Positive
 from gpytorch.kernels import Kernel
-from gpytorch.priors import LogNormalPrior, NormalPrior, Prior
+from gpytorch.priors import GammaPrior, LogNormalPrior, NormalPrior, Prior
 from torch import Tensor
 
 from .._validation import as_values
@@ -37,9 +37,12 @@ class NNGPKernel(Kernel):
     What trains: ``bias_variance`` (where it was given positive), the ARD weights, the readout variance w_L and, for
     activations that are not homogeneous, the other weight variances. For homogeneous activations (relu, identity, ...)
     the lower weight variances are only an overall scale: they are fixed. Change it with ``requires_grad_`` on the
-    ``raw_`` parameters. The default priors are for inputs of unit variance: a log-normal prior on weight variances,
-    on each ratio b_l / w_l, and a normal one on the log ARD weights; they keep evidence fits away from the flat
-    directions of the likelihood. A call with inputs of a very different scale warns once.
+    ``raw_`` parameters. The default priors are for inputs and targets of unit variance: log-normal on the trained
+    weight variances below the readout (median 1) and on each ratio b_l / w_l (median 0.3), gamma on the readout
+    variance (mean 100), normal on the log ARD weights (deviation 1). They and the upper bound of the biases, 1000 times
+    the largest weight variance given below the readout, keep evidence fits away from the flat directions of the
+    likelihood. A large first bias, such as ``bias_variance=[30.0, 0.3]``, is a good start for fits: they begin with
+    smooth functions. A call with inputs of a very different scale warns once.
 
     Shapes: inputs ``... x n x d`` and ``... x m x d`` give ``... x n x m``, with ``diag=True`` ``... x n``.
     Accuracy: exact to rounding for closed-form activations, the activation's tolerance for quadrature ones.
@@ -57,7 +60,8 @@ class NNGPKernel(Kernel):
         bias_ratio_prior: Prior on each b_l / w_l.
         ard_prior: Prior on each log ARD weight.
         weight_variance_constraint: Constraint of all weight variances; positive on a log scale by default.
-        bias_variance_constraint: Constraint of the bias variances; positive on a log scale by default.
+        bias_variance_constraint: Constraint of the bias variances; by default between zero (on a log scale) and the
+            bound above, or ten times a bias variance given beyond a tenth of it.
         kwargs: ``active_dims`` and other arguments of :class:`gpytorch.kernels.Kernel`.
 
     Attributes:
@@ -116,9 +120,12 @@ class NNGPKernel(Kernel):
             raise ValueError("bias_variance: expected a layer's bias to be zero in all batch elements or in none")
         trains_weights = activation.homogeneous_degree is None
         if trains_weights and weight_variance_prior is None:
-            weight_variance_prior = LogNormalPrior(0.0, 1.5)
+            # Unit pre-activations for inputs of unit variance, within a factor of seven (two deviations).
+            weight_variance_prior = LogNormalPrior(0.0, 1.0)
         if self._trains_readout and readout_variance_prior is None:
-            readout_variance_prior = LogNormalPrior(0.0, 3.0)
+            # Wide for unit targets (relu loses a factor of two in each layer); the exponential tail closes the
+            # polynomial limit w_0 -> 0, w_L -> infinity of smooth activations, which a log-normal one leaves open.
+            readout_variance_prior = GammaPrior(2.0, 0.02)
 
         self._add_variance("hidden_weight_variance", depth, weight_variance_constraint)
         self._add_variance("readout_variance", 1, weight_variance_constraint)
@@ -139,12 +146,13 @@ class NNGPKernel(Kernel):
                 self._set_readout_variance,
             )
         if any(self._has_bias):
-            # Smoothly bounded above, on a log scale below: a line search that tries a huge bias makes the kernel a constant
-            # plus rounding, which no noise can regularize. A thousand times the weights is far from every sensible fit.
-            largest = 1e3 * max(0.01, float(weights[..., :-1].max()), float(biases.max()))
+            # On a log scale, smoothly bounded above: a line search that tries a huge bias would make the kernel a
+            # constant plus rounding, not positive definite with a small noise.
+            largest = max(10.0, 1e3 * float(weights[..., :-1].max()), 10.0 * float(biases.max()))
             self._add_variance("bias_variance", depth, bias_variance_constraint or Interval(0.0, largest))
             self.register_prior(
                 "bias_ratio_prior",
+                # Of the order of the weights, as in common initializations; from 1/60 to 6 (two deviations).
                 bias_ratio_prior or LogNormalPrior(math.log(0.3), 1.5),
                 self._get_bias_ratio,
                 self._set_bias_ratio,
@@ -152,8 +160,9 @@ class NNGPKernel(Kernel):
         if ard_num_dims is not None:
             raw = torch.zeros(*self._batch_shape, 1, ard_num_dims)
             self.register_parameter("raw_ard_weights", torch.nn.Parameter(raw))
+            # Inputs that matter differ by factors of e; an irrelevant one can still be switched off (1e-3: 24 nats).
             self.register_prior(
-                "ard_prior", ard_prior or NormalPrior(0.0, 2.0), self._get_raw_ard_weights, self._set_raw_ard_weights
+                "ard_prior", ard_prior or NormalPrior(0.0, 1.0), self._get_raw_ard_weights, self._set_raw_ard_weights
             )
         self.weight_variance = weights.unsqueeze(-2)
         if any(self._has_bias):

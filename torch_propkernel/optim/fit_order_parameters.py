@@ -12,7 +12,7 @@ from torch import Tensor
 from ..exceptions import ReliabilityWarning
 from ..reliability import assess_reliability
 from .local_minimum import LocalMinimum, minimize
-from .model_parts import ModelParts, take_apart, warn_if_not_identifiable
+from .model_parts import ModelParts, ScalarProblem, take_apart, warn_if_not_identifiable
 from .solution import Solution, SolveResult
 from .solve_order_parameters import solve_order_parameters
 
@@ -66,12 +66,30 @@ def fit_order_parameters(model: Any, *, throw: bool = True, differentiable: bool
         >>> solution.result.name, bool((model.covar_module.order_parameter > 1.2).all())
         ('global_minimum', True)
     """
-    parts = take_apart(model)
+    return fit_parts(take_apart(model), throw=throw, differentiable=differentiable, warn=warn)[0]
+
+
+def fit_parts(
+    parts: ModelParts, *, throw: bool = True, differentiable: bool = False, warn: bool = True
+) -> tuple[Solution, ScalarProblem | None]:
+    """Do what :func:`fit_order_parameters` does, and return the one-dimensional problem too, if it was one."""
+    model, problem = parts.model, None
     if warn:
         warn_if_not_identifiable(parts)
     was_training = model.training
     with torch.set_grad_enabled(differentiable):
-        solution = _solve_scalar(parts) if parts.kernel.is_scalar else _solve_local(parts)
+        if parts.kernel.is_scalar:
+            problem = parts.scalar_problem()
+            solution = solve_order_parameters(
+                problem.kernel_matrix,
+                problem.residuals,
+                width=parts.kernel.width.squeeze(-2),
+                temperature=problem.temperature,
+                base=problem.base,
+                throw=False,
+            )
+        else:
+            solution = _solve_local(parts)
     solution = _describe(parts, solution)
     if throw:
         solution.raise_if_failed()
@@ -80,8 +98,8 @@ def fit_order_parameters(model: Any, *, throw: bool = True, differentiable: bool
         model.train()
         model.train(was_training)
     if warn and solution.reliability is not None and not solution.reliability.reliable:
-        warnings.warn(solution.reliability.note, ReliabilityWarning, stacklevel=2)
-    return solution
+        warnings.warn(solution.reliability.note, ReliabilityWarning, stacklevel=3)
+    return solution, problem
 
 
 def _describe(parts: ModelParts, solution: Solution) -> Solution:
@@ -96,18 +114,6 @@ def _describe(parts: ModelParts, solution: Solution) -> Solution:
         note = assess_reliability(kernel.activation, scaled, kernel.width, noise, solution.order_parameter)
         stats = solution.stats | {"participation_ratio": note.participation_ratio}
     return dataclasses.replace(solution, reliability=note, stats=stats)
-
-
-def _solve_scalar(parts: ModelParts) -> Solution:
-    problem = parts.scalar_problem()
-    return solve_order_parameters(
-        problem.kernel_matrix,
-        problem.residuals,
-        width=parts.kernel.width.squeeze(-2),
-        temperature=problem.temperature,
-        base=problem.base,
-        throw=False,
-    )
 
 
 def _solve_local(parts: ModelParts) -> Solution:
@@ -149,7 +155,14 @@ def _solve_local(parts: ModelParts) -> Solution:
         logs = best.logs.clone().requires_grad_(True)
         value = total_action(logs)
         (gradient,) = torch.autograd.grad(value.sum(), logs, create_graph=True)
-        change = torch.linalg.solve(best.hessian, torch.where(finite, gradient - gradient.detach(), 0.0))
+        rows = [
+            torch.autograd.grad(gradient[..., i].sum(), logs, retain_graph=True)[0] for i in range(logs.shape[-1])
+        ]
+        # Layers of infinite width do not move: their rows and columns are those of the identity.
+        both = finite.unsqueeze(-1) & finite.unsqueeze(-2)
+        unit = torch.eye(logs.shape[-1], dtype=logs.dtype, device=logs.device)
+        hessian = torch.where(both, torch.stack(rows, -2), unit)
+        change = torch.linalg.solve(hessian, torch.where(finite, gradient - gradient.detach(), 0.0))
         order_parameter = torch.exp(best.logs) * (1.0 - change)
     ok = bool(best.converged.all())
     stats = {

@@ -207,5 +207,5 @@ def warn_if_not_identifiable(parts: ModelParts) -> None:
             "the data: trained together without a prior on the scale, q sits at one and the model is an infinitely wide "
             "network with a free scale. Fix it with requires_grad_(False) to read q as a prediction.",
             IdentifiabilityWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
