@@ -4,8 +4,8 @@ Usage::
 
     python examples/compare_with_sampled_networks.py DIR [--json OUT]
 
-DIR holds ``finite_networks.json``, a list of cases, and the arrays they name. Three small cases ship in ``tests/data``. A
-case is an object with
+DIR holds ``finite_networks.json``, a list of cases, and the arrays they name. Three small cases ship in
+``tests/data``. A case is an object with
 
 ``id``
     a name,
@@ -20,15 +20,16 @@ case is an object with
 ``temperature``
     T, the variance of the observation noise,
 ``measured``
-    (optional) ``{"mse": {"mean": .., "se": ..}, ...}``: E (y* - f(x*))^2 averaged over the test points and over networks
-    sampled from the posterior, without noise; also ``bias2`` and ``variance``,
+    (optional) ``{"mse": {"mean": .., "se": ..}, ...}``: E (y* - f(x*))^2 averaged over the test points and over
+    networks sampled from the posterior, without noise; also ``bias2`` and ``variance``,
 ``theory``
-    (optional) ``{name: {"mse": ..}}``: the same predictions from another implementation, shown as a relative difference.
+    (optional) ``{name: {"mse": ..}}``: the same predictions from another implementation, shown as a relative
+    difference.
 
 For every case the measured value and the predictions are printed: ``inf`` (infinite width) and, for one hidden layer,
-``saddle``; for more, ``saddle_nested``, ``saddle_outer`` and ``saddle_lin`` (the linear-part composition), each with its
-squared bias, variance, order parameters, relative error and z = (prediction - measured) / standard error. The bias is
-computed at the given test targets.
+``saddle``; for more, ``saddle_nested``, ``saddle_outer`` and ``saddle_lin`` (the linear-part composition), each with
+its squared bias, variance, order parameters, relative error and z = (prediction - measured) / standard error. The bias
+is computed at the given test targets.
 
 With ``--json OUT`` a list of ``{"id", "predictions": {name: {"mse", "bias2", "var", "q" or "q1".."qL"}}}`` is written.
 """
@@ -109,8 +110,8 @@ def entry(error, names, q):
 def show(case: dict, predictions: dict) -> None:
     """Print one case as a small table."""
     measured = case.get("measured", {}).get("mse")
-    head = f"case {case['id']} {case.get('dataset', '')}: {case['activation']}, widths {case['widths']}, T = {case['temperature']}"
-    print(head)
+    what = f"{case['activation']}, widths {case['widths']}, T = {case['temperature']}"
+    print(f"case {case['id']} {case.get('dataset', '')}: {what}")
     if measured is not None:
         print(f"  {'measured':14s} mse {measured['mean']:.5g} +- {measured['se']:.2g}")
     for name, p in predictions.items():

@@ -71,9 +71,7 @@ def _kappa_gelu(cxx, cxy, cyy):
     prod = (1 + cxx) * (1 + cyy)
     numerator = cxx * cyy + cxy**2 * (1 / (1 + cxx) + 1 / (1 + cyy) - 1)
     return (
-        cxy / 4
-        + cxy / (2 * np.pi) * np.arcsin(cxy / np.sqrt(prod))
-        + numerator / (2 * np.pi * np.sqrt(prod - cxy**2))
+        cxy / 4 + cxy / (2 * np.pi) * np.arcsin(cxy / np.sqrt(prod)) + numerator / (2 * np.pi * np.sqrt(prod - cxy**2))
     )
 
 
@@ -144,21 +142,41 @@ def leaky_relu(a: float) -> Dual:
 
 
 DUALS: dict[str, Dual] = {
-    "identity": Dual("identity", lambda u: u, lambda x, xy, y: xy + 0 * x + 0 * y, lambda c: 1 + 0 * c,
-                     lambda c: 0 * c, odd=True),
+    "identity": Dual(
+        "identity", lambda u: u, lambda x, xy, y: xy + 0 * x + 0 * y, lambda c: 1 + 0 * c, lambda c: 0 * c, odd=True
+    ),
     "erf": Dual("erf", special.erf, _kappa_erf, lambda c: 2 / np.sqrt(np.pi * (1 + 2 * c)), lambda c: 0 * c, odd=True),
-    "relu": Dual("relu", lambda u: np.maximum(u, 0), _kappa_relu, lambda c: 0.5 + 0 * c,
-                 lambda c: np.sqrt(c / (2 * np.pi)), kinks=(0.0,)),
+    "relu": Dual(
+        "relu",
+        lambda u: np.maximum(u, 0),
+        _kappa_relu,
+        lambda c: 0.5 + 0 * c,
+        lambda c: np.sqrt(c / (2 * np.pi)),
+        kinks=(0.0,),
+    ),
     "leaky_relu": leaky_relu(0.1),
-    "sin": Dual("sin", np.sin, lambda x, xy, y: np.exp(-(x + y) / 2) * np.sinh(xy), lambda c: np.exp(-c / 2),
-                lambda c: 0 * c, odd=True),
-    "cos": Dual("cos", np.cos, lambda x, xy, y: np.exp(-(x + y) / 2) * np.cosh(xy), lambda c: 0 * c,
-                lambda c: np.exp(-c / 2)),
-    "exp": Dual("exp", np.exp, lambda x, xy, y: np.exp((x + y) / 2 + xy), lambda c: np.exp(c / 2),
-                lambda c: np.exp(c / 2)),
+    "sin": Dual(
+        "sin",
+        np.sin,
+        lambda x, xy, y: np.exp(-(x + y) / 2) * np.sinh(xy),
+        lambda c: np.exp(-c / 2),
+        lambda c: 0 * c,
+        odd=True,
+    ),
+    "cos": Dual(
+        "cos", np.cos, lambda x, xy, y: np.exp(-(x + y) / 2) * np.cosh(xy), lambda c: 0 * c, lambda c: np.exp(-c / 2)
+    ),
+    "exp": Dual(
+        "exp", np.exp, lambda x, xy, y: np.exp((x + y) / 2 + xy), lambda c: np.exp(c / 2), lambda c: np.exp(c / 2)
+    ),
     "square": Dual("square", np.square, lambda x, xy, y: x * y + 2 * xy**2, lambda c: 0 * c, lambda c: c),
-    "gelu": Dual("gelu", lambda u: u * special.ndtr(u), _kappa_gelu,
-                 lambda c: 0.5 + 0 * c, lambda c: c / np.sqrt(2 * np.pi * (1 + c))),
+    "gelu": Dual(
+        "gelu",
+        lambda u: u * special.ndtr(u),
+        _kappa_gelu,
+        lambda c: 0.5 + 0 * c,
+        lambda c: c / np.sqrt(2 * np.pi * (1 + c)),
+    ),
     "tanh": quadrature_dual("tanh", np.tanh, odd=True),
 }
 
@@ -222,7 +240,10 @@ def nested_kernel(C: Array, dual: Dual, precisions: Sequence[float], biases: Seq
 
 
 def renormalized_kernel(
-    C: Array, dual: Dual, precisions: Sequence[float], biases: Sequence[float] | None = None,
+    C: Array,
+    dual: Dual,
+    precisions: Sequence[float],
+    biases: Sequence[float] | None = None,
     composition: str = "outer",
 ) -> Callable[[ArrayLike], Array]:
     """A function q -> K_R on the symmetric set of rows with input covariance C (which includes b_0).
@@ -327,9 +348,7 @@ class Minimum:
     stationary_products: Array = field(default_factory=lambda: np.empty(0))
 
 
-def brute_force_minimum(
-    k: ArrayLike, z: ArrayLike, widths: Sequence[float], T: float, points: int = 3000
-) -> Minimum:
+def brute_force_minimum(k: ArrayLike, z: ArrayLike, widths: Sequence[float], T: float, points: int = 3000) -> Minimum:
     """Global minimum of S over q_1..q_L for the outer composition (7), any L, by scanning.
 
     The data term depends on r = prod q only. At fixed r the prior term has one minimum (convex in log q), which lies on
@@ -360,8 +379,11 @@ def brute_force_minimum(
     tangent = (mid > 0) & (mid <= left) & (mid <= right) | (mid < 0) & (mid >= left) & (mid >= right)
     for i in np.flatnonzero(tangent & (np.abs(mid) < curved)) + 1:
         best = optimize.minimize_scalar(
-            lambda t, sign: float(sign * slope(t)), args=(math.copysign(1.0, g[i]),),
-            bounds=(grid[i - 1], grid[i + 1]), method="bounded", options={"xatol": 1e-12},
+            lambda t, sign: float(sign * slope(t)),
+            args=(math.copysign(1.0, g[i]),),
+            bounds=(grid[i - 1], grid[i + 1]),
+            method="bounded",
+            options={"xatol": 1e-12},
         )
         if best.fun < 0:
             brackets += [(grid[i - 1], best.x), (best.x, grid[i + 1])]
@@ -414,8 +436,14 @@ def minimize_dense(
         starts += [2 * row - 0.5 for row in np.eye(depth)] if depth > 1 else []
     minima: list[tuple[Array, float]] = []
     for start in starts:
-        found = optimize.minimize(value_and_gradient, np.asarray(start, dtype=float), jac=True, method="L-BFGS-B",
-                                  bounds=[(-12.0, 12.0)] * depth, options={"ftol": 1e-15, "gtol": 1e-10})
+        found = optimize.minimize(
+            value_and_gradient,
+            np.asarray(start, dtype=float),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(-12.0, 12.0)] * depth,
+            options={"ftol": 1e-15, "gtol": 1e-10},
+        )
         u = found.x
         if found.fun >= 1e11:
             continue

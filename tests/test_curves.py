@@ -11,8 +11,8 @@ import torch
 
 from torch_propkernel import (
     Erf,
-    ReLU,
     ReliabilityWarning,
+    ReLU,
     RenormalizedNNGPKernel,
     assess_reliability,
     expected_accuracy,
@@ -66,10 +66,10 @@ def noises(kind: str):
 def test_width_sweep_is_one_fit_for_each_width(kind, noise):
     (x, y), (test_x, test_y) = data(50), data(9, seed=1)
     widths = [10.0, 40.0, 1e5, math.inf]
-    sweep = width_sweep(
-        Model(x, y, covariance(kind, 77.0), 0.3, noises(noise)), widths, test_x, test_y, chunk_size=4
+    sweep = width_sweep(Model(x, y, covariance(kind, 77.0), 0.3, noises(noise)), widths, test_x, test_y, chunk_size=4)
+    assert (
+        sweep.width.shape == (4, 1) and sweep.test.total.shape == (4, 9) and sweep.leave_one_out.total.shape == (4, 50)
     )
-    assert sweep.width.shape == (4, 1) and sweep.test.total.shape == (4, 9) and sweep.leave_one_out.total.shape == (4, 50)
     for index, width in enumerate(widths):
         model = Model(x, y, covariance(kind, width), 0.3, noises(noise))
         solution = fit_order_parameters(model, warn=False)
@@ -199,7 +199,9 @@ def test_participation_ratio():
     assert participation_ratio(torch.zeros(3, 2)).item() == 0.0
     large = torch.randn(600, 700, dtype=F)  # takes the blocked product
     gram = large @ large.T
-    assert participation_ratio(large).item() == pytest.approx((gram.trace() ** 2 / gram.square().sum()).item(), rel=1e-12)
+    assert participation_ratio(large).item() == pytest.approx(
+        (gram.trace() ** 2 / gram.square().sum()).item(), rel=1e-12
+    )
 
 
 def test_reliability_warning_names_the_regime():

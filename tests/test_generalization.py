@@ -132,8 +132,10 @@ def test_agrees_with_the_posterior_of_the_model(fitted):
     model, X, y, P, _, _, _ = fitted
     result = generalization_error(model, torch.as_tensor(X[P:]), torch.as_tensor(y[P:]))
     model.eval()
-    with torch.no_grad(), gpytorch.settings.fast_computations(log_prob=False, covar_root_decomposition=False,
-                                                              solves=False):
+    with (
+        torch.no_grad(),
+        gpytorch.settings.fast_computations(log_prob=False, covar_root_decomposition=False, solves=False),
+    ):
         posterior = model(torch.as_tensor(X[P:]))
     # GPyTorch's own triangular solves: relative error about 1e-13 times the condition number 1e3
     np.testing.assert_allclose(result.bias.detach().numpy(), (y[P:] - posterior.mean.numpy()) ** 2, atol=1e-9)

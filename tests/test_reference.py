@@ -37,7 +37,11 @@ from reference import (
 from scipy import optimize, special, stats
 
 THEORY_KEYS = {
-    "inf": None, "saddle": "outer", "saddle_nested": "nested", "saddle_outer": "outer", "saddle_lin": "linear_part"
+    "inf": None,
+    "saddle": "outer",
+    "saddle_nested": "nested",
+    "saddle_outer": "outer",
+    "saddle_lin": "linear_part",
 }
 CLOSED = ["identity", "erf", "relu", "leaky_relu", "sin", "cos", "exp", "square", "gelu"]
 PAIRS = [(1.3, 0.4, 0.7), (2.0, -1.1, 0.9), (0.5, 0.5, 0.5), (1.0, -1.0, 1.0), (0.0, 0.0, 1.0), (1e-6, 2e-4, 1.0)]
@@ -404,7 +408,8 @@ def check_case(case, keys):
         np.testing.assert_allclose(
             [bias + variance.mean(), bias, variance.mean(), *q],
             [theory["mse"], theory["bias2"], theory["var"], *listed],
-            rtol=1e-6, err_msg=f"case {case['id']} {key}",
+            rtol=1e-6,
+            err_msg=f"case {case['id']} {key}",
         )
         ours, theirs = (action_dense(v, train(v), y, widths, T) for v in (q, np.array(listed)))
         assert ours <= theirs + 1e-12 * abs(theirs), (case["id"], key)

@@ -28,14 +28,21 @@ def predictions(case, make_model) -> dict[str, dict]:
         if key not in case["theory"]:
             continue
         model = make_model(
-            case["X"], case["y"], ACTIVATIONS[case["activation"]](), case["widths"], case["temperature"],
-            case["precisions"], composition=composition,
+            case["X"],
+            case["y"],
+            ACTIVATIONS[case["activation"]](),
+            case["widths"],
+            case["temperature"],
+            case["precisions"],
+            composition=composition,
         )
         solution = fit_order_parameters(model)
         error = generalization_error(model, torch.as_tensor(case["Xt"]), torch.as_tensor(case["yt"]))
         for label, part in ((key, error), ("inf", error.infinite_width)):
             out[label] = {
-                "mse": float(part.mean_total), "bias2": float(part.mean_bias), "var": float(part.mean_variance)
+                "mse": float(part.mean_total),
+                "bias2": float(part.mean_bias),
+                "var": float(part.mean_variance),
             }
         out[key]["train"] = float(training_error(model))
         out[key]["q"] = solution.order_parameter.detach().numpy().ravel()
@@ -66,8 +73,10 @@ def compare(cases, predicted) -> int:
             label = f"case {case['id']} ({case['dataset']}, {case['activation']}, {case['widths']}) {key}"
             # 1e-5: the listed optima come from an independent minimization that stopped at 1e-7 in q
             np.testing.assert_allclose(
-                [value[name] for name in ("mse", "bias2", "var")], [listed[name] for name in ("mse", "bias2", "var")],
-                rtol=1e-5, err_msg=label,
+                [value[name] for name in ("mse", "bias2", "var")],
+                [listed[name] for name in ("mse", "bias2", "var")],
+                rtol=1e-5,
+                err_msg=label,
             )
             if key != "inf":
                 q = [listed["q"]] if "q" in listed else [listed[f"q{i + 1}"] for i in range(len(case["widths"]))]
@@ -133,8 +142,12 @@ def test_one_layer_structured_data_erf_is_a_known_failure(reference_cases, predi
     """Few dominant directions, erf, N_1 <= 50: 12 to 115 % off. Learned features; a rescaled kernel has none."""
     cases = select(
         reference_cases,
-        lambda c: len(c["widths"]) == 1 and c["activation"] == "erf" and c["widths"][0] <= 50
-        and c["dataset"].startswith(("digits", "breast_cancer")),
+        lambda c: (
+            len(c["widths"]) == 1
+            and c["activation"] == "erf"
+            and c["widths"][0] <= 50
+            and c["dataset"].startswith(("digits", "breast_cancer"))
+        ),
     )
     saddle = np.abs(errors(cases, predict_all(cases), "saddle"))
     assert saddle.min() > 0.10

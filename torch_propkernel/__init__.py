@@ -1,7 +1,7 @@
 """Theory-corrected predictors for finite-width Bayesian networks, as GPyTorch kernels and solvers.
 
-A kernel that owns its order parameters, with the prior that the width dictates (:class:`RenormalizedNNGPKernel`), a solver
-of the saddle point (:func:`fit_order_parameters`), and the predicted errors (:func:`generalization_error`,
+A kernel that owns its order parameters, with the prior that the width dictates (:class:`RenormalizedNNGPKernel`), a
+solver of the saddle point (:func:`fit_order_parameters`), and the predicted errors (:func:`generalization_error`,
 :func:`leave_one_out_error`), always beside those of the infinitely wide network. The equations are in ``THEORY.md`` of
 this package; the source is Pacelli et al., Nature Machine Intelligence 5, 1497 (2023), arXiv:2209.04882.
 """

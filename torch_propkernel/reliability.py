@@ -17,8 +17,8 @@ _MANY_DATA, _COLD = 3.0, 0.1
 def participation_ratio(x: Tensor) -> Tensor:
     r"""Effective number of directions of the inputs, tr(G)^2 / tr(G^2) with G = X X^T, not centered.
 
-    Between 1 (all rows on one line) and min(P, N_0). Shapes: ``... x P x d`` gives ``...``. Cost: one GEMM of the smaller
-    side. Zero rows only give NaN-free 0.
+    Between 1 (all rows on one line) and min(P, N_0). Shapes: ``... x P x d`` gives ``...``. Cost: one GEMM of the
+    smaller side. Zero rows only give NaN-free 0.
 
     Args:
         x: Inputs, ``... x P x d``.
@@ -67,8 +67,8 @@ def assess_reliability(
 ) -> Reliability:
     """Compare a problem with the regimes of THEORY.md, section 7.
 
-    The note is crude: it knows the activation (saturating odd ones learn features that a rescaled kernel cannot express),
-    the participation ratio of the inputs, alpha = P / N, the temperature and the size of the correction.
+    The note is crude: it knows the activation (saturating odd ones learn features that a rescaled kernel cannot
+    express), the participation ratio of the inputs, alpha = P / N, the temperature and the size of the correction.
 
     Args:
         activation: The network's activation.
@@ -90,7 +90,9 @@ def assess_reliability(
     correction = float(order_parameter.log().abs().max())
     saturating = activation.is_odd and activation.homogeneous_degree is None
     cold = float(temperature.min()) <= _COLD * (1 + 1e-6)  # a constrained parameter set to 0.1 reads back with rounding
-    facts = f"participation ratio of the inputs {directions:.1f}, alpha = P/N {alpha:.3g}, largest |log q| {correction:.3g}"
+    facts = (
+        f"participation ratio of the inputs {directions:.1f}, alpha = P/N {alpha:.3g}, largest |log q| {correction:.3g}"
+    )
     if alpha == 0.0:
         return Reliability(True, f"infinite width, nothing to correct ({facts})", directions, alpha, correction)
     reasons = []

@@ -83,8 +83,17 @@ def main() -> int:
             row["miscounted"] += miscounted
             row["solver"] += solve_time
             row["scan"] += scan_time
-    header = ("kind", "problems", "several minima", "worst (S-S_scan)/|S|", "beaten", "minima miscounted", "raised",
-              "solver ms", "scan ms")
+    header = (
+        "kind",
+        "problems",
+        "several minima",
+        "worst (S-S_scan)/|S|",
+        "beaten",
+        "minima miscounted",
+        "raised",
+        "solver ms",
+        "scan ms",
+    )
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * len(header))
     for label in sorted(rows, key=lambda name: (name == "all", name)):

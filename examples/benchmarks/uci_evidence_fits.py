@@ -222,8 +222,19 @@ def tables(records: list[dict[str, Any]]) -> str:
     for record in records:
         groups[record["set"]][label(record)][record["split"]] = record
     header = (
-        "model", "fits", "failed", "retried", "with warnings", "at bound", "RMSE", "RMSE - Matern-ARD", "NLPD",
-        "largest bias ratio", "smallest noise", "evaluations", "seconds",
+        "model",
+        "fits",
+        "failed",
+        "retried",
+        "with warnings",
+        "at bound",
+        "RMSE",
+        "RMSE - Matern-ARD",
+        "NLPD",
+        "largest bias ratio",
+        "smallest noise",
+        "evaluations",
+        "seconds",
     )
     for name, models in groups.items():
         lines += ["", f"### {name}", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -235,13 +246,19 @@ def tables(records: list[dict[str, Any]]) -> str:
             ratios = [r for f in fits for r in bias_ratios(f["parameters"])]
             noises = [n for f in fits for n in f["parameters"]["likelihood.noise_covar.noise"]]
             cells = (
-                row, len(fits), sum(f["exception"] is not None for f in fits), sum(f["attempts"] > 1 for f in fits),
-                sum(bool(f["warnings"]) for f in fits), sum(bool(f["at_bound"]) for f in fits),
+                row,
+                len(fits),
+                sum(f["exception"] is not None for f in fits),
+                sum(f["attempts"] > 1 for f in fits),
+                sum(bool(f["warnings"]) for f in fits),
+                sum(bool(f["at_bound"]) for f in fits),
                 mean_and_error([f["rmse"] for f in good]),
                 "0" if row == "matern-ard" else mean_and_error(paired),
                 mean_and_error([f["nlpd"] for f in good]),
-                f"{max(ratios):.2g}" if ratios else "-", f"{min(noises):.1e}",
-                f"{np.median([f['evaluations'] for f in fits]):.0f}", f"{np.median([f['seconds'] for f in fits]):.1f}",
+                f"{max(ratios):.2g}" if ratios else "-",
+                f"{min(noises):.1e}",
+                f"{np.median([f['evaluations'] for f in fits]):.0f}",
+                f"{np.median([f['seconds'] for f in fits]):.1f}",
             )
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     problems: Counter[str] = Counter()
@@ -278,7 +295,8 @@ def main() -> int:
     parser.add_argument("--markdown", type=Path, help="file for the tables")
     options = parser.parse_args()
     models = options.models or [
-        *BASELINES, *(f"nngp-d{depth}{ard}" for depth in options.depths for ard in ("", "-ard"))
+        *BASELINES,
+        *(f"nngp-d{depth}{ard}" for depth in options.depths for ard in ("", "-ard")),
     ]
     torch.set_default_dtype(torch.float64)
 

@@ -188,8 +188,10 @@ def test_partials_are_differences_of_the_truth(activation):
     case = GENERIC[0]
     partials = activation.dual_partials(*tensors(case))
     for k in range(3):
+
         def at(shift, k=k):
             return true_dual(f, *(v + shift * (i == k) for i, v in enumerate(case)))
+
         central = (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step)
         # fourth-order differences: step^4 times a fifth derivative, up to about 1e3 for exp and sign
         assert float(partials[k]) == pytest.approx(central, rel=1e-7, abs=1e-8)

@@ -126,7 +126,12 @@ def test_one_reduction_serves_every_width_and_temperature(data):
 def test_solution_is_stationary(data):
     K, y = data
     spectrum = spectrum_of(K, y)
-    u = solve_order_parameters(spectrum, width=[12, 30], temperature=0.05).order_parameter.detach().log().requires_grad_()
+    u = (
+        solve_order_parameters(spectrum, width=[12, 30], temperature=0.05)
+        .order_parameter.detach()
+        .log()
+        .requires_grad_()
+    )
     (slope,) = torch.autograd.grad(spectrum.effective_action(u.exp(), [12, 30], 0.05), u)
     assert slope.abs().max() < 1e-10
 

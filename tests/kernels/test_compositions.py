@@ -18,7 +18,12 @@ from reference import (
 from torch_propkernel import GELU, Erf, Identity, LeakyReLU, NNGPKernel, ReLU, RenormalizedNNGPKernel, Sin, Tanh
 
 ACTIVATIONS = {
-    "erf": Erf(), "relu": ReLU(), "leaky_relu": LeakyReLU(0.1), "identity": Identity(), "sin": Sin(), "gelu": GELU()
+    "erf": Erf(),
+    "relu": ReLU(),
+    "leaky_relu": LeakyReLU(0.1),
+    "identity": Identity(),
+    "sin": Sin(),
+    "gelu": GELU(),
 }
 PRECISIONS = (0.7, 1.3, 2.0, 0.9)
 BIASES = (0.2, 0.1, 0.3)
@@ -35,8 +40,12 @@ def _double_precision():
 
 def build(activation, depth, composition, precisions, biases, q, width=10.0, **options):
     kernel = RenormalizedNNGPKernel(
-        activation, [width] * depth, composition=composition,
-        weight_variance=[1 / v for v in precisions], bias_variance=list(biases), **options,
+        activation,
+        [width] * depth,
+        composition=composition,
+        weight_variance=[1 / v for v in precisions],
+        bias_variance=list(biases),
+        **options,
     ).double()
     kernel.initialize(order_parameter=torch.tensor([list(q)], dtype=torch.float64))
     return kernel
@@ -103,9 +112,7 @@ def test_compositions(rng, name, composition, depth, biased):
 @pytest.mark.parametrize("composition", COMPOSITIONS)
 def test_diagonal_is_elementwise(rng, composition, depth):
     X1, X2 = torch.as_tensor(rng.normal(size=(6, 5))), torch.as_tensor(rng.normal(size=(6, 5)))
-    kernel = build(
-        Erf(), depth, composition, PRECISIONS[: depth + 1], BIASES[:depth], ORDER_PARAMETERS[:depth]
-    )
+    kernel = build(Erf(), depth, composition, PRECISIONS[: depth + 1], BIASES[:depth], ORDER_PARAMETERS[:depth])
     with torch.no_grad():
         torch.testing.assert_close(
             kernel(X1, X2, diag=True), kernel(X1, X2).to_dense().diagonal(), rtol=1e-12, atol=1e-14
@@ -137,9 +144,7 @@ def test_nested_is_outer_for_homogeneous_activations_only(rng, name):
 
 def test_linear_part_is_not_the_linearized_kernel(rng):
     X, q = rng.normal(size=(8, 5)), (1.7, 1.0)
-    part, linear = (
-        dense(build(Erf(), 2, c, PRECISIONS[:3], (0.0, 0.0), q), X) for c in ("linear_part", "linearized")
-    )
+    part, linear = (dense(build(Erf(), 2, c, PRECISIONS[:3], (0.0, 0.0), q), X) for c in ("linear_part", "linearized"))
     assert np.max(np.abs(part / linear - 1)) > 0.01
 
 
@@ -173,9 +178,7 @@ def test_leaky_relu_slope(rng):
 @pytest.mark.parametrize("composition", COMPOSITIONS)
 def test_batches(rng, composition):
     X = torch.as_tensor(rng.normal(size=(6, 5)))
-    kernel = RenormalizedNNGPKernel(
-        Erf(), [10.0, 20.0], composition=composition, batch_shape=torch.Size([2])
-    ).double()
+    kernel = RenormalizedNNGPKernel(Erf(), [10.0, 20.0], composition=composition, batch_shape=torch.Size([2])).double()
     assert kernel.order_parameter.shape == (2, 1, 2)
     assert kernel.width.shape == (2, 1, 2)
     q = torch.tensor([[[1.2, 0.9]], [[0.8, 1.5]]], dtype=torch.float64)

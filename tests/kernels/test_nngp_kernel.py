@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from torch_propkernel import ArcCosineKernel, Erf, GELU, Identity, NNGPKernel, ReLU, Sign, Square, Tanh
+from torch_propkernel import GELU, ArcCosineKernel, Erf, Identity, NNGPKernel, ReLU, Sign, Square, Tanh
 from torch_propkernel.exceptions import InputScaleWarning
 
 

@@ -30,7 +30,10 @@ def test_infinite_width_is_the_nngp_kernel_exactly(activation, composition):
     # The deviation-carrying forms add zeros: equal to rounding, the others bit for bit.
     tolerance = 0 if composition in ("outer", "nested") else 1e-15
     assert torch.allclose(finite(points()).to_dense(), infinite(points()).to_dense(), rtol=tolerance, atol=0)
-    assert sum(p.log_prob(c(m)).sum() for _, m, p, c, _ in finite.named_priors() if isinstance(p, OrderParameterPrior)) == 0
+    assert (
+        sum(p.log_prob(c(m)).sum() for _, m, p, c, _ in finite.named_priors() if isinstance(p, OrderParameterPrior))
+        == 0
+    )
 
 
 def test_one_infinite_layer_among_finite_ones():
@@ -49,7 +52,9 @@ def test_prior_is_the_gamma_density():
     # torch's own density cancels lgamma against logs: 1e-12 of 5e3
     assert torch.allclose(prior.log_prob(q), gamma.log_prob(q), rtol=1e-9)
     # far beyond, where lgamma has no digits left, the density at its mode is that of a normal one of variance 2 / N
-    huge = OrderParameterPrior(torch.tensor([1e12], dtype=torch.float64)).log_prob(torch.ones(1, 1, dtype=torch.float64))
+    huge = OrderParameterPrior(torch.tensor([1e12], dtype=torch.float64)).log_prob(
+        torch.ones(1, 1, dtype=torch.float64)
+    )
     assert huge.item() == pytest.approx(0.5 * math.log(1e12 / (4 * math.pi)), rel=1e-10)
     assert prior.mean[0, 0].item() == pytest.approx(1 + 2 / 3) and prior.variance[0, 0].item() == pytest.approx(10 / 9)
 
@@ -229,7 +234,9 @@ def test_bad_arguments():
 
 def test_width_is_not_trained():
     kernel = RenormalizedNNGPKernel(Erf(), 10)
-    assert "width" not in dict(kernel.named_parameters()) and "order_parameter_prior.width" in dict(kernel.named_buffers())
+    assert "width" not in dict(kernel.named_parameters()) and "order_parameter_prior.width" in dict(
+        kernel.named_buffers()
+    )
 
 
 def test_in_scale_sum_and_product():

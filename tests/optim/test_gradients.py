@@ -68,9 +68,10 @@ def test_gradients_with_a_fixed_term():
 def test_gradients_at_zero_temperature():
     x = points().requires_grad_(True)
     y = labels().requires_grad_(True)
-    function = lambda x, y: solve_order_parameters(  # noqa: E731
-        x @ x.T + torch.eye(8, dtype=T), y, width=5.0, temperature=0.0
-    ).order_parameter
+
+    def function(x, y):
+        return solve_order_parameters(x @ x.T + torch.eye(8, dtype=T), y, width=5.0, temperature=0.0).order_parameter
+
     assert gradcheck(function, (x, y), atol=1e-7)
 
 

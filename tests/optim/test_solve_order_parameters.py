@@ -276,9 +276,7 @@ def test_fit_other_compositions(rng, make_model, composition, widths):
     model = make_model(X, y, Erf(), widths, T, precisions, biases, composition)
     solution = fit_order_parameters(model)
     C = input_covariance(X, X, precisions, biases)
-    truth = minimize_dense(
-        renormalized_kernel(C, DUALS["erf"], precisions, biases, composition), y, widths, T
-    )
+    truth = minimize_dense(renormalized_kernel(C, DUALS["erf"], precisions, biases, composition), y, widths, T)
     assert float(solution.action) == pytest.approx(truth.action, rel=1e-10)
     # an iterative minimization of a function known to 1e-15 locates its argument to about 1e-7
     np.testing.assert_allclose(

@@ -1,10 +1,11 @@
 """Reduction of a symmetric matrix and a vector to eigenvalues and projections without eigenvectors, on the CPU.
 
-K is turned so that y becomes the first axis, reduced to tridiagonal form (which leaves the first axis alone), shifted to
-be positive definite and factored into a bidiagonal B with B B^T = T. The singular values of B give the eigenvalues, and the
-QR sweeps that find them, applied to the first axis, give y's projections on the eigenvectors: O(P^2) after the
-reduction. scipy wraps all the routines but LAPACK's ``dbdsqr``, which is reached through the function pointers that scipy
-exports for Cython; if those are missing or of another type, eigenvectors of the tridiagonal matrix take its place.
+K is turned so that y becomes the first axis, reduced to tridiagonal form (which leaves the first axis alone), shifted
+to be positive definite and factored into a bidiagonal B with B B^T = T. The singular values of B give the eigenvalues,
+and the QR sweeps that find them, applied to the first axis, give y's projections on the eigenvectors: O(P^2) after the
+reduction. scipy wraps all the routines but LAPACK's ``dbdsqr``, which is reached through the function pointers that
+scipy exports for Cython; if those are missing or of another type, eigenvectors of the tridiagonal matrix take its
+place.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def _dbdsqr() -> Any:
         get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
         name = get_name(capsule)
         arguments = [a.strip() for a in name.decode().partition("(")[2].rstrip(")").split(",")]
-        kinds = ["char" if a == "char *" else "int" if a == "int *" else "d" if a.endswith("_d *") else a for a in arguments]
+        kinds = [
+            "char" if a == "char *" else "int" if a == "int *" else "d" if a.endswith("_d *") else a for a in arguments
+        ]
         if kinds != ["char", *["int"] * 4, *["d"] * 3, "int", "d", "int", "d", "int", "d", "int"]:
             return None
         return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 15)(get_pointer(capsule, name))

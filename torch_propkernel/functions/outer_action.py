@@ -16,8 +16,10 @@ class OuterAction:
 
     At fixed r the layers' parts are stationary where N_l (q_l - 1) = mu for all layers l, so that
 
-    .. math:: N_L S(u) = \sum_l N_l (q_l - \log q_l) + \sum_i \Big[\log(T + r k_i) + \frac{z_i^2}{T + r k_i}\Big], \qquad
-              N_L \frac{dS}{du} = \mu(u) + g(u), \quad g = \sum_i \frac{x_i}{1 + x_i} - \frac{z_i^2}{T}\frac{x_i}{(1+x_i)^2},
+    .. math:: N_L S(u) = \sum_l N_l (q_l - \log q_l) + \sum_i \Big[\log(T + r k_i) + \frac{z_i^2}{T + r k_i}\Big],
+    \qquad
+              N_L \frac{dS}{du} = \mu(u) + g(u), \quad g = \sum_i \frac{x_i}{1 + x_i} -
+              \frac{z_i^2}{T}\frac{x_i}{(1+x_i)^2},
 
     with :math:`x_i = r k_i / T`. At T = 0, :math:`g = P - b/r` with :math:`b = \sum_i z_i^2/k_i`.
     (THEORY.md, section 1 for one layer, section 4, eq. (7), for several.)
@@ -100,7 +102,7 @@ class OuterAction:
         return h1 - h2 * cold, d1 - d2 * cold
 
     def tabulated_data_terms(self, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
-        """Return g and dg/du on a grid of log(r / T) common to all problems, ``n x G`` each, from one pass per spectrum.
+        """Return g and dg/du on a grid of log(r / T) common to all problems, ``n x G`` each.
 
         g depends on r and T only through r / T, up to the factor 1 / T of the label sum.
         """

@@ -75,7 +75,7 @@ def input_covariance(x1: Tensor, x2: Tensor, bias_variance: Tensor | None, eleme
         yy = xx.transpose(-1, -2) if symmetric else x2.square().sum(-1).unsqueeze(-2)
         xy = gram(x1) if symmetric and may_overwrite(x1) else x1 @ x2.transpose(-1, -2)
         xy = with_diagonal(xy, xx) if symmetric else xy
-    return _affine(Covariance(xx, xy, yy, symmetric, elementwise), None, bias_variance)
+    return affine(Covariance(xx, xy, yy, symmetric, elementwise), None, bias_variance, overwrite=True)
 
 
 def gram(x: Tensor, block: int = 256) -> Tensor:
@@ -116,11 +116,15 @@ def propagate(state: Covariance, layer: Layer, scale: Tensor | None = None, over
     ``scale`` is the order parameter q_l of this layer, which multiplies the weights' part only.
     """
     factor = layer.weight_variance if scale is None else layer.weight_variance * scale
-    return _affine(dual_covariance(state, layer.activation, overwrite), factor, layer.bias_variance)
+    return affine(dual_covariance(state, layer.activation, overwrite), factor, layer.bias_variance, overwrite=True)
 
 
-def _affine(state: Covariance, factor: Tensor | None, term: Tensor | None) -> Covariance:
-    """Return factor * state + term; the matrix is changed in place where it takes part in no differentiation."""
+def affine(state: Covariance, factor: Tensor | None, term: Tensor | None, overwrite: bool = False) -> Covariance:
+    """Return factor * state + term.
+
+    ``overwrite=True`` allows the matrix to be changed in place, where it takes part in no differentiation: it must be
+    the caller's own and in no graph.
+    """
 
     def apply(value: Tensor, in_place: bool) -> Tensor:
         for other, operation in ((factor, "mul"), (term, "add")):
@@ -137,4 +141,4 @@ def _affine(state: Covariance, factor: Tensor | None, term: Tensor | None) -> Co
     if state.symmetric and state.elementwise:
         return state._replace(xx=xx, xy=xx, yy=xx)
     yy = xx.transpose(-1, -2) if state.symmetric else apply(state.yy, False)
-    return state._replace(xx=xx, xy=apply(state.xy, True), yy=yy)
+    return state._replace(xx=xx, xy=apply(state.xy, overwrite), yy=yy)

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._validation import as_temperature, as_width, check_finite, check_floating, check_kernel_and_targets, check_same_kind, positive_number
+from .._validation import (
+    as_temperature,
+    as_width,
+    check_finite,
+    check_floating,
+    check_kernel_and_targets,
+    check_same_kind,
+    positive_number,
+)
 from ..exceptions import NotPositiveDefiniteError
 from ._lapack import eigenvalues_and_projections
 from .outer_action import OuterAction
@@ -31,7 +39,8 @@ class Spectrum:
     Shapes: a kernel ``*b x P x P`` and targets ``*b x P`` give ``*b x P``. Problems broadcast: ``width`` is a number, L
     numbers or ``*p x L``, ``temperature`` a number or ``*p``; ``*p`` broadcasts with ``*b``.
     Accuracy: backward stable, eigenvalues to a few rounding errors of the largest. All arithmetic is in float64.
-    Cost: without eigenvectors about 4 to 6 Cholesky factorizations (CPU; tridiagonal reduction), with them one ``eigh``.
+    Cost: without eigenvectors about 4 to 6 Cholesky factorizations (CPU; tridiagonal reduction), with them one
+    ``eigh``.
 
     Attributes:
         eigenvalues: k, ascending, ``*b x P``; zero where they are not resolved above the rounding of K.
@@ -103,11 +112,14 @@ class Spectrum:
     def from_eigenvalues(cls, eigenvalues: Tensor, projections: Tensor) -> Spectrum:
         """Wrap given eigenvalues k >= 0 and projections z, ``*b x P`` each."""
         check_same_kind(
-            eigenvalues=check_floating("eigenvalues", eigenvalues), projections=check_floating("projections", projections)
+            eigenvalues=check_floating("eigenvalues", eigenvalues),
+            projections=check_floating("projections", projections),
         )
         batch = torch.broadcast_shapes(eigenvalues.shape, projections.shape)
         if not bool((torch.isfinite(eigenvalues) & (eigenvalues >= 0)).all()):
-            raise ValueError(f"eigenvalues: expected finite numbers >= 0, got a smallest one of {float(eigenvalues.min()):.3g}")
+            raise ValueError(
+                f"eigenvalues: expected finite numbers >= 0, got a smallest one of {float(eigenvalues.min()):.3g}"
+            )
         check_finite("projections", projections)
         values, order = eigenvalues.detach().to(torch.float64).expand(batch).sort(dim=-1)
         sorted_projections = projections.detach().to(torch.float64).expand(batch).gather(-1, order)
@@ -125,7 +137,7 @@ class Spectrum:
 
     @property
     def condition(self) -> Tensor:
-        """Ratio of the largest eigenvalue of K to the smallest one, ``*b``; infinite (NaN for K = 0) if K is singular to rounding."""
+        """Largest eigenvalue of K over the smallest, ``*b``; infinite (NaN for K = 0) if K is singular to rounding."""
         return self.eigenvalues[..., -1] / self.eigenvalues[..., 0]
 
     def problems(
@@ -144,8 +156,8 @@ class Spectrum:
         shape = torch.broadcast_shapes(self.batch_shape, width.shape[:-1], temperature.shape)
         if bool((temperature == 0).any()) and not bool(torch.isfinite(self.condition).all()):
             raise NotPositiveDefiniteError(
-                "temperature: expected > 0 for a kernel matrix that is singular to rounding, got 0 (are there duplicate or "
-                "zero rows?); T = 0 needs a non-singular K"
+                "temperature: expected > 0 for a kernel matrix that is singular to rounding, got 0 (are there "
+                "duplicate or zero rows?); T = 0 needs a non-singular K"
             )
         count = math.prod(shape)
         k, z2 = self.eigenvalues / precision, self.projections.square()
@@ -183,11 +195,12 @@ class Spectrum:
     ) -> Tensor:
         r"""Return log p(y) by Laplace's method in log q around the global minimum, ``*p``, comparable across widths.
 
-        .. math:: \log p(y) \approx -\tfrac12 \Big[\sum_l N_l (q_l - \log q_l - 1) + \log\det A + y^T A^{-1} y + P \log 2\pi
+        .. math:: \log p(y) \approx -\tfrac12 \Big[\sum_l N_l (q_l - \log q_l - 1) + \log\det A + y^T A^{-1} y + P \log
+        2\pi
                   + \sum_l \log q_l + \log\Big(1 + \tfrac{dg}{du} \sum_l \tfrac{1}{N_l q_l}\Big)\Big]
 
-        Relative error of order 1/N. Use it at fixed prior variances only: with a free readout variance the infinite width
-        always has the higher evidence.
+        Relative error of order 1/N. Use it at fixed prior variances only: with a free readout variance the infinite
+        width always has the higher evidence.
 
         Reference: THEORY.md, section 1.
         """
@@ -258,11 +271,14 @@ def _without_rounding(values: Tensor, kernel_matrix: Tensor, source: torch.dtype
     size = values.shape[-1]
     entries = kernel_matrix.diagonal(dim1=-2, dim2=-1).abs().amax(-1)
     # Entries of relative rounding error eps form a random matrix of norm 2 sqrt(P) eps; the reduction adds its own.
-    noise = 2.0 * size**0.5 * torch.finfo(source).eps * entries + size * torch.finfo(values.dtype).eps * values[..., -1].abs()
+    noise = (
+        2.0 * size**0.5 * torch.finfo(source).eps * entries
+        + size * torch.finfo(values.dtype).eps * values[..., -1].abs()
+    )
     smallest = values[..., 0]
     if bool((smallest < -10.0 * noise).any()):
         raise NotPositiveDefiniteError(
-            f"kernel matrix: expected positive semi-definite, got a smallest eigenvalue {float(smallest.min()):.3g} beside a "
-            f"largest one of {float(values.max()):.3g}"
+            f"kernel matrix: expected positive semi-definite, got a smallest eigenvalue {float(smallest.min()):.3g} "
+            f"beside a largest one of {float(values.max()):.3g}"
         )
     return torch.where(values > noise.unsqueeze(-1), values, 0.0)

@@ -39,9 +39,9 @@ def find_stationary_points(action: OuterAction) -> StationaryPoints:
     """Return every stationary point inside the bracket of :meth:`OuterAction.bracket`.
 
     The slope is tabulated on a grid in log r that is much finer than the scale on which it can vary (its terms are
-    logistic functions of log r, of width one). Cells in which the cubic through both ends' values and derivatives crosses
-    or nearly touches zero other than once are subdivided with exact evaluations; each sign change is then polished by a
-    safeguarded Newton iteration on the exact sums.
+    logistic functions of log r, of width one). Cells in which the cubic through both ends' values and derivatives
+    crosses or nearly touches zero other than once are subdivided with exact evaluations; each sign change is then
+    polished by a safeguarded Newton iteration on the exact sums.
 
     Cost: one pass over the spectrum for each grid point, shared by all problems on one spectrum, and about three passes
     for each root.
@@ -156,7 +156,7 @@ def _classify(cells: _Cells) -> tuple[Tensor, Tensor]:
 
 
 def _start(cells: _Cells) -> Tensor:
-    """Root of the inverse cubic Hermite interpolant u(f), kept inside the cell; the secant's where it is not defined."""
+    """Root of the inverse cubic Hermite interpolant u(f) inside the cell; the secant's where it is not defined."""
     rise = cells.f_right - cells.f_left
     steep = (cells.d_left != 0) & (cells.d_right != 0) & (rise != 0)
     t = (-cells.f_left / torch.where(rise == 0, torch.ones_like(rise), rise)).clamp(0.0, 1.0)

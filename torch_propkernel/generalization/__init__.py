@@ -8,7 +8,6 @@ from .errors import (
     leave_one_out_error,
     training_error,
 )
-
 from .free_scale import FreeScale, fit_free_scale
 
 __all__ = [

@@ -84,7 +84,11 @@ def _scalar_problem(parts: ModelParts) -> ScalarProblem:
 
 @torch.no_grad()
 def width_sweep(
-    model: Any, widths: Sequence[float] | Tensor, x: Tensor | None = None, y: Tensor | None = None, chunk_size: int = 1000
+    model: Any,
+    widths: Sequence[float] | Tensor,
+    x: Tensor | None = None,
+    y: Tensor | None = None,
+    chunk_size: int = 1000,
 ) -> WidthSweep:
     """Solve and predict for many widths with one eigendecomposition; the model is not changed.
 
@@ -192,7 +196,9 @@ def _predict_all(
     moved, fixed_moved = vectors.transpose(-1, -2) @ cross, vectors.transpose(-1, -2) @ fixed
     r = scale.unsqueeze(-1)
     means = mean + weights @ fixed + r * (weights @ cross)
-    taken = spread @ fixed_moved.square() + 2.0 * r * (spread @ (fixed_moved * moved)) + r**2 * (spread @ moved.square())
+    taken = (
+        spread @ fixed_moved.square() + 2.0 * r * (spread @ (fixed_moved * moved)) + r**2 * (spread @ moved.square())
+    )
     return means, (fixed_prior + r * prior - taken).clamp_min(0.0)
 
 
@@ -209,8 +215,8 @@ def learning_curve(
     """Predict the test error against the number of training points, on random subsets of the training set.
 
     Hyperparameters and widths stay; the order parameters are solved for each subset. The model is not changed.
-    Cost: one kernel evaluation, then about 8 Cholesky factorizations of each subset's size. The covariance with all test
-    points is held: P x m.
+    Cost: one kernel evaluation, then about 8 Cholesky factorizations of each subset's size. The covariance with all
+    test points is held: P x m.
 
     Args:
         model: An ExactGP-like model with one renormalized kernel, without batch dimensions.

@@ -111,9 +111,10 @@ def generalization_error(
     .. math:: \langle (y_* - f(x_*))^2 \rangle = (y_* - \Gamma)^2 + \sigma^2, \quad
               \Gamma = k_*^T A^{-1} y, \quad \sigma^2 = k_{**} - k_*^T A^{-1} k_*
 
-    with k the renormalized kernel at the kernel's present order parameters (call :func:`fit_order_parameters` first, or give
-    ``fit=True``) and A = K_R + T. The average is over networks of the posterior, not over data: the bias IS the measured squared error of
-    the mean at these targets. For a prediction from training data alone use :func:`leave_one_out_error`.
+    with k the renormalized kernel at the kernel's present order parameters (call :func:`fit_order_parameters` first,
+    or give ``fit=True``) and A = K_R + T. The average is over networks of the posterior, not over data: the bias IS
+    the measured squared error of the mean at these targets. For a prediction from training data alone use
+    :func:`leave_one_out_error`.
 
     No noise T is added (add it for the error on new noisy targets). Shapes: x ``*b x m x d``, y ``*b x m``.
     Cost: one kernel evaluation and two Cholesky factorizations (q and q = 1), m P^2 for the variances; memory bounded
@@ -123,7 +124,8 @@ def generalization_error(
         model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`.
         x: Test inputs.
         y: Test targets, in original units.
-        fit: Solve and set the order parameters first, as :func:`fit_order_parameters` does, from the same kernel matrix.
+        fit: Solve and set the order parameters first, as :func:`fit_order_parameters` does, from the same kernel
+            matrix.
         order_parameter: Use these q (``*b x L``, may carry a graph) instead of the kernel's.
         differentiable: Keep the graph to hyperparameters and inputs.
         chunk_size: Test points at a time.
@@ -174,7 +176,8 @@ def leave_one_out_error(
 
     Args:
         model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`.
-        fit: Solve and set the order parameters first, as :func:`fit_order_parameters` does, from the same kernel matrix.
+        fit: Solve and set the order parameters first, as :func:`fit_order_parameters` does, from the same kernel
+            matrix.
         order_parameter: Use these q (``*b x L``) instead of the kernel's.
         differentiable: Keep the graph to hyperparameters and inputs.
 
@@ -193,7 +196,7 @@ def leave_one_out_error(
         ...     def forward(self, x):
         ...         return gpytorch.distributions.MultivariateNormal(x.new_zeros(x.shape[:-1]), self.covar_module(x))
         >>> model = Model(torch.eye(2), torch.ones(2), gpytorch.likelihoods.GaussianLikelihood())
-        >>> error = leave_one_out_error(model)   # orthogonal points say nothing of each other: bias y^2, variance k = 1/2
+        >>> error = leave_one_out_error(model)   # orthogonal points say nothing of each other: y^2, and k = 1/2
         >>> round(error.mean_bias.item(), 4), round(error.mean_variance.item(), 4)
         (1.0, 0.5)
     """
@@ -286,14 +289,16 @@ def expected_accuracy(
         ...         return gpytorch.distributions.MultivariateNormal(x.new_zeros(x.shape[:-1]), self.covar_module(x))
         >>> model = Model(torch.eye(2), torch.ones(2), gpytorch.likelihoods.GaussianLikelihood())
         >>> both = torch.tensor([1.0, -1.0])
-        >>> round(expected_accuracy(model, torch.eye(2)[[0, 0]], both).item(), 5)   # right for one label, wrong for the other
+        >>> round(expected_accuracy(model, torch.eye(2)[[0, 0]], both).item(), 5)   # right for one, wrong for the other
         0.5
     """
     with evaluating(model) as parts, torch.no_grad():
         x = prepare_points(parts, x)
         check_targets(y, x.shape[-2])
         if not bool((y.abs() == 1).all()):
-            raise ValueError(f"y: expected labels +1 and -1, got values from {float(y.min()):.3g} to {float(y.max()):.3g}")
+            raise ValueError(
+                f"y: expected labels +1 and -1, got values from {float(y.min()):.3g} to {float(y.max()):.3g}"
+            )
         units = Units.of(model)
         q = None if order_parameter is None else order_parameter.unsqueeze(-2)
         mean, variance = Predictor(parts, q).predict_in_chunks(x, chunk_size)

@@ -41,14 +41,16 @@ class FreeScale:
 
 @torch.no_grad()
 def fit_free_scale(model: Any, x: Tensor | None = None, y: Tensor | None = None) -> FreeScale:
-    r"""Fit one overall scale of the kernel by evidence: the baseline that a fitted order parameter has to be held against.
+    r"""Fit one overall scale of the kernel by evidence: the baseline that a fitted order parameter has to face.
 
     .. math:: r^* = \arg\max_r \log N(y; 0, T B + r K)
 
-    with everything else of the model as it is. A finite-width prediction that this baseline beats is no evidence for the
+    with everything else of the model as it is. A finite-width prediction that this baseline beats is no evidence for
+    the
     width: the order parameter is such a scale, with a prior that the width dictates. The model is not changed.
 
-    Cost: as :func:`fit_order_parameters` and :func:`leave_one_out_error`, plus :func:`generalization_error` with test points.
+    Cost: as :func:`fit_order_parameters` and :func:`leave_one_out_error`, plus :func:`generalization_error` with test
+    points.
 
     Args:
         model: An ExactGP-like model with one renormalized kernel, without batch dimensions.
@@ -98,7 +100,8 @@ def fit_free_scale(model: Any, x: Tensor | None = None, y: Tensor | None = None)
 def best_scale(spectrum: Spectrum) -> tuple[float, float, bool]:
     r"""Maximize the evidence of B + r K over r; return r, log p(y | r), and whether r is at an edge of the search.
 
-    .. math:: \log p(y | r) = -\tfrac12 \Big[\log\det B + \sum_i \log(1 + r k_i) + \frac{z_i^2}{1 + r k_i} + \log 2 \pi\Big]
+    .. math:: \log p(y | r) = -\tfrac12 \Big[\log\det B + \sum_i \log(1 + r k_i) + \frac{z_i^2}{1 + r k_i}
+              + \log 2 \pi\Big]
 
     A scan of log r in steps of 0.05, from where r K is a thousandth of the noise in every direction to where each
     z_i^2 that stands above the noise would be matched by r k_i (at most 1e9 times the balance of traces), then Brent's

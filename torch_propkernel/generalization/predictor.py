@@ -48,8 +48,8 @@ class Units:
             return cls(0.0, 1.0)
         if not (hasattr(transform, "means") and hasattr(transform, "stdvs")):
             raise ValueError(
-                f"outcome_transform: expected Standardize or None, got {type(transform).__name__}, in which squared errors "
-                "have no closed form"
+                f"outcome_transform: expected Standardize or None, got {type(transform).__name__}, in which squared "
+                "errors have no closed form"
             )
         return cls(transform.means.squeeze(-1), transform.stdvs.squeeze(-1))
 
@@ -86,7 +86,9 @@ class Predictor:
         noise = parts.noise_diagonal()
         if torch.is_grad_enabled() and (covariance.requires_grad or noise.requires_grad):
             return covariance + torch.diag_embed(noise.expand(covariance.shape[:-1]))
-        covariance = covariance.expand(torch.broadcast_shapes(covariance.shape[:-1], noise.shape) + covariance.shape[-1:])
+        covariance = covariance.expand(
+            torch.broadcast_shapes(covariance.shape[:-1], noise.shape) + covariance.shape[-1:]
+        )
         covariance = covariance.contiguous()
         covariance.diagonal(dim1=-2, dim2=-1).add_(noise)
         return covariance
@@ -103,7 +105,9 @@ class Predictor:
         for start in range(0, size, block):
             corner = self.factor[..., start:, start:]
             unit = torch.eye(size - start, min(block, size - start), dtype=corner.dtype, device=corner.device)
-            columns.append(torch.linalg.solve_triangular(corner, unit.expand(*corner.shape[:-2], *unit.shape), upper=False))
+            columns.append(
+                torch.linalg.solve_triangular(corner, unit.expand(*corner.shape[:-2], *unit.shape), upper=False)
+            )
         return torch.cat([c.square().sum(-2) for c in columns], -1)
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:

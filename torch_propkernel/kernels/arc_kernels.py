@@ -43,8 +43,8 @@ class ArcCosineKernel(NNGPKernel):
               \cos t = c_{xx'} / \sqrt{c_{xx} c_{x'x'}}
 
     with :math:`J_0 = \pi - t`, :math:`J_1 = \sin t + (\pi - t)\cos t` and
-    :math:`J_2 = 3 \sin t \cos t + (\pi - t)(1 + 2\cos^2 t)`, for one hidden layer. This is half of Cho and Saul's kernel,
-    which carries a factor 2; set ``weight_variance=[1, 2]`` for theirs. Order 1 is the relu network's kernel.
+    :math:`J_2 = 3 \sin t \cos t + (\pi - t)(1 + 2\cos^2 t)`, for one hidden layer. This is half of Cho and Saul's
+    kernel, which carries a factor 2; set ``weight_variance=[1, 2]`` for theirs. Order 1 is the relu network's kernel.
     Parameters, shapes, cost and errors are those of :class:`NNGPKernel`.
 
     Args:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..functions.recursion import Covariance, Layer, dual_covariance, propagate
+from ..functions.recursion import Covariance, Layer, affine, dual_covariance, propagate
 
 
 class Composition(ABC):
     """The map from the layers' order parameters to the renormalized kernel K_R.
 
-    A subclass implements :meth:`covariance`, and :meth:`is_scalar` if it can be solved in one dimension. With one hidden
-    layer every composition is K_R = q K. An object of a subclass can be given to :class:`RenormalizedNNGPKernel`.
+    A subclass implements :meth:`covariance`, and :meth:`is_scalar` if it can be solved in one dimension. With one
+    hidden layer every composition is K_R = q K. An object of a subclass can be given to
+    :class:`RenormalizedNNGPKernel`.
 
     Example:
         >>> from torch_propkernel import Erf, Outer, RenormalizedNNGPKernel
@@ -102,7 +104,7 @@ class Nested(Composition):
         return state.xy
 
     def is_scalar(self, layers: Sequence[Layer]) -> bool:
-        """Nested equals outer when every layer above the first is homogeneous of degree one and no bias sits between."""
+        """Nested equals outer if every layer above the first is homogeneous of degree one and no bias sits between."""
         return all(layer.activation.homogeneous_degree == 1 for layer in layers[1:]) and all(
             layer.bias_variance is None for layer in layers[:-1]
         )
@@ -128,27 +130,36 @@ class Linearized(Composition):
 
     def covariance(self, state: Covariance, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> Tensor:
         """Return K_R by carrying the tangent of the recursion along with the covariance."""
-        tangent: tuple[Tensor, Tensor, Tensor] | None = None
+        tangent: _Triple | None = None
         for index, (layer, order_parameter) in enumerate(zip(layers, order_parameters, strict=True)):
             kappa = dual_covariance(state, layer.activation)
-            pushed = _tangent(layer, state, tangent) if tangent is not None else (0.0, 0.0, 0.0)
+            pushed = None if tangent is None else _push(layer, state, tangent)
             if index == len(layers) - 1:
-                return order_parameter * layer.weight_variance * (kappa.xy + pushed[1])
-            deviation = order_parameter - 1.0
-            tangent = tuple(
-                layer.weight_variance * (push + deviation * value) for push, value in zip(pushed, kappa[:3], strict=True)
-            )
-            state = propagate(state, layer)
+                total = kappa.xy if pushed is None else kappa.xy + pushed.xy
+                return order_parameter * layer.weight_variance * total
+            tangent = _Triple(*((order_parameter - 1.0) * layer.weight_variance * value for value in kappa[:3]))
+            if pushed is not None:
+                tangent = _Triple(*(t + layer.weight_variance * p for t, p in zip(tangent, pushed, strict=True)))
+            state = affine(kappa, layer.weight_variance, layer.bias_variance)
         raise ValueError("layers: expected at least one, got none")
 
 
-def _tangent(layer: Layer, state: Covariance, tangent: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivative of kappa(xx), kappa(xy), kappa(yy) along ``tangent``; the diagonal's is the sum of the partials."""
-    partials = layer.activation.dual_partials(*state[:3])
-    d_xy = sum(partial * direction for partial, direction in zip(partials, tangent, strict=True))
-    d_xx = sum(layer.activation.dual_partials(state.xx, state.xx, state.xx)) * tangent[0]
-    d_yy = sum(layer.activation.dual_partials(state.yy, state.yy, state.yy)) * tangent[2]
-    return d_xx, d_xy, d_yy
+class _Triple(NamedTuple):
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
+
+
+def _push(layer: Layer, state: Covariance, tangent: _Triple) -> _Triple:
+    """Derivative of kappa along a tangent of the covariance; that of a variance is the sum of the three partials."""
+    d_xx, d_xy, d_yy = layer.activation.dual_partials(state.xx, state.xy, state.yy)
+    x_xx, x_xy, x_yy = layer.activation.dual_partials(state.xx, state.xx, state.xx)
+    y_xx, y_xy, y_yy = layer.activation.dual_partials(state.yy, state.yy, state.yy)
+    return _Triple(
+        (x_xx + x_xy + x_yy) * tangent.xx,
+        d_xx * tangent.xx + d_xy * tangent.xy + d_yy * tangent.yy,
+        (y_xx + y_xy + y_yy) * tangent.yy,
+    )
 
 
 class LinearPart(Composition):
@@ -178,7 +189,7 @@ class LinearPart(Composition):
             if index == len(layers) - 1:
                 return order_parameter * layer.weight_variance * (kappa.xy + linear)
             deviation = layer.weight_variance * ((order_parameter - 1.0) * kappa.xy + order_parameter * linear)
-            state = propagate(state, layer)
+            state = affine(kappa, layer.weight_variance, layer.bias_variance)
         raise ValueError("layers: expected at least one, got none")
 
 

@@ -26,10 +26,10 @@ class NNGPKernel(Kernel):
         K^0(x, x') = \frac{w_0}{N_0} \sum_j a_j x_j x'_j + b_0, \qquad
         K^l = w_l\, \kappa(K^{l-1}) + b_l, \qquad K = K^L \ (b_L = 0),
 
-    where :math:`\kappa(c_{xx}, c_{xy}, c_{yy}) = E[\sigma(u)\sigma(w)]` is the activation's dual, :math:`w_l = 1/\lambda_l`
-    is the prior variance of layer l's weights times that layer's fan-in (weights enter as :math:`W \cdot h/\sqrt{N}`),
-    :math:`b_l` the prior variance of its biases, :math:`a_j` the ARD weights (mean 1; all 1 without ARD), and N_0 the
-    number of inputs. "NNGP" here is never "nearest-neighbor GP".
+    where :math:`\kappa(c_{xx}, c_{xy}, c_{yy}) = E[\sigma(u)\sigma(w)]` is the activation's dual, :math:`w_l =
+    1/\lambda_l` is the prior variance of layer l's weights times that layer's fan-in (weights enter as :math:`W \cdot
+    h/\sqrt{N}`), :math:`b_l` the prior variance of its biases, :math:`a_j` the ARD weights (mean 1; all 1 without
+    ARD), and N_0 the number of inputs. "NNGP" here is never "nearest-neighbor GP".
 
     Not included: a readout bias (add a :class:`gpytorch.kernels.ConstantKernel` or use a mean) and the noise, which is
     the likelihood's.
@@ -73,9 +73,11 @@ class NNGPKernel(Kernel):
 
     Raises:
         TypeError: The activation is not an :class:`Activation`.
-        ValueError: A depth below one, a non-positive weight variance, a negative bias variance, a wrong number of values.
+        ValueError: A depth below one, a non-positive weight variance, a negative bias variance, a wrong number of
+            values.
 
-    Reference: Neal (1996); Williams (1997); Cho & Saul (2009); Lee et al. (2018), arXiv:1711.00165; THEORY.md, section 0.
+    Reference: Neal (1996); Williams (1997); Cho & Saul (2009); Lee et al. (2018), arXiv:1711.00165; THEORY.md, section
+    0.
 
     Example:
         >>> import math, torch
@@ -182,7 +184,9 @@ class NNGPKernel(Kernel):
         if not bool((torch.isfinite(value) & (value > 0)).all()):
             raise ValueError(f"{name}: expected finite numbers > 0, got {value.tolist()}")
         inverse = self.constraint_for_parameter_name(f"raw_{name}").inverse_transform(value)
-        self.initialize(**{f"raw_{name}": inverse.expand_as(raw) if inverse.numel() != raw.numel() else inverse.view_as(raw)})
+        self.initialize(
+            **{f"raw_{name}": inverse.expand_as(raw) if inverse.numel() != raw.numel() else inverse.view_as(raw)}
+        )
 
     @property
     def depth(self) -> int:
@@ -233,8 +237,8 @@ class NNGPKernel(Kernel):
         mask = self._bias_mask(value)
         if bool((value[~mask.expand_as(value)] != 0).any()):
             raise ValueError(
-                f"bias_variance: layers {[i for i, b in enumerate(self._has_bias) if not b]} were built without a bias, "
-                f"expected zero there, got {value.tolist()}"
+                f"bias_variance: layers {[i for i, b in enumerate(self._has_bias) if not b]} were built without a "
+                f"bias, expected zero there, got {value.tolist()}"
             )
         if any(self._has_bias):
             self._initialize_constrained("bias_variance", torch.where(mask, value, torch.ones_like(value)))
@@ -323,8 +327,8 @@ class NNGPKernel(Kernel):
         scale = float(variance.detach().mean())
         if not 1e-3 <= scale <= 1e3:
             warnings.warn(
-                f"{type(self).__name__}: expected inputs of about unit scale (mean |x|^2 w_0 / N_0 + b_0 between 1e-3 and "
-                f"1e3), got {scale:.3g}; standardize the inputs or set weight_variance to match",
+                f"{type(self).__name__}: expected inputs of about unit scale (mean |x|^2 w_0 / N_0 + b_0 between 1e-3 "
+                f"and 1e3), got {scale:.3g}; standardize the inputs or set weight_variance to match",
                 InputScaleWarning,
                 stacklevel=4,
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -28,13 +27,13 @@ class RenormalizedNNGPKernel(NNGPKernel):
     K^L is :class:`NNGPKernel`'s covariance, N_l the width of hidden layer l, q_l > 0 its order parameter (the posterior
     mean of lambda_l |v|^2 / N_l for the readout of one hidden layer); q = 1 is infinite width. The prior is dictated
     by the width: a GP with this kernel and noise variance T, trained by maximum a posteriori, minimizes the effective
-    action, :math:`S(q) = -\frac{2}{N}[\log p(y|q) + \log p(q)] + const`. So an ordinary GPyTorch or BoTorch training loop
-    solves the theory; :func:`fit_order_parameters` solves it exactly and finds the global minimum.
+    action, :math:`S(q) = -\frac{2}{N}[\log p(y|q) + \log p(q)] + const`. So an ordinary GPyTorch or BoTorch training
+    loop solves the theory; :func:`fit_order_parameters` solves it exactly and finds the global minimum.
 
-    The width is data, never trained (its posterior has no maximum). An order parameter and an overall scale enter only as
-    a product, so the readout variance is fixed here: freed without a prior it absorbs q, which then sits at one.
-    Temperature is the likelihood's noise. ``math.inf`` as a width gives q = 1 and no prior, and :class:`NNGPKernel`'s values
-    exactly. See :class:`NNGPKernel` for the parametrization, shapes and what trains.
+    The width is data, never trained (its posterior has no maximum). An order parameter and an overall scale enter only
+    as a product, so the readout variance is fixed here: freed without a prior it absorbs q, which then sits at one.
+    Temperature is the likelihood's noise. ``math.inf`` as a width gives q = 1 and no prior, and :class:`NNGPKernel`'s
+    values exactly. See :class:`NNGPKernel` for the parametrization, shapes and what trains.
 
     Compositions for several layers: ``"outer"`` (default), ``"nested"``, ``"linearized"``, ``"linear_part"``, or an own
     :class:`Composition`. With one hidden layer all are equal. Accuracy against sampled networks and the regimes where
@@ -45,7 +44,8 @@ class RenormalizedNNGPKernel(NNGPKernel):
         width: N_1, ..., N_L: a number, a sequence of L numbers or a tensor ``*batch_shape x L``; real or ``math.inf``.
         composition: How several order parameters enter.
         batch_shape: Batch shape; taken from ``width`` if that is larger.
-        kwargs: Arguments of :class:`NNGPKernel` (``weight_variance``, ``bias_variance``, ``ard_num_dims``, priors, ...).
+        kwargs: Arguments of :class:`NNGPKernel` (``weight_variance``, ``bias_variance``, ``ard_num_dims``, priors,
+            ...).
 
     Attributes:
         order_parameter: q_1, ..., q_L, ``*batch_shape x 1 x L``; ``initialize(order_parameter=...)`` broadcasts.
@@ -91,7 +91,9 @@ class RenormalizedNNGPKernel(NNGPKernel):
         super().__init__(activation, widths.shape[-1], batch_shape=batch_shape, **kwargs)
         self.composition = composition
         self._assigned_order_parameter: Tensor | None = None
-        self.register_parameter("raw_order_parameter", torch.nn.Parameter(torch.zeros(*batch_shape, 1, widths.shape[-1])))
+        self.register_parameter(
+            "raw_order_parameter", torch.nn.Parameter(torch.zeros(*batch_shape, 1, widths.shape[-1]))
+        )
         self.register_constraint("raw_order_parameter", Positive(transform=torch.exp, inv_transform=torch.log))
         self.register_prior(
             "order_parameter_prior", OrderParameterPrior(widths), self._get_order_parameter, self._set_order_parameter
@@ -116,7 +118,7 @@ class RenormalizedNNGPKernel(NNGPKernel):
 
     @contextmanager
     def assigned_order_parameter(self, value: float | Tensor) -> Iterator[RenormalizedNNGPKernel]:
-        """Use ``value`` (a number or a tensor that may carry a graph) instead of the parameter inside a ``with`` block."""
+        """Use ``value`` (a number or a tensor, also with a graph) instead of the parameter in a ``with`` block."""
         reference = self.raw_order_parameter
         value = torch.as_tensor(value, dtype=reference.dtype, device=reference.device)
         previous = self._assigned_order_parameter
@@ -177,6 +179,7 @@ def find_renormalized_kernel(model: Any) -> RenormalizedNNGPKernel:
     if len(kernels) != 1:
         names = [type(m).__name__ for m in model.modules() if isinstance(m, Kernel)]
         raise ValueError(
-            f"model: expected exactly one RenormalizedNNGPKernel in its covariance, got {len(kernels)} (kernels: {names})"
+            f"model: expected exactly one RenormalizedNNGPKernel in its covariance, got {len(kernels)} among "
+            f"the kernels {names}"
         )
     return kernels[0]

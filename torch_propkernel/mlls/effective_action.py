@@ -18,13 +18,14 @@ class EffectiveAction(ExactMarginalLogLikelihood):
 
     .. math:: S(q) = \sum_l \frac{N_l}{N_L}(q_l - \log q_l) + \frac{1}{N_L}\big[\log\det A + y^T A^{-1} y\big]
 
-    N_l are the widths, q_l the order parameters of the model's renormalized kernel, A = K_R(q) + T. Up to a constant S is
-    -2 / N_L times log likelihood plus log prior of q, so GPyTorch's ``ExactMarginalLogLikelihood`` (maximized, divided by
-    the number of data) has the same optimum; this class reports the number itself. Other priors of the model (on
+    N_l are the widths, q_l the order parameters of the model's renormalized kernel, A = K_R(q) + T. Up to a constant S
+    is
+    -2 / N_L times log likelihood plus log prior of q, so GPyTorch's ``ExactMarginalLogLikelihood`` (maximized, divided
+    by the number of data) has the same optimum; this class reports the number itself. Other priors of the model (on
     hyperparameters) are not part of S and not included.
 
-    Infinite layers contribute nothing; with N_L infinite the divisor is one. The log probability is computed by an exact
-    Cholesky factorization for any number of points (GPyTorch's default turns stochastic above 800).
+    Infinite layers contribute nothing; with N_L infinite the divisor is one. The log probability is computed by an
+    exact Cholesky factorization for any number of points (GPyTorch's default turns stochastic above 800).
 
     Args:
         likelihood: The Gaussian likelihood, whose noise is the temperature.

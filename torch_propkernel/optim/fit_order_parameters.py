@@ -17,21 +17,24 @@ from .solution import Solution, SolveResult
 from .solve_order_parameters import solve_order_parameters
 
 
-def fit_order_parameters(model: Any, *, throw: bool = True, differentiable: bool = False, warn: bool = True) -> Solution:
+def fit_order_parameters(
+    model: Any, *, throw: bool = True, differentiable: bool = False, warn: bool = True
+) -> Solution:
     r"""Solve the order parameters of a model's renormalized kernel from its training data, and write them into it.
 
     The effective action is minimized at fixed hyperparameters: S(q) of THEORY.md, eq. (2), with
-    :math:`A = T 1 + \text{(fixed terms)} + K_R(q)`, T the likelihood's noise. One hidden layer and the outer composition
-    (also nested where it equals outer) are solved globally, in one dimension; other compositions by Newton's method
-    from several starts, and the result then says "local minimum", never "global".
+    :math:`A = T 1 + \text{(fixed terms)} + K_R(q)`, T the likelihood's noise. One hidden layer and the outer
+    composition (also nested where it equals outer) are solved globally, in one dimension; other compositions by
+    Newton's method from several starts, and the result then says "local minimum", never "global".
 
     The model is any ExactGP-like module: ``forward``, ``train_inputs``, ``train_targets``, ``likelihood``, with one
-    :class:`RenormalizedNNGPKernel` in its covariance, possibly inside a ScaleKernel, a product, or a sum with other kernels,
-    whose covariance stays fixed. A mean is subtracted. Fantasy models keep the q they were given: call this again on them to
-    re-solve. BoTorch models standardize their targets by default; q and T are then in standardized units.
+    :class:`RenormalizedNNGPKernel` in its covariance, possibly inside a ScaleKernel, a product, or a sum with other
+    kernels, whose covariance stays fixed. A mean is subtracted. Fantasy models keep the q they were given: call this
+    again on them to re-solve. BoTorch models standardize their targets by default; q and T are then in standardized
+    units.
 
-    Cost: one kernel evaluation and about 6 Cholesky factorizations for the one-dimensional problems; else about 10 to 30
-    kernel evaluations and factorizations with gradients for each start.
+    Cost: one kernel evaluation and about 6 Cholesky factorizations for the one-dimensional problems; else about 10 to
+    30 kernel evaluations and factorizations with gradients for each start.
 
     Args:
         model: The model; its kernel's ``order_parameter`` is set and cached predictions are dropped.
@@ -110,8 +113,9 @@ def _describe(parts: ModelParts, solution: Solution) -> Solution:
             inputs = inputs.index_select(-1, kernel.active_dims)
         scaled = kernel.scaled_inputs(inputs)
         scaled = (scaled / scaled.abs().amax().clamp_min(1e-30)).float()  # a ratio to a few digits, at half the cost
-        noise = parts.temperature if parts.temperature is not None else parts.noise
-        note = assess_reliability(kernel.activation, scaled, kernel.width, noise, solution.order_parameter)
+        note = assess_reliability(
+            kernel.activation, scaled, kernel.width, parts.noise_diagonal(), solution.order_parameter
+        )
         stats = solution.stats | {"participation_ratio": note.participation_ratio}
     return dataclasses.replace(solution, reliability=note, stats=stats)
 
@@ -155,9 +159,7 @@ def _solve_local(parts: ModelParts) -> Solution:
         logs = best.logs.clone().requires_grad_(True)
         value = total_action(logs)
         (gradient,) = torch.autograd.grad(value.sum(), logs, create_graph=True)
-        rows = [
-            torch.autograd.grad(gradient[..., i].sum(), logs, retain_graph=True)[0] for i in range(logs.shape[-1])
-        ]
+        rows = [torch.autograd.grad(gradient[..., i].sum(), logs, retain_graph=True)[0] for i in range(logs.shape[-1])]
         # Layers of infinite width do not move: their rows and columns are those of the identity.
         both = finite.unsqueeze(-1) & finite.unsqueeze(-2)
         unit = torch.eye(logs.shape[-1], dtype=logs.dtype, device=logs.device)
@@ -187,7 +189,9 @@ def _best(runs: list[LocalMinimum]) -> tuple[LocalMinimum, Tensor, Tensor]:
         index = pick.reshape(1, *pick.shape, *[1] * (stacked.dim() - 1 - pick.dim())).expand(1, *stacked.shape[1:])
         return stacked.gather(0, index).squeeze(0)
 
-    best = LocalMinimum(*(chosen(n) for n in ("logs", "value", "gradient", "hessian", "converged")), 0)
+    best = LocalMinimum(
+        chosen("logs"), chosen("value"), chosen("gradient"), chosen("hessian"), chosen("converged"), iterations=0
+    )
     logs = torch.stack([run.logs for run in runs])
     converged = torch.stack([run.converged for run in runs])
     near = ((logs - best.logs).abs() <= 1e-5).all(-1) & converged

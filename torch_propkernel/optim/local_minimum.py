@@ -56,8 +56,8 @@ def minimize(
 ) -> LocalMinimum:
     """Descend from ``start`` to a local minimum for each batch element.
 
-    Newton directions from the Hessian with its eigenvalues made positive, steps of at most one in log q, halved until the
-    value drops. A function value of infinity marks a point outside the domain.
+    Newton directions from the Hessian with its eigenvalues made positive, steps of at most one in log q, halved until
+    the value drops. A function value of infinity marks a point outside the domain.
 
     Args:
         function: Maps log order parameters ``*b x L`` to values ``*b``.

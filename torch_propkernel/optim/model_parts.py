@@ -141,7 +141,9 @@ def take_apart(model: Any) -> ModelParts:
     kernel = find_renormalized_kernel(model)
     for attribute in ("train_inputs", "train_targets", "likelihood"):
         if getattr(model, attribute, None) is None:
-            raise TypeError(f"model: expected an ExactGP-like model with {attribute}, got {type(model).__name__} without")
+            raise TypeError(
+                f"model: expected an ExactGP-like model with {attribute}, got {type(model).__name__} without"
+            )
     if len(model.train_inputs) != 1:
         raise ValueError(f"model: expected one tensor of training inputs, got {len(model.train_inputs)}")
     inputs = check_inputs(model.train_inputs[0], "train_inputs")
@@ -186,8 +188,8 @@ def check_affine(parts: ModelParts) -> None:
         zero, one, two = (parts.covariance(q, rows=4) for q in (0.0, 1.0, 2.0))
     if not torch.allclose(two - one, one - zero, rtol=1e-4, atol=1e-6 * float(one.abs().max())):
         raise ValueError(
-            "model: expected a covariance that is affine in the renormalized kernel (sums, products with other kernels, "
-            "ScaleKernel), got one that is not; does the same kernel occur twice?"
+            "model: expected a covariance that is affine in the renormalized kernel (sums, products with other "
+            "kernels, ScaleKernel), got one that is not; does the same kernel occur twice?"
         )
 
 
@@ -203,9 +205,9 @@ def warn_if_not_identifiable(parts: ModelParts) -> None:
                 free.append("an outputscale around the kernel")
     if free:
         warnings.warn(
-            f"{' and '.join(free)} trains beside the order parameters, but only their product with the order parameters enters "
-            "the data: trained together without a prior on the scale, q sits at one and the model is an infinitely wide "
-            "network with a free scale. Fix it with requires_grad_(False) to read q as a prediction.",
+            f"{' and '.join(free)} trains beside the order parameters, but only the product of both enters the data: "
+            "trained together without a prior on the scale, q sits at one and the model is an infinitely wide network "
+            "with a free scale. Fix it with requires_grad_(False) to read q as a prediction.",
             IdentifiabilityWarning,
             stacklevel=4,
         )

@@ -22,13 +22,11 @@ class SolveResult(Enum):
 
     global_minimum = "The global minimum of the effective action was found for every problem."
     near_degenerate = (
-        "The global minimum was found, but for at least one problem another minimum lies within rounding of it or it is close "
-        "to a double root, where its position is ill-conditioned; look at stats['gap'] and stationary_points."
+        "The global minimum was found, but for at least one problem another minimum lies within rounding of it or it "
+        "is close to a double root, where its position is ill-conditioned; look at stats['gap'] and "
+        "stationary_points."
     )
-    local_minimum = (
-        "A local minimum was found by Newton's method from several starts; stats['agreeing_starts'] of stats['starts'] "
-        "reached it. A lower one elsewhere is not excluded."
-    )
+    local_minimum = "Newton's method found it from several starts; a lower minimum elsewhere is not excluded."
     infinite_width = "Every width is infinite: the order parameters are one, there is nothing to solve."
     not_converged = (
         "The iteration stopped before its tolerance; stats['residual'] tells by how much. Try a larger temperature, "
@@ -49,11 +47,12 @@ class Solution:
         order_parameter: q_1, ..., q_L, ``*p x L``; carries gradients where that was asked for.
         action: Effective action S at the solution, ``*p`` (N_L S replaced by its data part where N_L is infinite).
         result: Outcome code whose text helps.
-        stationary_points: Products r = prod_l q_l of all stationary points, ``*p x M``, ascending, NaN-padded; None where
-            they are not known.
+        stationary_points: Products r = prod_l q_l of all stationary points, ``*p x M``, ascending, NaN-padded; None
+            where they are not known.
         stationary_actions: S at these points, ``*p x M``; None where they are not known.
-        stats: ``iterations``, ``residual``, ``num_minima``, ``gap`` (S of the second-lowest minimum minus S), ``condition``,
-            ``alpha``, and from a model ``participation_ratio``; for local minima ``starts`` and ``agreeing_starts``.
+        stats: ``iterations``, ``residual``, ``num_minima``, ``gap`` (S of the second-lowest minimum minus S),
+            ``condition``, ``alpha``, and from a model ``participation_ratio``; for local minima ``starts`` and
+            ``agreeing_starts``.
         reliability: The crude note on the regime; None from a plain matrix, which does not know the activation.
 
     Example:
@@ -79,7 +78,10 @@ class Solution:
 
     @property
     def message(self) -> str:
-        """What the outcome means."""
+        """What the outcome means; for local minima also how many starts agree."""
+        if self.result is SolveResult.local_minimum:
+            agreeing, starts = self.stats["agreeing_starts"], self.stats["starts"]
+            return f"local minimum, {agreeing.tolist()} of {starts} starts agree. {self.result.value}"
         return self.result.value
 
     def raise_if_failed(self) -> Solution:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,13 +36,13 @@ def solve_order_parameters(
     r = prod_l q_l, over a bracket that provably holds them, and polished to rounding (see
     :func:`torch_propkernel.functions.find_stationary_points`).
 
-    Differentiable: where the kernel matrix, the targets or the temperature require a gradient, ``order_parameter`` carries
-    the implicit one, -S_{q theta} / S_{qq}, and ``action`` the envelope's; neither passes through an
+    Differentiable: where the kernel matrix, the targets or the temperature require a gradient, ``order_parameter``
+    carries the implicit one, -S_{q theta} / S_{qq}, and ``action`` the envelope's; neither passes through an
     eigendecomposition, so duplicate rows and a rank-deficient K give finite, right gradients. First derivatives only.
 
     Shapes: K ``*b x P x P``, y ``*b x P``, width a number, L numbers or ``*p x L``, temperature a number or ``*p``.
-    Accuracy: 1e-10 relative in q for the given spectrum away from double roots. Cost: see :class:`Spectrum`, then O(P) for
-    each problem.
+    Accuracy: 1e-10 relative in q for the given spectrum away from double roots. Cost: see :class:`Spectrum`, then O(P)
+    for each problem.
 
     Args:
         kernel_matrix: K (1/lambda_L included), or a :class:`Spectrum`, which answers many calls with one reduction.
@@ -96,7 +97,10 @@ def _solve_spectrum(
     per_layer = torch.where(torch.isfinite(last), last, 1.0)
     prior = torch.where(torch.isfinite(action.width), action.width, 0.0).sum(-1)
     offset = prior + spectrum.log_det_base.expand(shape).reshape(-1)
-    stats = {"alpha": (spectrum.num_data / action.width).reshape(*shape, -1), "condition": spectrum.condition}
+    stats: dict[str, Any] = {
+        "alpha": (spectrum.num_data / action.width).reshape(*shape, -1),
+        "condition": spectrum.condition,
+    }
     points = find_stationary_points(action)
     u, column = global_minimum(points.u, points.action, points.curvature)
     result, details = _judge(points, u, column, action.slope_scale(torch.nan_to_num(u)))
@@ -165,7 +169,8 @@ def _attach_gradients(
     layers = torch.where(finite, torch.where(finite, width, 0.0) * (q - q.log()), 0.0).sum(-1)
     divisor = torch.where(torch.isfinite(width[..., -1]), width[..., -1], 1.0)
     action = (layers + data) / divisor
-    # g = r d/dr of the data's part, as a function of K, y, T, B at fixed r; dq_l = -(dmu/du) q-direction * dg / (mu' + g').
+    # g = r d/dr of the data's part, as a function of K, y, T, B at fixed r; dq_l = -(dmu/du) q-direction * dg / (mu' +
+    # g').
     ratio = torch.cholesky_solve(r * kernel_matrix, factor)
     bent = r * kernel_matrix @ weights
     g = ratio.diagonal(dim1=-2, dim2=-1).sum(-1) - (weights * bent).sum((-2, -1))

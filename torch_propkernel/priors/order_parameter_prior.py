@@ -26,8 +26,8 @@ class OrderParameterPrior(Prior):
 
     A layer of infinite width has q = 1 and contributes zero to :meth:`log_prob`.
 
-    Shapes: ``width`` is ``*batch_shape x 1 x L`` (the shape of ``order_parameter``); it is the one buffer that kernel and
-    prior share. :meth:`log_prob` is elementwise, exact to rounding for widths up to 1e15 (no lgamma differences).
+    Shapes: ``width`` is ``*batch_shape x 1 x L`` (the shape of ``order_parameter``); it is the one buffer that kernel
+    and prior share. :meth:`log_prob` is elementwise, exact to rounding for widths up to 1e15 (no lgamma differences).
 
     Args:
         width: Widths N_l: a number, a sequence of L numbers, or a tensor ``*batch_shape x L``.
