@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import gpytorch
 import torch
 from gpytorch.kernels import Kernel, ProductKernel, ScaleKernel
 from linear_operator import to_dense
-from linear_operator.operators import ConstantDiagLinearOperator
+from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
 
 from .._validation import check_inputs, check_targets
@@ -150,12 +151,13 @@ def take_apart(model: Any) -> ModelParts:
     targets = model.train_targets
     check_kind_of_kernel(kernel, train_inputs=inputs, train_targets=targets)
     with torch.no_grad():
-        prior = model.forward(inputs[..., :1, :])
-    num_outputs = prior.loc.shape[-1]
-    if num_outputs > 1:
+        outputs = model.forward(inputs[..., :1, :]).event_shape[
+            1:
+        ]  # (D,) for a multitask model, whose covariance has the row index slow
+    if len(outputs):
         targets = targets.reshape(*targets.shape[:-2], -1)
-    check_targets(targets, num_outputs * inputs.shape[-2], "train_targets")
-    temperature, noise = _noise(model.likelihood, inputs, targets)
+    check_targets(targets, math.prod(outputs) * inputs.shape[-2], "train_targets")
+    temperature, noise = _noise(model, model.forward(inputs))
     return ModelParts(model, kernel, inputs, targets, temperature, noise)
 
 
@@ -173,12 +175,13 @@ def check_kind_of_kernel(kernel: RenormalizedNNGPKernel, **tensors: Tensor) -> N
             raise ValueError(f"{name}: expected device {parameter.device}, the kernel's, got {value.device}")
 
 
-def _noise(likelihood: Any, inputs: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    operator = likelihood._shaped_noise_covar(targets.shape, inputs)
-    if isinstance(operator, ConstantDiagLinearOperator):
-        return operator.diag_values.squeeze(-1), None
-    diagonal = operator.diagonal(dim1=-2, dim2=-1)
-    dense = operator.to_dense()
+def _noise(model: Any, prior: gpytorch.distributions.MultivariateNormal) -> tuple[Tensor | None, Tensor | None]:
+    """Read T of a homoskedastic likelihood, or what any other one adds to a prior of the training points' shape."""
+    if isinstance(model.likelihood, gpytorch.likelihoods.GaussianLikelihood):
+        return model.likelihood.noise.squeeze(-1), None
+    nothing = DiagLinearOperator(torch.zeros_like(prior.loc))
+    dense = model.likelihood(type(prior)(prior.mean, nothing), *model.train_inputs).covariance_matrix
+    diagonal = dense.diagonal(dim1=-2, dim2=-1)
     return None, diagonal if torch.equal(dense, torch.diag_embed(diagonal)) else dense
 
 
