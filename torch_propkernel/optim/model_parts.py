@@ -150,14 +150,12 @@ def take_apart(model: Any) -> ModelParts:
     inputs = check_inputs(model.train_inputs[0], "train_inputs")
     targets = model.train_targets
     check_kind_of_kernel(kernel, train_inputs=inputs, train_targets=targets)
-    with torch.no_grad():
-        outputs = model.forward(inputs[..., :1, :]).event_shape[
-            1:
-        ]  # (D,) for a multitask model, whose covariance has the row index slow
+    with torch.no_grad():  # (D,) for a multitask model, whose covariance has the row index slow
+        outputs = model.forward(inputs[..., :1, :]).event_shape[1:]
     if len(outputs):
         targets = targets.reshape(*targets.shape[:-2], -1)
     check_targets(targets, math.prod(outputs) * inputs.shape[-2], "train_targets")
-    temperature, noise = _noise(model, model.forward(inputs))
+    temperature, noise = _noise(model)
     return ModelParts(model, kernel, inputs, targets, temperature, noise)
 
 
@@ -175,10 +173,11 @@ def check_kind_of_kernel(kernel: RenormalizedNNGPKernel, **tensors: Tensor) -> N
             raise ValueError(f"{name}: expected device {parameter.device}, the kernel's, got {value.device}")
 
 
-def _noise(model: Any, prior: gpytorch.distributions.MultivariateNormal) -> tuple[Tensor | None, Tensor | None]:
+def _noise(model: Any) -> tuple[Tensor | None, Tensor | None]:
     """Read T of a homoskedastic likelihood, or what any other one adds to a prior of the training points' shape."""
     if isinstance(model.likelihood, gpytorch.likelihoods.GaussianLikelihood):
         return model.likelihood.noise.squeeze(-1), None
+    prior = model.forward(*model.train_inputs)
     nothing = DiagLinearOperator(torch.zeros_like(prior.loc))
     dense = model.likelihood(type(prior)(prior.mean, nothing), *model.train_inputs).covariance_matrix
     diagonal = dense.diagonal(dim1=-2, dim2=-1)
