@@ -22,12 +22,10 @@ import torch
 
 from torch_propkernel import (
     Erf,
-    NNGPKernel,
     ReLU,
     RenormalizedNNGPKernel,
+    fit_free_scale,
     fit_order_parameters,
-    generalization_error,
-    leave_one_out_error,
     width_sweep,
 )
 from torch_propkernel.datasets import YACHT, load_yacht
@@ -156,14 +154,6 @@ def synthetic(num_data, num_inputs, seed=0):
     return x, 2.0 * (x @ teacher) + 0.3 * noise
 
 
-def free_scale(x, y, activation, temperature):
-    """Scale of highest evidence of the fair baseline: ScaleKernel over the same kernel at infinite width."""
-    nngp = NNGPKernel(activation).requires_grad_(False)
-    model = GP(x, y, fixed_noise_likelihood(temperature), gpytorch.kernels.ScaleKernel(nngp))
-    train(model, torch.optim.LBFGS, 1, **LBFGS)
-    return model.covar_module.outputscale.detach()
-
-
 def main() -> None:
     """Run both cases and save the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -182,12 +172,8 @@ def main() -> None:
     # All widths from one factorization, and the two baselines.
     widths = torch.tensor([20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 2000.0])
     sweep = width_sweep(model, widths, test_x, test_y)
-    scale = free_scale(x, y, activation, temperature)
-    # r times the kernel at infinite width is the renormalized kernel at q = r.
-    baseline = {
-        "leave_one_out": leave_one_out_error(model, order_parameter=scale.reshape(1)).mean_total.item(),
-        "test": generalization_error(model, test_x, test_y, order_parameter=scale.reshape(1)).mean_total.item(),
-    }
+    free = fit_free_scale(model, test_x, test_y)
+    baseline = {"leave_one_out": free.leave_one_out.mean_total.item(), "test": free.test.mean_total.item()}
     print(f"\nexpected squared error {'':22s}{'infinite width':>16s}{f'N = {width}':>12s}{'free scale':>12s}")
     for label, key, error in (
         ("from training rows (leave-one-out)", "leave_one_out", sweep.leave_one_out),
@@ -195,7 +181,7 @@ def main() -> None:
     ):
         finite = error.mean_total[widths == width].item()
         print(f"  {label:42s}{error.infinite_width.mean_total:16.4f}{finite:12.4f}{baseline[key]:12.4f}")
-    print(f"  q = {sweep.order_parameter[widths == width].item():.3f} at N = {width}; free scale r = {scale:.3f}")
+    print(f"  q = {sweep.order_parameter[widths == width].item():.3f} at N = {width}; free scale r = {free.scale:.3f}")
     try:
         from torch_propkernel.plotting import plot_sweep
 
