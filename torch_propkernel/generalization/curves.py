@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._validation import check_targets
 from ..functions.spectrum import Spectrum
-from ..optim.model_parts import ModelParts, ScalarProblem
+from ..models.model_parts import ModelParts, ScalarProblem
 from ..optim.solve_order_parameters import solve_order_parameters
 from .errors import ErrorEstimate
 from .predictor import Units, evaluating, prepare_points
@@ -172,24 +172,14 @@ def _with_infinite_width(mean: Tensor, bias: Tensor, variance: Tensor) -> ErrorE
     return ErrorEstimate(mean[:-1], bias[:-1], variance[:-1], infinite)
 
 
-def _cross_blocks(parts: ModelParts, x: Tensor, order_parameter: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Prior mean at x, covariance with the training points, and prior variance, in float64."""
-    size = parts.inputs.shape[-2]
-    last = torch.ones_like(parts.kernel.raw_order_parameter)
-    last[..., -1] = order_parameter
-    with parts.kernel.assigned_order_parameter(last):
-        joint = parts.prior(torch.cat([parts.inputs, x]))
-        covariance = joint.lazy_covariance_matrix
-        cross = covariance[:size, size:].to_dense()
-        return joint.loc[size:].double(), cross.double(), covariance[size:, size:].diagonal(dim1=-2, dim2=-1).double()
-
-
 def _predict_all(
     parts: ModelParts, spectrum: Spectrum, x: Tensor, scale: Tensor, spread: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean and variance at x for every scale r; k_* = fixed part + r times the renormalized one."""
-    mean, cross, prior = _cross_blocks(parts, x, 1.0)
-    _, fixed, fixed_prior = _cross_blocks(parts, x, 0.0) if not parts.is_multiplicative() else (0, 0 * cross, 0 * prior)
+    mean, cross, prior = (v.double() for v in parts.blocks(x, 1.0))
+    fixed, fixed_prior = 0.0 * cross, 0.0 * prior
+    if not parts.is_multiplicative():
+        _, fixed, fixed_prior = (v.double() for v in parts.blocks(x, 0.0))
     cross, prior = cross - fixed, prior - fixed_prior
     vectors = spectrum.eigenvectors
     assert vectors is not None
@@ -254,10 +244,10 @@ def learning_curve(
             raise ValueError(f"num_data: expected sizes from 1 to {total}, got {list(num_data)}")
         x = prepare_points(parts, x)
         check_targets(y, x.shape[-2])
-        mean, cross, prior = _cross_blocks(parts, x, 1.0)
+        mean, cross, prior = (v.double() for v in parts.blocks(x, 1.0))
         fixed, fixed_prior = 0 * cross, 0 * prior
         if not parts.is_multiplicative():
-            _, fixed, fixed_prior = _cross_blocks(parts, x, 0.0)
+            _, fixed, fixed_prior = (v.double() for v in parts.blocks(x, 0.0))
         generator = generator or torch.Generator().manual_seed(0)
         width = parts.kernel.width.squeeze(-2).to(torch.float64)
         columns: list[tuple[Tensor, ...]] = []

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .._validation import check_targets
+from ..models.model_parts import ModelParts
 from ..optim.fit_order_parameters import fit_parts
-from ..optim.model_parts import ModelParts
 from ..optim.solution import Solution
 from .predictor import Predictor, Units, evaluating, prepare_points
 

@@ -13,7 +13,7 @@ from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
 from .._validation import check_inputs
-from ..optim.model_parts import ModelParts, check_kind_of_kernel, take_apart
+from ..models.model_parts import ModelParts, check_kind_of_kernel, take_apart
 
 
 @contextmanager

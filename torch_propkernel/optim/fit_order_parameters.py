@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..exceptions import ReliabilityWarning
+from ..models.model_parts import ModelParts, ScalarProblem, take_apart, warn_if_not_identifiable
 from ..reliability import assess_reliability
 from .local_minimum import LocalMinimum, minimize
-from .model_parts import ModelParts, ScalarProblem, take_apart, warn_if_not_identifiable
 from .solution import Solution, SolveResult
 from .solve_order_parameters import solve_order_parameters
 

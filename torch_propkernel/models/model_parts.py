@@ -74,12 +74,31 @@ class ModelParts:
         if order_parameter is None:
             return to_dense(self.prior(x).lazy_covariance_matrix)
         if not isinstance(order_parameter, Tensor):
-            # K_R is proportional to the last layer's order parameter in every composition.
-            last = torch.ones_like(self.kernel.raw_order_parameter)
-            last[..., -1] = order_parameter
-            order_parameter = last
+            order_parameter = self.last_order_parameter(order_parameter)
         with self.kernel.assigned_order_parameter(order_parameter):
             return to_dense(self.prior(x).lazy_covariance_matrix)
+
+    def last_order_parameter(self, value: float) -> Tensor:
+        """Return order parameters that are one but for the last layer's, to which every composition is proportional."""
+        order_parameter = torch.ones_like(self.kernel.raw_order_parameter)
+        order_parameter[..., -1] = value
+        return order_parameter
+
+    def blocks(self, x: Tensor, order_parameter: float, full: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Return prior mean at x ``*b x m``, covariance with the training points, and prior variance (or covariance).
+
+        ``order_parameter`` is the last layer's, the others are one; zero gives the part that none of them touches.
+        """
+        inputs = self.inputs
+        size = self.targets.shape[-1]
+        batch = torch.broadcast_shapes(inputs.shape[:-2], x.shape[:-2])
+        joint_inputs = torch.cat([part.expand(*batch, *part.shape[-2:]) for part in (inputs, x)], dim=-2)
+        with self.kernel.assigned_order_parameter(self.last_order_parameter(order_parameter)):
+            joint = self.prior(joint_inputs)
+            covariance = joint.lazy_covariance_matrix
+            own = covariance[..., size:, size:]
+            prior = to_dense(own) if full else own.diagonal(dim1=-2, dim2=-1)
+            return joint.loc[..., size:], to_dense(covariance[..., :size, size:]), prior
 
     def noise_covariance(self, like: Tensor) -> Tensor:
         """Return the noise as a dense matrix ``*b x P x P``."""

@@ -1,0 +1,1 @@
+"""The latent function of a Student's t process, at some points."""
