@@ -1,0 +1,1 @@
+"""Processes, and the pieces of models that solvers need."""
