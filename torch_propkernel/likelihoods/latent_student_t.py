@@ -1,1 +1,0 @@
-"""The latent function of a Student's t process, at some points."""
