@@ -18,7 +18,7 @@ def test_the_example_prints_what_it_says(capsys):
     finally:
         torch.set_default_dtype(before)
     order_parameter, errors = capsys.readouterr().out.strip().splitlines()
-    shown = [line.partition("   # ")[2] for line in code.splitlines() if line.startswith("print")]
+    shown = [line.partition("  # ")[2] for line in code.splitlines() if line.startswith("print")]
     assert order_parameter.startswith(shown[0].removesuffix(" ..."))
     assert errors == shown[1]
 
