@@ -8,6 +8,7 @@ this package; the source is Pacelli et al., Nature Machine Intelligence 5, 1497 
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .distributions import MultivariateStudentT, ScaleMixtureMultivariateNormal
 from .exceptions import (
     ConvergenceError,
     IdentifiabilityWarning,
@@ -39,7 +40,9 @@ from .generalization import (
     ErrorEstimate,
     FreeScale,
     LearningCurve,
+    WidthComparison,
     WidthSweep,
+    compare_widths,
     expected_accuracy,
     fit_free_scale,
     generalization_error,
@@ -59,7 +62,19 @@ from .kernels import (
     Outer,
     RenormalizedNNGPKernel,
 )
-from .mlls import EffectiveAction
+from .likelihoods import FiniteWidthLikelihood, StudentTProcessLikelihood
+from .mixing import (
+    GammaMixing,
+    GeneralizedInverseGaussianMixing,
+    InverseGammaMixing,
+    LogNormalMixing,
+    MixingLaw,
+    PointMass,
+    ProductGammaMixing,
+    posterior_of_scale,
+)
+from .mlls import EffectiveAction, FiniteWidthMarginalLogLikelihood, StudentTMarginalLogLikelihood
+from .models import FiniteWidthProcess, NetworkGP, StudentTProcess
 from .optim import Solution, SolveResult, fit_order_parameters, solve_order_parameters
 from .priors import OrderParameterPrior
 from .reliability import Reliability, assess_reliability, participation_ratio
@@ -80,20 +95,32 @@ __all__ = [
     "Erf",
     "ErrorEstimate",
     "Exp",
+    "FiniteWidthLikelihood",
+    "FiniteWidthMarginalLogLikelihood",
+    "FiniteWidthProcess",
     "FreeScale",
     "GELU",
+    "GammaMixing",
+    "GeneralizedInverseGaussianMixing",
     "IdentifiabilityWarning",
     "Identity",
     "InputScaleWarning",
+    "InverseGammaMixing",
     "LeakyReLU",
     "LearningCurve",
     "LinearPart",
     "Linearized",
+    "LogNormalMixing",
+    "MixingLaw",
+    "MultivariateStudentT",
     "NNGPKernel",
     "Nested",
+    "NetworkGP",
     "NotPositiveDefiniteError",
     "OrderParameterPrior",
     "Outer",
+    "PointMass",
+    "ProductGammaMixing",
     "PropKernelWarning",
     "Quadrature",
     "ReLU",
@@ -101,6 +128,7 @@ __all__ = [
     "Reliability",
     "ReliabilityWarning",
     "RenormalizedNNGPKernel",
+    "ScaleMixtureMultivariateNormal",
     "SiLU",
     "Sign",
     "Sin",
@@ -109,9 +137,14 @@ __all__ = [
     "Spectrum",
     "Square",
     "Step",
+    "StudentTMarginalLogLikelihood",
+    "StudentTProcess",
+    "StudentTProcessLikelihood",
     "Tanh",
+    "WidthComparison",
     "WidthSweep",
     "assess_reliability",
+    "compare_widths",
     "expected_accuracy",
     "fit_free_scale",
     "fit_order_parameters",
@@ -119,6 +152,7 @@ __all__ = [
     "learning_curve",
     "leave_one_out_error",
     "participation_ratio",
+    "posterior_of_scale",
     "solve_order_parameters",
     "training_error",
     "width_sweep",

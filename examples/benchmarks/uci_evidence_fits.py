@@ -48,6 +48,7 @@ from botorch.models import SingleTaskGP
 from botorch.models.kernels import InfiniteWidthBNNKernel
 from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
 from botorch.optim.closures import get_loss_closure_with_grads
+from botorch.optim.core import OptimizationStatus
 from botorch.optim.fit import fit_gpytorch_mll_scipy
 from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import Kernel, ScaleKernel
@@ -183,9 +184,11 @@ def fit(folder: Path, split: int, model_name: str, activation: str, restarts: in
             model.eval()
         record["seconds"] = time.perf_counter() - clock
         record["evaluations"] = len(evaluations)
-        record["attempts"] = len(attempts) - (restarts if record["exception"] is None else 0)
-        record["message"] = attempts[-1].message if attempts and attempts[-1] else ""
-        record["log_posterior"] = -float(attempts[-1].fval) * len(y) if attempts and attempts[-1] else math.nan
+        good = [a for a in attempts if a is not None and a.status != OptimizationStatus.FAILURE]
+        best = min(good, key=lambda a: float(a.fval), default=None)
+        record["attempts"] = 1 + len(attempts) - len(good)  # one, and those that had to be repeated or were left out
+        record["message"] = best.message if best else ""
+        record["log_posterior"] = -float(best.fval) * len(y) if best else math.nan
         record["parameters"] = parameters(model)
         record["at_bound"] = at_bound(model)
         try:

@@ -11,33 +11,7 @@ from torch import Tensor
 from .._validation import as_values, as_width, positive_number
 from ..functions import Activation
 from ..kernels import RenormalizedNNGPKernel
-
-
-class NetworkGP(gpytorch.models.ExactGP):
-    """A GP with zero mean and a renormalized kernel.
-
-    Args:
-        x: Training inputs.
-        y: Training targets.
-        likelihood: Its noise is the temperature.
-        kernel: The renormalized kernel.
-    """
-
-    def __init__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        likelihood: gpytorch.likelihoods.GaussianLikelihood,
-        kernel: RenormalizedNNGPKernel,
-    ) -> None:
-        """Store the kernel."""
-        super().__init__(x, y, likelihood)
-        self.mean_module = gpytorch.means.ZeroMean()
-        self.covar_module = kernel
-
-    def forward(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
-        """Return the prior at x."""
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+from ..models.network_gp import NetworkGP
 
 
 @dataclass(frozen=True)

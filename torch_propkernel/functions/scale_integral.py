@@ -252,11 +252,10 @@ def scale_evidence(
     kernel_matrix: Tensor,
     targets: Tensor,
     temperature: Tensor,
-    log_density: Callable[[Tensor], Tensor],
-    interval: tuple[Tensor, Tensor],
+    integrate: Callable[[Spectrum], ScalePosterior],
+    log_density: Callable[[Tensor], Tensor] | None = None,
     *,
     base: Tensor | None = None,
-    tolerance: float = 1e-11,
 ) -> tuple[Tensor, ScalePosterior]:
     r"""Return log p(y), differentiable, and the posterior of the scale.
 
@@ -269,23 +268,25 @@ def scale_evidence(
         kernel_matrix: K, ``*b x P x P``.
         targets: y minus its mean, ``*b x P``.
         temperature: T, ``*b``.
-        log_density: Log density of u = log r.
-        interval: Bounds of u of the prior's mass.
+        integrate: Makes the posterior of the scale from the spectrum, as :func:`integrate_scale` does.
+        log_density: Log density of u = log r, for gradients with respect to the law's parameters.
         base: B, a matrix or a diagonal; the identity if None.
-        tolerance: Of the integral.
-
-    Raises:
-        ConvergenceError: The integral did not reach its tolerance.
 
     Reference: THEORY.md, section 1.
+
+    Example:
+        >>> k = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
+        >>> y, one = torch.ones(1, dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        >>> zero = torch.zeros(1, dtype=torch.float64)   # all weight on r = 1
+        >>> value, _ = scale_evidence(k, y, one, lambda spectrum: ScalePosterior(zero, zero, 0.0 * one, 0.0 * one))
+        >>> torch.autograd.grad(value, k)[0].item()   # d/dk log N(1; 0, 1 + k) = ((y / (1 + k))^2 - 1 / (1 + k)) / 2
+        -0.125
     """
-    differentiable = torch.is_grad_enabled()
     spectrum = Spectrum.from_kernel(kernel_matrix, targets, base=base, eigenvectors=True)
-    posterior = integrate_scale(spectrum, log_density, interval, temperature.detach(), tolerance=tolerance)
+    posterior = integrate(spectrum)
     value = _ScaleEvidence.apply(kernel_matrix, targets, temperature, base, spectrum, posterior)
-    if differentiable:
-        # The law's own parameters: a score that is zero in value.
+    if log_density is not None and torch.is_grad_enabled():
         score = (posterior.weights * log_density(posterior.log_scale).nan_to_num(neginf=0.0)).sum(-1)
-        if score.requires_grad:
+        if score.requires_grad:  # the law's own parameters: a term that is zero in value
             value = value + (score - score.detach()).to(value.dtype)
     return value, posterior

@@ -1,5 +1,6 @@
 """Predicted errors of the network, from training data or at given test targets."""
 
+from .compare_widths import WidthComparison, compare_widths
 from .curves import LearningCurve, WidthSweep, learning_curve, width_sweep
 from .errors import (
     ErrorEstimate,
@@ -14,7 +15,9 @@ __all__ = [
     "ErrorEstimate",
     "FreeScale",
     "LearningCurve",
+    "WidthComparison",
     "WidthSweep",
+    "compare_widths",
     "expected_accuracy",
     "fit_free_scale",
     "generalization_error",

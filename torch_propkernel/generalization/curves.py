@@ -111,14 +111,9 @@ def width_sweep(
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import Identity, RenormalizedNNGPKernel, width_sweep
-        >>> class Model(gpytorch.models.ExactGP):
-        ...     def __init__(self, x, y, likelihood):
-        ...         super().__init__(x, y, likelihood)
-        ...         self.covar_module = RenormalizedNNGPKernel(Identity(), width=4)
-        ...     def forward(self, x):
-        ...         return gpytorch.distributions.MultivariateNormal(x.new_zeros(x.shape[:-1]), self.covar_module(x))
-        >>> model = Model(torch.eye(2), 3 * torch.ones(2), gpytorch.likelihoods.GaussianLikelihood())
+        >>> from torch_propkernel import NetworkGP, Identity, RenormalizedNNGPKernel, width_sweep
+        >>> kernel = RenormalizedNNGPKernel(Identity(), width=4)
+        >>> model = NetworkGP(torch.eye(2), 3 * torch.ones(2), gpytorch.likelihoods.GaussianLikelihood(), kernel)
         >>> sweep = width_sweep(model, [2.0, 20.0, float("inf")])
         >>> q = sweep.order_parameter.squeeze(-1)
         >>> bool(q[0] > q[1] > q[2]), q[2].item()
@@ -223,17 +218,12 @@ def learning_curve(
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import Identity, RenormalizedNNGPKernel, learning_curve
-        >>> class Model(gpytorch.models.ExactGP):
-        ...     def __init__(self, x, y, likelihood):
-        ...         super().__init__(x, y, likelihood)
-        ...         self.covar_module = RenormalizedNNGPKernel(Identity(), width=float("inf"))
-        ...     def forward(self, x):
-        ...         return gpytorch.distributions.MultivariateNormal(x.new_zeros(x.shape[:-1]), self.covar_module(x))
+        >>> from torch_propkernel import NetworkGP, Identity, RenormalizedNNGPKernel, learning_curve
+        >>> kernel = RenormalizedNNGPKernel(Identity(), width=float("inf"))
         >>> x = torch.ones(3, 1)
         >>> likelihood = gpytorch.likelihoods.GaussianLikelihood()
         >>> likelihood.noise = 1.0
-        >>> curve = learning_curve(Model(x, torch.ones(3), likelihood), [1, 3], x[:1], torch.ones(1))
+        >>> curve = learning_curve(NetworkGP(x, torch.ones(3), likelihood, kernel), [1, 3], x[:1], torch.ones(1))
         >>> [round(v, 5) for v in curve.variance.flatten().tolist()]   # posterior variance 1 / (1 + P)
         [0.5, 0.25]
     """

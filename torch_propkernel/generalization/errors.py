@@ -137,16 +137,11 @@ def generalization_error(
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import Identity, RenormalizedNNGPKernel, generalization_error
-        >>> class Model(gpytorch.models.ExactGP):
-        ...     def __init__(self, x, y, likelihood):
-        ...         super().__init__(x, y, likelihood)
-        ...         self.covar_module = RenormalizedNNGPKernel(Identity(), width=4)
-        ...     def forward(self, x):
-        ...         return gpytorch.distributions.MultivariateNormal(x.new_zeros(x.shape[:-1]), self.covar_module(x))
+        >>> from torch_propkernel import NetworkGP, Identity, RenormalizedNNGPKernel, generalization_error
+        >>> kernel = RenormalizedNNGPKernel(Identity(), width=4)
         >>> likelihood = gpytorch.likelihoods.GaussianLikelihood()
         >>> likelihood.noise = 1.0
-        >>> model = Model(torch.ones(1, 1), torch.ones(1), likelihood)
+        >>> model = NetworkGP(torch.ones(1, 1), torch.ones(1), likelihood, kernel)
         >>> error = generalization_error(model, torch.ones(1, 1), torch.ones(1))   # q = 1: Gamma = 1/2, sigma^2 = 1/2
         >>> round(error.mean_total.item(), 5)
         0.75
@@ -188,14 +183,9 @@ def leave_one_out_error(
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import Identity, RenormalizedNNGPKernel, leave_one_out_error
-        >>> class Model(gpytorch.models.ExactGP):
-        ...     def __init__(self, x, y, likelihood):
-        ...         super().__init__(x, y, likelihood)
-        ...         self.covar_module = RenormalizedNNGPKernel(Identity(), width=4)
-        ...     def forward(self, x):
-        ...         return gpytorch.distributions.MultivariateNormal(x.new_zeros(x.shape[:-1]), self.covar_module(x))
-        >>> model = Model(torch.eye(2), torch.ones(2), gpytorch.likelihoods.GaussianLikelihood())
+        >>> from torch_propkernel import NetworkGP, Identity, RenormalizedNNGPKernel, leave_one_out_error
+        >>> kernel = RenormalizedNNGPKernel(Identity(), width=4)
+        >>> model = NetworkGP(torch.eye(2), torch.ones(2), gpytorch.likelihoods.GaussianLikelihood(), kernel)
         >>> error = leave_one_out_error(model)   # orthogonal points say nothing of each other: y^2, and k = 1/2
         >>> round(error.mean_bias.item(), 4), round(error.mean_variance.item(), 4)
         (1.0, 0.5)
@@ -233,16 +223,11 @@ def training_error(model: Any, *, order_parameter: Tensor | None = None, differe
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import Identity, RenormalizedNNGPKernel, training_error
-        >>> class Model(gpytorch.models.ExactGP):
-        ...     def __init__(self, x, y, likelihood):
-        ...         super().__init__(x, y, likelihood)
-        ...         self.covar_module = RenormalizedNNGPKernel(Identity(), width=4)
-        ...     def forward(self, x):
-        ...         return gpytorch.distributions.MultivariateNormal(x.new_zeros(x.shape[:-1]), self.covar_module(x))
+        >>> from torch_propkernel import NetworkGP, Identity, RenormalizedNNGPKernel, training_error
+        >>> kernel = RenormalizedNNGPKernel(Identity(), width=4)
         >>> likelihood = gpytorch.likelihoods.GaussianLikelihood()
         >>> likelihood.noise = 1.0
-        >>> model = Model(torch.ones(1, 1), torch.ones(1), likelihood)
+        >>> model = NetworkGP(torch.ones(1, 1), torch.ones(1), likelihood, kernel)
         >>> round(training_error(model).item(), 5)   # A = 2: 1/4 + 1 - 1/2
         0.75
     """
@@ -280,14 +265,9 @@ def expected_accuracy(
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import Identity, RenormalizedNNGPKernel, expected_accuracy
-        >>> class Model(gpytorch.models.ExactGP):
-        ...     def __init__(self, x, y, likelihood):
-        ...         super().__init__(x, y, likelihood)
-        ...         self.covar_module = RenormalizedNNGPKernel(Identity(), width=4)
-        ...     def forward(self, x):
-        ...         return gpytorch.distributions.MultivariateNormal(x.new_zeros(x.shape[:-1]), self.covar_module(x))
-        >>> model = Model(torch.eye(2), torch.ones(2), gpytorch.likelihoods.GaussianLikelihood())
+        >>> from torch_propkernel import NetworkGP, Identity, RenormalizedNNGPKernel, expected_accuracy
+        >>> kernel = RenormalizedNNGPKernel(Identity(), width=4)
+        >>> model = NetworkGP(torch.eye(2), torch.ones(2), gpytorch.likelihoods.GaussianLikelihood(), kernel)
         >>> both = torch.tensor([1.0, -1.0])
         >>> round(expected_accuracy(model, torch.eye(2)[[0, 0]], both).item(), 5)   # right for one, wrong for the other
         0.5

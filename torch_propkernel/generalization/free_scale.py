@@ -64,16 +64,11 @@ def fit_free_scale(model: Any, x: Tensor | None = None, y: Tensor | None = None)
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import Identity, RenormalizedNNGPKernel, fit_free_scale
-        >>> class Model(gpytorch.models.ExactGP):
-        ...     def __init__(self, x, y, likelihood):
-        ...         super().__init__(x, y, likelihood)
-        ...         self.covar_module = RenormalizedNNGPKernel(Identity(), width=4)
-        ...     def forward(self, x):
-        ...         return gpytorch.distributions.MultivariateNormal(x.new_zeros(x.shape[:-1]), self.covar_module(x))
+        >>> from torch_propkernel import NetworkGP, Identity, RenormalizedNNGPKernel, fit_free_scale
+        >>> kernel = RenormalizedNNGPKernel(Identity(), width=4)
         >>> likelihood = gpytorch.likelihoods.GaussianLikelihood()
         >>> likelihood.noise = 1.0
-        >>> model = Model(torch.ones(1, 1), 3 * torch.ones(1), likelihood)
+        >>> model = NetworkGP(torch.ones(1, 1), 3 * torch.ones(1), likelihood, kernel)
         >>> round(fit_free_scale(model).scale, 5)   # T + r k = y^2 with k = 1
         8.0
     """

@@ -38,15 +38,10 @@ class EffectiveAction(ExactMarginalLogLikelihood):
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import EffectiveAction, Identity, RenormalizedNNGPKernel
-        >>> class Model(gpytorch.models.ExactGP):
-        ...     def __init__(self, x, y, likelihood):
-        ...         super().__init__(x, y, likelihood)
-        ...         self.covar_module = RenormalizedNNGPKernel(Identity(), width=4)
-        ...     def forward(self, x):
-        ...         return gpytorch.distributions.MultivariateNormal(x.new_zeros(len(x)), self.covar_module(x))
+        >>> from torch_propkernel import NetworkGP, EffectiveAction, Identity, RenormalizedNNGPKernel
+        >>> kernel = RenormalizedNNGPKernel(Identity(), width=4)
         >>> likelihood = gpytorch.likelihoods.GaussianLikelihood()
-        >>> model = Model(torch.ones(1, 1), torch.ones(1), likelihood)
+        >>> model = NetworkGP(torch.ones(1, 1), torch.ones(1), likelihood, kernel)
         >>> likelihood.noise = 1.0
         >>> action = EffectiveAction(likelihood, model)(model(torch.ones(1, 1)), torch.ones(1))
         >>> expected = 1 + (torch.tensor(2.0).log() + 0.5) / 4   # q = 1, A = 2

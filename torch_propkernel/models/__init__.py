@@ -1,1 +1,7 @@
-"""Processes, and the pieces of models that solvers need."""
+"""Models: a GP of a network, the finite-width process, Student's t processes, and the pieces that solvers need."""
+
+from .finite_width_process import FiniteWidthProcess
+from .network_gp import NetworkGP
+from .student_t_process import StudentTProcess
+
+__all__ = ["FiniteWidthProcess", "NetworkGP", "StudentTProcess"]

@@ -54,17 +54,11 @@ def fit_order_parameters(
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import Erf, RenormalizedNNGPKernel, fit_order_parameters
-        >>> class Model(gpytorch.models.ExactGP):
-        ...     def __init__(self, x, y, likelihood):
-        ...         super().__init__(x, y, likelihood)
-        ...         self.mean_module = gpytorch.means.ZeroMean()
-        ...         self.covar_module = RenormalizedNNGPKernel(Erf(), width=20)
-        ...     def forward(self, x):
-        ...         return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+        >>> from torch_propkernel import NetworkGP, Erf, RenormalizedNNGPKernel, fit_order_parameters
+        >>> kernel = RenormalizedNNGPKernel(Erf(), width=20)
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(60, 80, generator=generator, dtype=torch.float64)
-        >>> model = Model(x, x[:, 0].sign() * 2, gpytorch.likelihoods.GaussianLikelihood()).double()
+        >>> model = NetworkGP(x, x[:, 0].sign() * 2, gpytorch.likelihoods.GaussianLikelihood(), kernel).double()
         >>> solution = fit_order_parameters(model)
         >>> solution.result.name, bool((model.covar_module.order_parameter > 1.2).all())
         ('global_minimum', True)

@@ -1,0 +1,23 @@
+"""BoTorch models, posteriors and samplers; needs BoTorch, which the rest of the package does not.
+
+Import from here only: ``from torch_propkernel.botorch_support import SingleTaskStudentTProcess``. Importing it
+registers the posteriors' samplers with BoTorch, and a check that refuses acquisition functions that assume normality.
+"""
+
+from .finite_width_gp import SingleTaskFiniteWidthGP
+from .finite_width_posterior import FiniteWidthPosterior
+from .latent_scale_posterior import LatentScalePosterior
+from .non_gaussian import NonGaussianModel
+from .single_task_process import SingleTaskProcess
+from .student_t_posterior import StudentTPosterior
+from .student_t_process import SingleTaskStudentTProcess
+
+__all__ = [
+    "FiniteWidthPosterior",
+    "LatentScalePosterior",
+    "NonGaussianModel",
+    "SingleTaskFiniteWidthGP",
+    "SingleTaskProcess",
+    "SingleTaskStudentTProcess",
+    "StudentTPosterior",
+]
