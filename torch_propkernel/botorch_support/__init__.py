@@ -6,18 +6,14 @@ registers the posteriors' samplers with BoTorch, and a check that refuses acquis
 
 from .finite_width_gp import SingleTaskFiniteWidthGP
 from .finite_width_posterior import FiniteWidthPosterior
-from .latent_scale_posterior import LatentScalePosterior
 from .non_gaussian import NonGaussianModel
-from .single_task_process import SingleTaskProcess
 from .student_t_posterior import StudentTPosterior
 from .student_t_process import SingleTaskStudentTProcess
 
 __all__ = [
     "FiniteWidthPosterior",
-    "LatentScalePosterior",
     "NonGaussianModel",
     "SingleTaskFiniteWidthGP",
-    "SingleTaskProcess",
     "SingleTaskStudentTProcess",
     "StudentTPosterior",
 ]
