@@ -56,6 +56,12 @@ def with_data(model, x, y):
     return model
 
 
+def with_likelihood(model, likelihood):
+    """Replace the likelihood, which the constructor of ExactGP would refuse."""
+    model.likelihood = likelihood.double()
+    return model
+
+
 X, Y, EYE = points(), points()[:, 0], torch.eye(6, dtype=F)
 
 MODELS = {
@@ -89,6 +95,11 @@ MODELS = {
         lambda: Model(X, Y, RenormalizedNNGPKernel(Erf(), 9) + RenormalizedNNGPKernel(Erf(), 9)),
         ValueError,
         "expected exactly one RenormalizedNNGPKernel in its covariance, got 2",
+    ),
+    "a likelihood that is not Gaussian": (
+        lambda: with_likelihood(Model(X, Y), gpytorch.likelihoods.StudentTLikelihood()),
+        TypeError,
+        "likelihood: expected a Gaussian one, whose noise is the temperature, got StudentTLikelihood",
     ),
     "no model": (lambda: "model", TypeError, "model: expected an ExactGP-like module, got str"),
     "no training data": (

@@ -190,3 +190,23 @@ def test_refuses_shapes_that_do_not_match(data):
         spectrum_of(K, y[:-1])
     with pytest.raises((ValueError, RuntimeError)):
         spectrum_of(K[:, :-1], y)
+
+
+@pytest.mark.parametrize("size", [1, 2, 30])
+def test_reduction_without_the_exported_routine(monkeypatch, rng, size):
+    """If scipy does not export LAPACK's bidiagonal iteration, eigenvectors of the tridiagonal matrix take its place."""
+    from torch_propkernel.functions import _lapack
+
+    x = rng.normal(size=(size, size))
+    K, y = torch.as_tensor(x @ x.T), torch.as_tensor(rng.normal(size=size))
+    usual = Spectrum.from_kernel(K, y)
+    assert _lapack._dbdsqr() is not None
+    monkeypatch.setattr(_lapack, "_dbdsqr", lambda: None)
+    fallback = Spectrum.from_kernel(K, y)
+    vectors = Spectrum.from_kernel(K, y, eigenvectors=True)
+    for other in (fallback, vectors):
+        assert torch.allclose(usual.eigenvalues, other.eigenvalues, rtol=1e-9, atol=1e-12)
+        q, q_other = (
+            solve_order_parameters(s, width=[7.0, 20.0], temperature=0.1).order_parameter for s in (usual, other)
+        )
+        assert torch.allclose(q, q_other, rtol=1e-11)

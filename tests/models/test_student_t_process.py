@@ -389,3 +389,12 @@ def test_several_tasks_are_refused():
     model = Multitask(X, Y, StudentTProcessLikelihood().double()).eval()
     with pytest.raises(TypeError, match="forward: expected a MultivariateNormal of one output, got Multitask"):
         model(XT)
+
+
+def test_gaussian_solvers_refuse_it():
+    from torch_propkernel import Erf, NetworkGP, RenormalizedNNGPKernel, fit_order_parameters
+
+    x = torch.randn(6, 3, dtype=torch.float64)
+    model = NetworkGP(x, x[:, 0], StudentTProcessLikelihood(), RenormalizedNNGPKernel(Erf(), 10)).double()
+    with pytest.raises(TypeError, match="expected a Gaussian one, .* got StudentTProcessLikelihood"):
+        fit_order_parameters(model)

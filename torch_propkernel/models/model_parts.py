@@ -10,6 +10,7 @@ from typing import Any
 import gpytorch
 import torch
 from gpytorch.kernels import Kernel, ProductKernel, ScaleKernel
+from gpytorch.likelihoods import _GaussianLikelihoodBase
 from linear_operator import to_dense
 from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
@@ -18,6 +19,7 @@ from .._validation import check_inputs, check_targets
 from ..exceptions import IdentifiabilityWarning
 from ..kernels import RenormalizedNNGPKernel
 from ..kernels.renormalized_nngp_kernel import find_renormalized_kernel
+from ..likelihoods import StudentTProcessLikelihood
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,10 @@ def take_apart(model: Any) -> ModelParts:
             raise TypeError(
                 f"model: expected an ExactGP-like model with {attribute}, got {type(model).__name__} without"
             )
+    gaussian = isinstance(model.likelihood, _GaussianLikelihoodBase)
+    if not gaussian or isinstance(model.likelihood, StudentTProcessLikelihood):
+        got = type(model.likelihood).__name__
+        raise TypeError(f"likelihood: expected a Gaussian one, whose noise is the temperature, got {got}")
     if len(model.train_inputs) != 1:
         raise ValueError(f"model: expected one tensor of training inputs, got {len(model.train_inputs)}")
     inputs = check_inputs(model.train_inputs[0], "train_inputs")

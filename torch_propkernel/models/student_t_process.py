@@ -39,7 +39,7 @@ class StudentTProcess(RebuiltFantasies, ExactGP):
 
     Not included: several tasks, heteroskedastic noise, missing targets, GPyTorch's approximate solvers (all is dense
     Cholesky algebra, whatever the settings). Order parameters and hyperparameters are not refitted in fantasies. Train
-    order parameters with the objective above: :func:`fit_order_parameters` solves the Gaussian action.
+    order parameters with the objective above: :func:`fit_order_parameters`, which is Gaussian, refuses it.
 
     Shapes: inputs ``*b x n x d`` (or ``n``), targets ``*b x n``; predictions ``*b x m``. Accuracy: exact to rounding.
     Cost: n^3 for the first prediction, then n^2 m; the factorization is kept until data or hyperparameters change. As
