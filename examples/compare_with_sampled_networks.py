@@ -47,6 +47,7 @@ import numpy as np
 import torch
 
 from torch_propkernel import (
+    NetworkGP,
     PropKernelWarning,
     RenormalizedNNGPKernel,
     fit_order_parameters,
@@ -56,20 +57,6 @@ from torch_propkernel.functions import get_activation
 
 ONE_LAYER = {"saddle": "outer"}
 SEVERAL_LAYERS = {"saddle_nested": "nested", "saddle_outer": "outer", "saddle_lin": "linear_part"}
-
-
-class NetworkGP(gpytorch.models.ExactGP):
-    """A GP with zero mean and a renormalized kernel: all that is needed."""
-
-    def __init__(self, x, y, likelihood, kernel):
-        """Store the kernel."""
-        super().__init__(x, y, likelihood)
-        self.mean_module = gpytorch.means.ZeroMean()
-        self.covar_module = kernel
-
-    def forward(self, x):
-        """Return the prior at x."""
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
 
 
 def predict(case: dict, folder: Path) -> dict[str, dict[str, float]]:
