@@ -322,6 +322,9 @@ def test_cache_follows_the_model():
     process.eval()
     assert not torch.allclose(process(x[:2]).mean, mean)
     before = process(x[:2]).mean
+    process.likelihood.noise = torch.tensor(0.5, dtype=F)  # without a detour through training mode
+    assert not torch.allclose(process(x[:2]).mean, before)
+    before = process(x[:2]).mean
     process.set_train_data(x, 2 * y, strict=False)
     assert not torch.allclose(process(x[:2]).mean, before)
 

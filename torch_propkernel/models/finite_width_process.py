@@ -29,6 +29,15 @@ class _Reduced(NamedTuple):
     spectrum: Spectrum
     posterior: ScalePosterior
     temperature: Tensor
+    hyperparameters: list[Tensor]
+
+    def is_current(self, model: torch.nn.Module) -> bool:
+        """Whether the model's parameters and buffers are what they were."""
+        now = [*model.parameters(), *model.buffers()]
+        return len(now) == len(self.hyperparameters) and all(
+            a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+            for a, b in zip(now, self.hyperparameters, strict=True)
+        )
 
 
 class FiniteWidthProcess(RebuiltFantasies, ExactGP):
@@ -55,7 +64,7 @@ class FiniteWidthProcess(RebuiltFantasies, ExactGP):
 
     Shapes: as an ExactGP, batches of models and of test points included. Gradients of predictions with respect to x are
     right; those with respect to hyperparameters are not formed. Cost: one ``eigh`` at the first prediction, kept until
-    the model is trained again; then for m test points m P^2, and m P for each node (some dozens); the joint mixture
+    data or hyperparameters change; then for m test points m P^2, and m P for each node (some dozens); the joint mixture
     needs nodes x m x m numbers.
 
     Args:
@@ -126,12 +135,6 @@ class FiniteWidthProcess(RebuiltFantasies, ExactGP):
         self._state = None
         super()._clear_cache()
 
-    def train(self, mode: bool = True) -> FiniteWidthProcess:
-        """Set the mode; what was computed for predictions is dropped on the way to training."""
-        if mode:
-            self._state = None
-        return super().train(mode)
-
     def set_train_data(self, *args: Any, **kwargs: Any) -> None:
         """Replace the training data."""
         self._state = None
@@ -143,17 +146,15 @@ class FiniteWidthProcess(RebuiltFantasies, ExactGP):
 
     @torch.no_grad()
     def _reduced(self) -> _Reduced:
-        if self._state is None:
+        if self._state is None or not self._state.is_current(self):
             parts = take_apart(self)
             problem = parts.scalar_problem()
             spectrum = Spectrum.from_kernel(
                 problem.kernel_matrix, problem.residuals, base=problem.base, eigenvectors=True
             )
             posterior = posterior_of_scale(spectrum, self.mixing, problem.temperature)
-            state = _Reduced(spectrum, posterior, problem.temperature.double())
-            if self.training:
-                return state
-            self._state = state
+            now = [v.detach().clone() for v in (*self.parameters(), *self.buffers())]
+            self._state = _Reduced(spectrum, posterior, problem.temperature.double(), now)
         return self._state
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
