@@ -192,6 +192,8 @@ def test_functional_transforms():
     assert torch.allclose(gradient, reference, rtol=1e-12)
     hessian = torch.func.hessian(function)(x)
     assert torch.isfinite(hessian).all()
+    fresh = NNGPKernel(Erf(), 2, bias_variance=0.1).double().requires_grad_(False)  # has not looked at any input yet
+    assert torch.func.vmap(lambda v: fresh.forward(v, v).sum())(torch.stack([x, x])).shape == (2,)
     batch = torch.stack([x, 2 * x])
     assert torch.allclose(torch.func.vmap(function)(batch)[1], function(2 * x), rtol=1e-12)
 

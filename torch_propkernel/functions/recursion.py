@@ -33,11 +33,16 @@ class Layer(NamedTuple):
     bias_variance: Tensor | None = None
 
 
+def transforms_are_active() -> bool:
+    """Whether this runs inside of torch.func.grad, vmap, jvp or the like, where tensors have no memory of their own."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def may_overwrite(tensor: Tensor) -> bool:
     """Whether ``tensor`` takes part in no kind of differentiation, so that its memory may be reused."""
     if torch.is_grad_enabled() and tensor.requires_grad:
         return False
-    if torch._C._are_functorch_transforms_active():
+    if transforms_are_active():
         return False
     return torch.autograd.forward_ad._current_level < 0
 
@@ -55,7 +60,7 @@ def same_points(x1: Tensor, x2: Tensor) -> bool:
     """Whether two tensors are one and the same memory, found without reading (or synchronizing) a device."""
     if x1 is x2:
         return True
-    if x1.shape != x2.shape or x1.dtype != x2.dtype or torch._C._are_functorch_transforms_active():
+    if x1.shape != x2.shape or x1.dtype != x2.dtype or transforms_are_active():
         return False
     return x1.device == x2.device and x1.stride() == x2.stride() and x1.data_ptr() == x2.data_ptr()
 
