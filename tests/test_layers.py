@@ -130,6 +130,12 @@ def test_importing_the_package_loads_no_optional_host():
     assert not loaded & OPTIONAL_HOSTS
 
 
+def test_importing_the_package_leaves_slow_modules_alone():
+    code = "import sys, torch_propkernel; print('scipy.stats' in sys.modules)"  # a third of the import time by itself
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
 class TestTheseChecksCanFail:
     @pytest.fixture
     def package(self, tmp_path):

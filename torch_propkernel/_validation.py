@@ -39,15 +39,15 @@ def check_same_kind(**tensors: Tensor) -> None:
             raise error(f"expected one {attribute} for all tensors, got {got}")
 
 
-def check_inputs(x: Tensor, name: str = "x", min_rows: int = 1) -> Tensor:
+def check_inputs(x: Tensor, name: str = "x") -> Tensor:
     """Check a design matrix of shape ``... x P x N_0``: floating, at least 2-D, not empty, finite."""
     check_floating(name, x)
     if x.dim() < 2:
         raise ValueError(
             f"{name}: expected shape (..., P, N_0), got {tuple(x.shape)}; use x.unsqueeze(-1) for one input"
         )
-    if x.shape[-2] < min_rows or x.shape[-1] < 1:
-        raise ValueError(f"{name}: expected at least {min_rows} row(s) and one column, got shape {tuple(x.shape)}")
+    if x.shape[-2] < 1 or x.shape[-1] < 1:
+        raise ValueError(f"{name}: expected at least 1 row and one column, got shape {tuple(x.shape)}")
     return check_finite(name, x)
 
 

@@ -39,7 +39,7 @@ class Spectrum:
     Shapes: a kernel ``*b x P x P`` and targets ``*b x P`` give ``*b x P``. Problems broadcast: ``width`` is a number, L
     numbers or ``*p x L``, ``temperature`` a number or ``*p``; ``*p`` broadcasts with ``*b``.
     Accuracy: backward stable, eigenvalues to a few rounding errors of the largest. All arithmetic is in float64.
-    Cost: without eigenvectors about 4 to 6 Cholesky factorizations (CPU; tridiagonal reduction), with them one
+    Cost: without eigenvectors about 6 to 7 Cholesky factorizations (CPU; tridiagonal reduction), with them one
     ``eigh``.
 
     Attributes:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.stats import geninvgauss
 from torch import Tensor
 
 from ..functions.bessel import log_bessel_k
@@ -123,6 +122,8 @@ class GeneralizedInverseGaussianMixing(MixingLaw):
 
     def sample(self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         """Draw r, ``*sample_shape x *batch_shape``, by scipy's ratio-of-uniforms generator."""
+        from scipy.stats import geninvgauss  # a third of the package's import time, for this method alone
+
         seed = int(torch.randint(2**31, (), generator=generator))
         shape = (*sample_shape, *self.batch_shape)
         scale = (self.b / self.a).sqrt()
