@@ -1,4 +1,4 @@
-"""Plots of predicted errors and order parameters; matplotlib is imported only when a plot is made."""
+"""Predicted errors and order parameters against the width."""
 
 from __future__ import annotations
 
@@ -7,26 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .generalization import ErrorEstimate, WidthSweep
+from ..generalization import ErrorEstimate, WidthSweep
+from .style import BLUE, GRAY, LAYER_COLORS, VERMILLION, new_axes, plain_log_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = ["plot_errors", "plot_order_parameters", "plot_sweep"]
-
-# Okabe and Ito's palette, which readers with any common color vision can tell apart.
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
-LAYER_COLORS = (GREEN, PURPLE, ORANGE, SKY, BLUE, VERMILLION)
-GRAY = "#555555"
-
-
-def _new_axes(columns: int, size: tuple[float, float]) -> list[Axes]:
-    """Return axes of a new figure that belongs to no global list of figures."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "torch_propkernel[examples]"') from error
-    return list(Figure(figsize=size, layout="constrained").subplots(1, columns, squeeze=False)[0])
 
 
 def _reference_layer(sweep: WidthSweep) -> int:
@@ -72,7 +57,7 @@ def plot_errors(
         >>> ax.get_xscale(), len(ax.lines)   # total, bias, variance, infinite width
         ('log', 4)
     """
-    ax = _new_axes(1, (6.4, 6.0))[0] if ax is None else ax
+    ax = new_axes(1, (6.4, 6.0))[0] if ax is None else ax
     layer = _reference_layer(sweep)
     order = sweep.width[:, layer].argsort()
     width = sweep.width[order, layer].tolist()
@@ -86,7 +71,7 @@ def plot_errors(
             ax.axhline(free_scale[key], color=color, linewidth=1.4, linestyle=dashes, label=f"{name}: free scale")
         if chosen is not None and number == 0:  # here, so that a legend of two columns has one kind in each
             _mark(ax, chosen[layer], chosen[layer])
-    _plain_log_axis(ax)
+    plain_log_axis(ax)
     ax.set_ylim(bottom=0.0)
     ax.set_xlabel(_width_label(sweep, layer))
     ax.set_ylabel("squared error, (units of the target)$^2$" if target is None else f"squared error, ({target})$^2$")
@@ -96,18 +81,6 @@ def plot_errors(
 
 def _mark(ax: Axes, position: float, width: float) -> None:
     ax.axvline(position, color=GRAY, linewidth=7, alpha=0.2, zorder=0, label=f"chosen width, N = {width:g}")
-
-
-def _plain_log_axis(ax: Axes) -> None:
-    """Logarithmic x axis with labels 10, 20, 50, 100 instead of powers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    ax.set_xscale("log")
-    low, high = ax.get_xlim()
-    subdivisions = (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
-    ax.xaxis.set_major_locator(LogLocator(base=10.0, subs=subdivisions))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _width_label(sweep: WidthSweep, layer: int) -> str:
@@ -154,7 +127,7 @@ def plot_order_parameters(sweep: WidthSweep, ax: Axes | None = None, *, chosen: 
         >>> [round(float(alpha), 6) for alpha in ax.lines[0].get_xdata()]
         [0.5, 5.0]
     """
-    ax = _new_axes(1, (5.0, 4.6))[0] if ax is None else ax
+    ax = new_axes(1, (5.0, 4.6))[0] if ax is None else ax
     _reference_layer(sweep)
     layers = [int(index) for index in torch.nonzero(torch.isfinite(sweep.width).all(0)).flatten()]
     for number, layer in enumerate(layers):
@@ -167,7 +140,7 @@ def plot_order_parameters(sweep: WidthSweep, ax: Axes | None = None, *, chosen: 
         layer = layers[0]
         _mark(ax, float(sweep.alpha[0, layer] * sweep.width[0, layer]) / chosen[layer], chosen[layer])
     ax.axhline(1.0, color=GRAY, linewidth=1.0, label="q = 1, infinite width")
-    _plain_log_axis(ax)
+    plain_log_axis(ax)
     ax.set_xlabel(r"$\alpha = P / N$ (training rows per unit)")
     ax.set_ylabel("order parameter q (dimensionless)")
     ax.legend(fontsize="small", frameon=False)
@@ -202,7 +175,7 @@ def plot_sweep(
         >>> len(axes), axes[0].figure is axes[1].figure
         (2, True)
     """
-    left, right = _new_axes(2, (11.5, 6.0))
+    left, right = new_axes(2, (11.5, 6.0))
     plot_errors(sweep, left, free_scale=free_scale, chosen=chosen, target=target)
     plot_order_parameters(sweep, right, chosen=chosen)
     for ax in (left, right):
