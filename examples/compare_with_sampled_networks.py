@@ -1,4 +1,4 @@
-"""Compare the predictions of the theory with finite networks whose posterior was sampled.
+"""Compare the predictions of all theories with finite networks whose posterior was sampled.
 
 Usage::
 
@@ -21,17 +21,22 @@ DIR holds ``finite_networks.json``, a list of cases, and the arrays they name. T
     T, the variance of the observation noise,
 ``measured``
     (optional) ``{"mse": {"mean": .., "se": ..}, ...}``: E (y* - f(x*))^2 averaged over the test points and over
-    networks sampled from the posterior, without noise; also ``bias2`` and ``variance``,
+    networks sampled from the posterior, without noise; also ``bias2``, ``variance``, and ``qv``, the mean of
+    lambda_L |v|^2 / N_L,
 ``theory``
     (optional) ``{name: {"mse": ..}}``: the same predictions from another implementation, shown as a relative
     difference.
 
-For every case the measured value and the predictions are printed: ``inf`` (infinite width) and, for one hidden layer,
-``saddle``; for more, ``saddle_nested``, ``saddle_outer`` and ``saddle_lin`` (the linear-part composition), each with
-its squared bias, variance, order parameters, relative error and z = (prediction - measured) / standard error. The bias
-is computed at the given test targets.
+For every case the measured value and the predictions are printed, each with its squared bias, variance, order
+parameters, predicted lambda_L |v|^2 / N_L, relative error and z = (prediction - measured) / standard error. The bias is
+computed at the given test targets. Predictions are named ``inf`` (infinite width), ``saddle``, ``mix`` (exact mixture)
+and ``first`` (first order in 1/N) for one hidden layer, with relu also ``saddle_qs`` and ``mix_qc`` (the mean apart);
+for more layers ``saddle_nested``, ``saddle_outer`` and ``saddle_lin`` (compositions), ``mix_outer``, and for two relu
+layers ``saddle_gated``. A theory that refuses a case says so. Then follow medians by regime, the number of hidden
+layers, the activation and the inputs: the regimes of THEORY.md, section 7.
 
-With ``--json OUT`` a list of ``{"id", "predictions": {name: {"mse", "bias2", "var", "q" or "q1".."qL"}}}`` is written.
+With ``--json OUT`` a list of ``{"id", "regime", "predictions": {name: {"mse", "bias2", "var", "readout_norm", ...}}}``
+is written, with the order parameters beside them (``q`` of several layers as ``q1``, ``q2``, ...).
 """
 
 from __future__ import annotations
@@ -46,71 +51,116 @@ import gpytorch
 import numpy as np
 import torch
 
-from torch_propkernel import (
-    NetworkGP,
-    PropKernelWarning,
-    RenormalizedNNGPKernel,
-    fit_order_parameters,
-    generalization_error,
-)
+from torch_propkernel import ConvergenceError, NetworkGP, PropKernelWarning, RenormalizedNNGPKernel, participation_ratio
 from torch_propkernel.functions import get_activation
+from torch_propkernel.theories import (
+    FirstOrder,
+    Gated,
+    InfiniteWidth,
+    Mixture,
+    SaddlePoint,
+    TwoParameterMixture,
+    TwoParameterSaddle,
+)
 
-ONE_LAYER = {"saddle": "outer"}
-SEVERAL_LAYERS = {"saddle_nested": "nested", "saddle_outer": "outer", "saddle_lin": "linear_part"}
+
+def theories_for(case: dict) -> dict:
+    """Return {name: (composition, theory)} for the case's architecture."""
+    relu, depth = case["activation"] == "relu", len(case["widths"])
+    chosen = {"inf": ("outer", InfiniteWidth())}
+    if depth == 1:
+        chosen |= {"saddle": ("outer", SaddlePoint()), "mix": ("outer", Mixture()), "first": ("outer", FirstOrder())}
+        if relu:
+            chosen |= {"saddle_qs": ("outer", TwoParameterSaddle()), "mix_qc": ("outer", TwoParameterMixture())}
+        return chosen
+    short = {"nested": "nested", "outer": "outer", "linear_part": "lin"}
+    chosen |= {f"saddle_{name}": (composition, SaddlePoint()) for composition, name in short.items()}
+    chosen["mix_outer"] = ("outer", Mixture())
+    if relu and depth == 2:
+        chosen["saddle_gated"] = ("outer", Gated())
+    return chosen
 
 
-def predict(case: dict, folder: Path) -> dict[str, dict[str, float]]:
-    """Return every prediction for one case."""
+def load(case: dict, folder: Path) -> list[torch.Tensor]:
+    """Return X, y, Xt, yt."""
     with np.load(folder / case["arrays"]) as arrays:
-        x, y, test_x, test_y = (torch.as_tensor(arrays[k], dtype=torch.float64) for k in ("X", "y", "Xt", "yt"))
-    widths = case["widths"]
-    predictions = {}
-    for name, composition in (ONE_LAYER if len(widths) == 1 else SEVERAL_LAYERS).items():
-        kernel = RenormalizedNNGPKernel(
-            get_activation(case["activation"]),
-            torch.tensor(widths, dtype=torch.float64),
-            composition,
-            weight_variance=1.0 / torch.tensor(case["precisions"], dtype=torch.float64),
-        ).double()
-        likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.Positive()).double()
-        model = NetworkGP(x, y, likelihood, kernel).double()
-        kernel.weight_variance = 1.0 / torch.tensor(case["precisions"], dtype=torch.float64)
-        likelihood.noise = torch.tensor(case["temperature"], dtype=torch.float64)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PropKernelWarning)
-            solution = fit_order_parameters(model)
-        error = generalization_error(model, test_x, test_y)
-        q = solution.order_parameter.tolist()
-        names = ["q"] if len(q) == 1 else [f"q{i + 1}" for i in range(len(q))]
-        if "inf" not in predictions:
-            predictions["inf"] = entry(error.infinite_width, names, [1.0] * len(q))
-        predictions[name] = entry(error, names, q)
-    return predictions
+        return [torch.as_tensor(arrays[name], dtype=torch.float64) for name in ("X", "y", "Xt", "yt")]
 
 
-def entry(error, names, q):
+def build(case: dict, x: torch.Tensor, y: torch.Tensor, composition: str) -> NetworkGP:
+    """Return the case's network as a model, in float64."""
+    kernel = RenormalizedNNGPKernel(
+        get_activation(case["activation"]),
+        torch.tensor(case["widths"], dtype=torch.float64),
+        composition,
+        weight_variance=1.0 / torch.tensor(case["precisions"], dtype=torch.float64),
+    ).double()
+    likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.Positive()).double()
+    model = NetworkGP(x, y, likelihood, kernel).double()
+    kernel.weight_variance = 1.0 / torch.tensor(case["precisions"], dtype=torch.float64)
+    likelihood.noise = torch.tensor(case["temperature"], dtype=torch.float64)
+    return model
+
+
+def predict(case: dict, folder: Path) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Return every prediction for one case, and why the theories that have none refused it."""
+    x, y, test_x, test_y = load(case, folder)
+    predictions, refused = {}, {}
+    for name, (composition, theory) in theories_for(case).items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", PropKernelWarning)
+                fitted = theory.fit(build(case, x, y, composition))
+        except ConvergenceError as error:
+            refused[name] = str(error)
+            continue
+        predictions[name] = entry(fitted, fitted.error(test_x, test_y))
+    return predictions, refused
+
+
+def entry(fitted, error) -> dict[str, float]:
     """Return one prediction as plain numbers."""
-    values = {"mse": error.mean_total.item(), "bias2": error.mean_bias.item(), "var": error.mean_variance.item()}
-    return values | dict(zip(names, q, strict=True))
+    values = {"mse": error.mean_total, "bias2": error.mean_bias, "var": error.mean_variance}
+    values["readout_norm"] = fitted.readout_norm
+    for name, value in fitted.order_parameters.items():
+        flat = value.reshape(-1)
+        values |= {name: flat[0]} if len(flat) == 1 else {f"{name}{i + 1}": v for i, v in enumerate(flat)}
+    return {name: float(value) for name, value in values.items()}
 
 
-def show(case: dict, predictions: dict) -> None:
+def regime(case: dict, folder: Path) -> str:
+    """Name the regime: depth, activation, and whether the inputs fill many directions (section 7)."""
+    inputs = load(case, folder)[0]
+    depth, size = len(case["widths"]), inputs.shape[1]
+    if depth == 1:
+        data = "ratio > 25" if float(participation_ratio(inputs)) > 25 else "ratio < 25"
+    else:
+        data = "N_0 >= 200" if size >= 200 else "N_0 < 200"
+    return f"{depth} hidden, {case['activation']}, {data}"
+
+
+def show(case: dict, predictions: dict, refused: dict) -> None:
     """Print one case as a small table."""
     measured = case.get("measured", {}).get("mse")
     what = f"{case['activation']}, widths {case['widths']}, T = {case['temperature']}"
     print(f"case {case['id']} {case.get('dataset', '')}: {what}")
     if measured is not None:
-        print(f"  {'measured':14s} mse {measured['mean']:.5g} +- {measured['se']:.2g}")
+        norm = case["measured"].get("qv")
+        text = "" if norm is None else f"  lambda |v|^2/N {norm['mean']:.5g}"
+        print(f"  {'measured':13s} mse {measured['mean']:.5g} +- {measured['se']:.2g}{text}")
     for name, p in predictions.items():
-        q = ", ".join(f"{v:.5g}" for k, v in p.items() if k.startswith("q"))
-        line = f"  {name:14s} mse {p['mse']:.5g} (bias2 {p['bias2']:.5g}, var {p['var']:.5g})  q {q}"
+        others = {k: v for k, v in p.items() if k not in ("mse", "bias2", "var", "readout_norm")}
+        line = f"  {name:13s} mse {p['mse']:.5g} (bias2 {p['bias2']:.5g}, var {p['var']:.5g})"
         if measured is not None:
             deviation = p["mse"] - measured["mean"]
             line += f"  error {100 * deviation / measured['mean']:+.2f} %  z {deviation / measured['se']:+.1f}"
+        line += f"  lambda |v|^2/N {p['readout_norm']:.5g}  " + ", ".join(f"{k} {v:.5g}" for k, v in others.items())
         other = case.get("theory", {}).get(name)
         if other is not None:
             line += f"  file {p['mse'] / other['mse'] - 1:+.1e}"
         print(line)
+    for name, reason in refused.items():
+        print(f"  {name:13s} {reason}")
 
 
 def main() -> None:
@@ -122,18 +172,18 @@ def main() -> None:
     cases = json.loads((arguments.folder / "finite_networks.json").read_text())
     results, errors = [], {}
     for case in cases:
-        predictions = predict(case, arguments.folder)
-        show(case, predictions)
-        results.append({"id": case["id"], "predictions": predictions})
+        predictions, refused = predict(case, arguments.folder)
+        show(case, predictions, refused)
+        group = regime(case, arguments.folder)
+        results.append({"id": case["id"], "regime": group, "predictions": predictions})
         if "measured" in case:
             for name, p in predictions.items():
-                key = (f"{len(case['widths'])} hidden, {case['activation']}", name)
-                errors.setdefault(key, []).append(abs(p["mse"] / case["measured"]["mse"]["mean"] - 1))
+                errors.setdefault((group, name), []).append(p["mse"] / case["measured"]["mse"]["mean"] - 1)
     if errors:
-        print("\nmedian |relative error| of the test error, by number of layers and activation")
+        print("\nrelative error of the test error by regime: median of |error|, smallest and largest error")
         for (group, name), values in sorted(errors.items()):
-            median = 100 * float(np.median(values))
-            print(f"  {group:18s} {name:14s} {median:6.2f} %  worst {100 * max(values):6.1f} %  ({len(values)} cases)")
+            median, low, high = (100 * v for v in (float(np.median(np.abs(values))), min(values), max(values)))
+            print(f"  {group:28s} {name:13s} {median:6.2f} %  {low:+7.1f} to {high:+7.1f} %  ({len(values)} cases)")
     if arguments.json is not None:
         assert all(math.isfinite(v) for r in results for p in r["predictions"].values() for v in p.values())
         arguments.json.write_text(json.dumps(results, indent=1))

@@ -532,6 +532,135 @@ def exact_log_evidence(k: Array, z: Array, width: float, T: float) -> float:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Activations with a mean (section 3) and gated layers (section 4, equation (8c))
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def two_parameter_action(q: float, s: float, D: Array, w: Array, y: Array, width: float, T: float) -> float:
+    """Equation (5), D = K - M, M = w w^T, densely."""
+    A = T * np.eye(len(y)) + q * D + np.outer(w, w) / (1 + s)
+    return -q * s + math.log1p(s) + (np.linalg.slogdet(A)[1] + y @ np.linalg.solve(A, y)) / width
+
+
+def two_parameter_saddle(D: Array, w: Array, y: Array, width: float, T: float) -> tuple[float, float, float]:
+    """(q, s, S) of the minimum over q of the maximum over s: nested scalar searches, each from a grid."""
+
+    def search(function: Callable, grid: Array) -> tuple[float, float]:
+        values = np.array([function(u) for u in grid])
+        best = int(values.argmin())
+        ends = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+        found = optimize.minimize_scalar(function, bounds=ends, method="bounded", options={"xatol": 1e-10})
+        return float(found.x), float(found.fun)
+
+    def over_s(u: float) -> tuple[float, float]:  # t = 1/(1 + s) in logarithm
+        return search(
+            lambda r: -two_parameter_action(math.exp(u), math.exp(-r) - 1, D, w, y, width, T), np.linspace(-12, 8, 41)
+        )
+
+    u, S = search(lambda u: -over_s(u)[1], np.linspace(-7, 5, 61))
+    return math.exp(u), math.exp(-over_s(u)[0]) - 1, S
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Averages over the posterior of two order parameters."""
+
+    log_evidence: float
+    q: float
+    c: float
+    c_squared: float
+    mean: Array
+    variance: Array
+    training_error: float
+
+
+def two_parameter_mixture(
+    D: Array, w: Array, y: Array, width: float, T: float, reach: float = 8.0, points: int = 121
+) -> Moments:
+    """f | v ~ N(c' w, q D), c' ~ N(0, 1), N q = c'^2 + chi^2_{N-1}: the trapezoidal rule in c' and log chi^2.
+
+    D and w also cover test rows after the P = len(y) training ones. c' is sqrt(lambda_1) c.
+    """
+    P = len(y)
+    half = (width - 1) / 2
+    c = np.linspace(-reach, reach, points)
+    log_chi = math.log(2 * half) + np.linspace(-16, 5, points) / math.sqrt(half)
+    prior_c = -(c**2) / 2 - math.log(2 * math.pi) / 2
+    prior_chi = half * log_chi - np.exp(log_chi) / 2 - half * math.log(2) - special.gammaln(half)
+    log_weight, means, variances, qs, cs, errors = [], [], [], [], [], []
+    for a, pa in zip(c, prior_c, strict=True):
+        for l, pl in zip(log_chi, prior_chi, strict=True):
+            q = (math.exp(l) + a**2) / width
+            A = T * np.eye(P) + q * D[:P, :P]
+            residual = y - a * w[:P]
+            factor = np.linalg.cholesky(A)
+            solved = np.linalg.solve(A, np.column_stack([residual, q * D[:P]]))
+            twice = 2 * np.log(np.diagonal(factor)).sum() + residual @ solved[:, 0] + P * math.log(2 * math.pi)
+            mean = a * w + q * D[:P].T @ solved[:, 0]
+            variance = q * np.diagonal(D) - np.sum(q * D[:P] * solved[:, 1:], axis=0)
+            log_weight.append(pa + pl - twice / 2)
+            means.append(mean[P:])
+            variances.append(variance[P:])
+            errors.append(np.mean((y - mean[:P]) ** 2 + variance[:P]))
+            qs.append(q)
+            cs.append(a)
+    total = special.logsumexp(log_weight)
+    p = np.exp(np.array(log_weight) - total)
+    mean = p @ np.array(means)
+    variance = p @ (np.array(variances) + (np.array(means) - mean) ** 2)
+    evidence = total + math.log((c[1] - c[0]) * (log_chi[1] - log_chi[0]))
+    q, c_mean, c_squared = p @ np.array(qs), p @ np.array(cs), p @ np.array(cs) ** 2
+    return Moments(evidence, q, c_mean, c_squared, mean, variance, float(p @ np.array(errors)))
+
+
+_GATE = 1 / math.sqrt(math.pi - 1)
+
+
+def gate(g: float) -> tuple[float, float]:
+    """(Phi^2, R) of a unit sigma(g a + z): slope and residual variance by brute quadrature over z (equation (8c))."""
+    b = g * _GATE
+    z, weight = _normal_panels(-b)
+    unit = np.maximum(b + z, 0)
+    mean, slope = weight @ unit, weight @ (unit * z)
+    return slope**2, weight @ unit**2 - mean**2 - slope**2
+
+
+def gate_nodes(points: int = 401, reach: float = 10.0) -> tuple[Array, Array, Array]:
+    """Weights, Phi^2 and R at equally spaced g: averages over g ~ N(0, 1)."""
+    g = np.linspace(-reach, reach, points)
+    slopes, residuals = np.array([gate(value) for value in g]).T
+    return np.exp(-(g**2) / 2) / math.sqrt(2 * math.pi) * (g[1] - g[0]), slopes, residuals
+
+
+def gated_rate(A: float, B: float, precision: float, nodes: tuple[Array, Array, Array]) -> tuple[float, float, float]:
+    """I(A, B) of equation (8c), and a', b', by the simplex method on the concave function."""
+    weights, slopes, residuals = nodes
+
+    def negative(fields: Array) -> float:
+        bracket = 1 + (fields[0] * slopes + fields[1] * residuals) / precision
+        if np.any(bracket <= 0):
+            return math.inf
+        return (fields[0] * A + fields[1] * B) / 2 + math.log(weights @ bracket**-0.5)
+
+    options = {"xatol": 1e-11, "fatol": 1e-15, "maxiter": 4000, "maxfev": 8000}
+    found = optimize.minimize(negative, np.zeros(2), method="Nelder-Mead", options=options)
+    found = optimize.minimize(negative, found.x, method="Nelder-Mead", options=options)
+    return -found.fun, found.x[0], found.x[1]
+
+
+def gated_kernel(C: Array, precisions: Sequence[float], q_1: float, A: float, B: float) -> Array:
+    """K_R of equation (8c); E[Phi^2] in closed form, E[R] by quadrature."""
+    relu = DUALS["relu"]
+    first, second = hidden_kernels(C, relu, precisions)[1:]
+    m = relu.mean(np.diagonal(C))
+    Kt = first - np.outer(m, m) / precisions[1]
+    prior_slope = 0.25 + math.asin(1 / math.pi) / (2 * math.pi)
+    weights, _, residuals = gate_nodes()
+    B_0 = weights @ residuals / precisions[2]
+    return q_1 * A * Kt + B / B_0 * (second - prior_slope / precisions[2] * Kt)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Problems on which solvers fail
 # ---------------------------------------------------------------------------------------------------------------------
 

@@ -25,14 +25,14 @@ LAYERS = [
     {"networks"},
     {"saving"},
     # Faces; the root does not import them.
-    {"botorch_support", "sklearn_support", "plotting", "progress", "commands", "__main__"},
+    {"botorch_support", "sklearn_support", "plotting", "progress", "pyro_support", "commands", "__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FACES = LAYERS[-1]
 # What the flat public face torch_propkernel/__init__.py may be imported by, and may import: all below the faces.
 ROOT_RANK = len(LAYERS) - 1.5
 
-OPTIONAL_HOSTS = {"matplotlib", "botorch", "sklearn", "tqdm"}
+OPTIONAL_HOSTS = {"matplotlib", "botorch", "sklearn", "tqdm", "pyro"}
 
 
 def source_folder() -> Path:

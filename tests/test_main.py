@@ -1,153 +1,23 @@
-"""The command line, in process: what it prints, writes and refuses."""
+"""The command line as a whole: help, exit codes, the installed program, progress bars."""
 
 from __future__ import annotations
 
-import builtins
-import json
-import math
+import io
+import re
+import shlex
+import subprocess
 import sys
+import time
 
-import gpytorch
-import numpy as np
 import pytest
-import torch
 
-from torch_propkernel import (
-    Erf,
-    ReLU,
-    Spectrum,
-    fit_order_parameters,
-    generalization_error,
-    leave_one_out_error,
-    solve_order_parameters,
-    width_sweep,
-)
-from torch_propkernel.__main__ import main
-from torch_propkernel.commands.analysis import DEFAULT_WIDTHS, analyze
-from torch_propkernel.commands.data import load_table, split_and_standardize
-from torch_propkernel.commands.network import Network
-from torch_propkernel.generalization.free_scale import best_scale
+from torch_propkernel import ConvergenceError
+from torch_propkernel.__main__ import build_parser, main
+from torch_propkernel.commands import COMMANDS
+from torch_propkernel.commands import steps as steps_module
+from torch_propkernel.commands.steps import steps
 
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # the default plot is written to the working folder
-
-
-@pytest.fixture
-def table(tmp_path, rng):
-    """Return write(header, edit) -> path of a small table whose last column is the target."""
-
-    def write(header=True, edit=None, rows=30):
-        x = rng.normal(size=(rows, 3))
-        numbers = np.column_stack([x, 5 + 2 * (x[:, 0] + 0.5 * x[:, 1] ** 2) + 0.1 * rng.normal(size=rows)])
-        cells = [[f"{value:.6f}" for value in row] for row in numbers]
-        if edit is not None:
-            edit(cells)
-        lines = ["a,b,c,price"] * header + [",".join(row) for row in cells]
-        path = tmp_path / "table.csv"
-        path.write_text("\n".join(lines) + "\n")
-        return str(path)
-
-    return write
-
-
-def fit(*arguments, plot=False):
-    return main(["fit", *arguments, *([] if plot else ["--no-plot"])])
-
-
-def leaves(value):
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from leaves(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from leaves(item)
-    else:
-        yield value
-
-
-def test_yacht_report(tmp_path, capsys):
-    assert fit(plot=True) == 0
-    captured = capsys.readouterr()
-    out = captured.out
-    assert captured.err == ""  # no progress bar on a run of a second
-    for text in (
-        "Yacht Hydrodynamics, 308 rows, 6 inputs",
-        "natural log of the published resistance",
-        "J. Gerritsma",
-        "CC-BY-4.0",
-        "231 training rows, 77 held out at random (seed 0)",
-        "standardized on the training rows",
-        "infinite width    finite width",
-        "free scale (ScaleKernel)",
-        "from training rows alone (leave-one-out)",
-        "expected squared error at given targets, formula (4)",
-        "global_minimum",
-        "all from one factorization",
-        "reliability",
-    ):
-        assert text in out
-    assert (tmp_path / "propkernel_fit.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_json_holds_the_numbers_of_the_library(tmp_path):
-    path = tmp_path / "numbers.json"
-    assert fit("--json", str(path), "--widths", "20,400") == 0
-    result = json.loads(path.read_text())
-    assert all(math.isfinite(v) for v in leaves(result) if isinstance(v, int | float))
-
-    rows = split_and_standardize(load_table(None, None), 0.25, 0)
-    assert (len(rows.y), len(rows.test_y)) == (231, 77)
-    model = Network(ReLU(), (100.0,), 0.01).model(rows.x, rows.y)
-    solution = fit_order_parameters(model)
-    test = generalization_error(model, rows.test_x, rows.test_y)
-    loo = leave_one_out_error(model)
-    sweep = width_sweep(model, [20.0, 100.0, 400.0], rows.test_x, rows.test_y)
-    assert result["solution"]["order_parameter"] == solution.order_parameter.tolist()
-    assert result["solution"]["num_minima"] == 1
-    assert result["network"]["alpha"] == [231 / 100]
-    square = rows.scale**2
-    for name, error in (("leave_one_out", loo), ("held_out", test)):
-        for column, estimate in (("finite_width", error), ("infinite_width", error.infinite_width)):
-            entry = result[name][column]
-            assert entry["bias"] == pytest.approx(square * estimate.mean_bias.item(), rel=1e-12)
-            assert entry["variance"] == pytest.approx(square * estimate.mean_variance.item(), rel=1e-12)
-            assert entry["total"] == pytest.approx(entry["bias"] + entry["variance"], rel=1e-12)
-    assert result["sweep"]["width"] == [[20.0], [100.0], [400.0]]
-    np.testing.assert_allclose(result["sweep"]["order_parameter"], sweep.order_parameter, rtol=1e-12)
-    np.testing.assert_allclose(result["sweep"]["leave_one_out"], square * sweep.leave_one_out.mean_total, rtol=1e-12)
-    np.testing.assert_allclose(result["sweep"]["held_out"], square * sweep.test.mean_total, rtol=1e-12)
-    # A Cholesky factorization and an eigendecomposition of one covariance: rounding times its condition number, 1e6.
-    assert result["sweep"]["held_out"][1] == pytest.approx(result["held_out"]["finite_width"]["total"], rel=1e-8)
-
-
-def test_errors_are_in_the_units_of_the_target(table, tmp_path):
-    path = table()
-    x, y = load_table(path, None).x, load_table(path, None).y
-    assert fit(path, "--json", "a.json") == 0
-    rows = [",".join(f"{v:.17g}" for v in (*x[i], 1000 * y[i] - 7)) for i in range(len(y))]
-    (tmp_path / "scaled.csv").write_text("\n".join(rows))
-    assert fit("scaled.csv", "--json", "b.json") == 0
-    first, second = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
-    assert second["solution"]["order_parameter"] == pytest.approx(first["solution"]["order_parameter"], rel=1e-9)
-    for name in ("leave_one_out", "held_out"):
-        for column in first[name]:
-            # the scale is found by a search with a tolerance of 1e-10 in its log; its errors follow to first order
-            expected = 1e6 * first[name][column]["total"]
-            assert second[name][column]["total"] == pytest.approx(expected, rel=1e-7)
-
-
-def test_help_documents_the_keys(capsys):
-    assert main(["fit", "--help"]) == 0
-    text = capsys.readouterr().out
-    assert fit("--json", "numbers.json") == 0
-    with open("numbers.json") as file:
-        result = json.load(file)
-    for key, value in result.items():
-        assert f"\n  {key} " in text
-        for inner in value:
-            assert inner in text
+NAMES = [command.__name__.split(".")[-1].replace("_", "-") for command in COMMANDS]
 
 
 def test_main_without_a_command_and_version(capsys):
@@ -156,187 +26,106 @@ def test_main_without_a_command_and_version(capsys):
     assert "torch_propkernel" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("header", [True, False])
-def test_csv(table, capsys, header):
-    path = table(header)
-    assert fit(path, "--test-fraction", "0.2", "--temperature", "0.05", "--seed", "3") == 0
-    out = capsys.readouterr().out
-    assert "30 rows, 3 inputs; target: last column" in out
-    assert "24 training rows, 6 held out at random (seed 3)" in out
+@pytest.mark.parametrize("name", NAMES)
+def test_the_help_says_what_scripts_need(name, capsys):
+    assert main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "exit codes: 0 done; 1 " in text and "--json" in text
+    assert max(map(len, text.splitlines())) <= 120
 
 
-def test_target_by_name_and_by_index(table):
-    path = table()
-    for target in ("b", "1", "-3"):
-        assert fit(path, "--target", target, "--json", f"n{target}.json") == 0
-    results = []
-    for target in ("b", "1", "-3"):
-        with open(f"n{target}.json") as file:
-            results.append(json.load(file)["leave_one_out"])
-    assert results[0] == results[1] == results[2]
-
-
-def test_constant_columns_are_dropped_with_a_note(table, capsys):
-    def constant(cells):
-        for row in cells:
-            row[1] = "3.5"
-
-    assert fit(table(edit=constant)) == 0
-    assert "dropped: input columns [1] (from 0), constant on the training rows" in capsys.readouterr().out
-
-
-def test_nothing_held_out(table, capsys):
-    assert fit(table(), "--test-fraction", "0", "--json", "n.json", plot=True) == 0
-    out = capsys.readouterr().out
-    assert "0 held out" in out and "formula (4)" not in out
-    with open("n.json") as file:
-        result = json.load(file)
-    assert result["held_out"] is None and result["sweep"]["held_out"] is None
-
-
-def cell(value, column=1):
-    def edit(cells):
-        cells[7][column] = value
-
-    return edit
-
-
-def constant_target(cells):
-    for row in cells:
-        row[-1] = "4.0"
-
-
-def constant_inputs(cells):
-    for row in cells:
-        row[:-1] = ["1", "2", "3"]
+@pytest.mark.parametrize("name", NAMES)
+def test_the_examples_of_the_help_run(name, capsys, tmp_path, monkeypatch, rng):
+    monkeypatch.chdir(tmp_path)
+    for path, columns in (("data.csv", "a,b,price"), ("new.csv", "b,a")):
+        rows = [columns] + [",".join(f"{v:.5f}" for v in rng.normal(size=columns.count(",") + 1)) for _ in range(30)]
+        (tmp_path / path).write_text("\n".join(rows))
+    assert main([name, "--help"]) == 0
+    examples = re.findall(r"^  torch-propkernel (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert len(examples) >= 2
+    for example in examples:
+        assert main(shlex.split(example)) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (cell("nan"), "expected a finite number, got a missing value"),
-        (cell("red"), "'red', which is not a number"),
-        (constant_target, "expected at least two values, got 4 in all training rows"),
-        (constant_inputs, "expected a column that varies"),
-    ],
+    ("error", "code"), [(ValueError("a"), 2), (TypeError("a"), 2), (OSError("a"), 2), (ConvergenceError("a"), 1)]
 )
-def test_bad_tables(table, capsys, edit, message):
-    assert fit(table(edit=edit)) == 2
+def test_exit_codes(error, code, monkeypatch, capsys):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr(COMMANDS[0], "run", fail)
+    assert main(["fit"]) == code
     captured = capsys.readouterr()
-    assert message in captured.err and captured.out == ""
+    assert captured.err == "torch-propkernel fit: error: a\n" and captured.out == ""
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--activation", "reluu"], "cos, erf, exp, gelu, identity, leaky_relu"),
-        (["nowhere.csv"], "nowhere.csv"),
-        (["--width", "0"], "width: expected positive numbers"),
-        (["--width", "10,-5"], "width: expected positive numbers"),
-        (["--width", "ten"], "expected numbers separated by commas"),
-        (["--widths", "10,inf"], "--widths: expected finite numbers > 0"),
-        (["--temperature", "-0.1"], "temperature: expected a finite number > 0, got -0.1"),
-        (["--temperature", "0"], "temperature: expected a finite number > 0"),
-        (["--temperature", "nan"], "temperature: expected a finite number > 0"),
-        (["--weight-variance", "1,2,3"], "weight_variance: expected 1 or 2 numbers"),
-        (["--bias-variance", "-1"], "bias_variance: expected finite numbers >= 0"),
-        (["--composition", "inner"], "composition: expected one of"),
-        (["--test-fraction", "1"], "--test-fraction: expected a number from 0 to below 1"),
-        (["--test-fraction", "0.999"], "expected at least 2 training rows"),
-        (["--target", "price"], "together with a DATA.csv only"),
-        (["--json", "nowhere/a.json"], "expected a folder nowhere that exists"),
-    ],
-)
-def test_bad_arguments(capsys, arguments, message):
-    assert fit(*arguments) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err and captured.out == ""
-    assert "Traceback" not in captured.err
+def test_an_error_of_ours_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(COMMANDS[0], "run", lambda arguments: {}["a bug"])
+    with pytest.raises(KeyError):
+        main(["fit"])
 
 
-def test_without_matplotlib_the_report_still_comes(monkeypatch, capsys):
-    real = builtins.__import__
-
-    def without(name, *arguments, **keywords):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *arguments, **keywords)
-
-    for name in [n for n in sys.modules if n.split(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(builtins, "__import__", without)
-    assert fit(plot=True) == 0
-    captured = capsys.readouterr()
-    assert 'pip install "torch_propkernel[examples]"' in captured.err
-    assert "from training rows alone" in captured.out
+def test_every_command_is_in_the_help():
+    text = build_parser().format_help()
+    assert all(re.search(rf"^    {name}\s", text, re.MULTILINE) for name in NAMES)
 
 
-def test_several_layers_keep_their_ratio(table):
-    assert fit(table(), "--width", "100,50", "--widths", "20", "--json", "n.json", plot=True) == 0
-    with open("n.json") as file:
-        assert json.load(file)["sweep"]["width"] == [[20.0, 10.0], [100.0, 50.0]]
+def test_as_a_program(tmp_path):
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "torch_propkernel", *arguments], capture_output=True, text=True, cwd=tmp_path
+        )
+
+    good = run("--version")
+    assert good.returncode == 0 and good.stdout.startswith("torch_propkernel ") and good.stderr == ""
+    bad = run("fit", "nowhere.csv")
+    assert bad.returncode == 2 and bad.stdout == "" and "nowhere.csv" in bad.stderr and "Traceback" not in bad.stderr
 
 
-def test_other_compositions_fit_the_given_widths_only(table, capsys):
-    arguments = (table(), "--width", "40,40", "--activation", "erf", "--composition", "nested")
-    assert fit(*arguments, "--widths", "20", "--json", "n.json") == 0
-    assert "only for the given ones: this composition is not one-dimensional" in capsys.readouterr().out
-    with open("n.json") as file:
-        result = json.load(file)
-    assert result["solution"]["result"] == "local_minimum"
-    assert result["sweep"]["width"] == [[20.0, 20.0], [40.0, 40.0]]
-    assert result["sweep"]["held_out"][1] == pytest.approx(result["held_out"]["finite_width"]["total"], rel=1e-12)
+def test_a_reader_that_goes_away_does_not_stop_the_work(tmp_path, monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+        def fileno(self):
+            return stream.fileno()
+
+    monkeypatch.chdir(tmp_path)
+    with open("standard_output", "w") as stream:
+        monkeypatch.setattr(sys, "stdout", Closed())
+        assert main(["compare-widths", "--widths", "50", "--json", "n.json"]) == 0
+    assert (tmp_path / "n.json").exists()
 
 
-def test_infinite_width(capsys):
-    assert fit("--width", "inf", "--json", "n.json", plot=True) == 0
-    assert "no plot" in capsys.readouterr().out
-    with open("n.json") as file:
-        result = json.load(file)
-    assert result["network"]["width"] == [None] and result["sweep"] is None
-    assert result["leave_one_out"]["finite_width"] == result["leave_one_out"]["infinite_width"]
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
-def test_the_reliability_note_is_printed_once(capsys, recwarn):
-    assert fit("--activation", "erf", "--width", "30") == 0
-    captured = capsys.readouterr()
-    assert (captured.out + captured.err).count("few dominant input directions") == 1
-    assert not [w for w in recwarn if "dominant" in str(w.message)]
+class TestSteps:
+    def test_a_long_run_shows_its_steps_on_a_terminal(self, monkeypatch):
+        monkeypatch.setattr(steps_module, "DELAY", 0.05)
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with steps(2) as step:
+            step("first")
+            time.sleep(0.3)
+            step("second")
+        assert "first" in terminal.getvalue()
 
+    @pytest.mark.parametrize(("stream", "delay"), [(io.StringIO, 0.01), (Terminal, 5.0)])
+    def test_nothing_in_a_file_and_on_a_short_run(self, stream, delay, monkeypatch):
+        monkeypatch.setattr(steps_module, "DELAY", delay)
+        stderr = stream()
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with steps(2) as step:
+            step("first")
+            time.sleep(0.05)
+            step("second")
+        assert stderr.getvalue().strip("\r ") == ""
 
-class TestFreeScale:
-    @pytest.fixture
-    def rows(self):
-        return split_and_standardize(load_table(None, None), 0.25, 0)
-
-    @pytest.mark.parametrize(("activation", "T"), [(ReLU(), 0.01), (Erf(), 0.1)])
-    def test_is_the_limit_of_a_prior_without_weight(self, rows, activation, T):
-        model = Network(activation, (100.0,), T).model(rows.x, rows.y)
-        with model.covar_module.assigned_order_parameter(1.0):
-            matrix = model.covar_module(rows.x).to_dense().detach()
-        spectrum = Spectrum.from_kernel(matrix, rows.y, base=torch.full_like(rows.y, T))
-        scale, _, at_edge = best_scale(spectrum)
-        limit = solve_order_parameters(spectrum, width=1e-9, temperature=1.0).order_parameter.item()
-        # A maximum of a function known to rounding is known to the root of rounding.
-        assert scale == pytest.approx(limit, rel=1e-6)
-        assert not at_edge
-
-    def test_is_the_maximum_of_gpytorch_with_a_scale_kernel(self, rows):
-        free = analyze(Network(ReLU(), (100.0,), 0.01), rows, (100.0,)).free_scale
-        base = Network(ReLU(), (math.inf,), 0.01).model(rows.x, rows.y)
-        kernel = gpytorch.kernels.ScaleKernel(base.covar_module.requires_grad_(False)).double()
-        kernel.outputscale = torch.tensor(free.scale, dtype=torch.float64)
-        covariance = kernel(rows.x).to_dense() + 0.01 * torch.eye(len(rows.y), dtype=torch.float64)
-        normal = torch.distributions.MultivariateNormal(torch.zeros_like(rows.y), covariance)
-        log_prob = normal.log_prob(rows.y)
-        (slope,) = torch.autograd.grad(log_prob, kernel.raw_outputscale)
-        assert free.log_evidence == pytest.approx(log_prob.item(), rel=1e-9)
-        assert abs(slope.item()) < 1e-4  # beside terms of the order of P = 231
-
-    def test_says_where_there_is_no_maximum(self):
-        spectrum = Spectrum.from_kernel(torch.eye(5, dtype=torch.float64), torch.full((5,), 0.1, dtype=torch.float64))
-        assert best_scale(spectrum)[2]  # targets below the noise: the evidence falls with r
-
-
-def test_default_widths():
-    assert len(DEFAULT_WIDTHS) == 13 and min(DEFAULT_WIDTHS) == 10 and max(DEFAULT_WIDTHS) == 1000
+    def test_without_tqdm(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+        with steps(2) as step:
+            step("first")

@@ -14,6 +14,7 @@ import torch_propkernel
 
 CITATION = re.compile(r"\b(?:eqs?\.|equations?)\s+((?:\(\d+[a-z]?\)(?:\s*(?:,|and|or|to|-|–)\s*)*)+)", re.IGNORECASE)
 NUMBER = re.compile(r"\((\d+[a-z]?)\)")
+ROOT = Path(__file__).resolve().parents[1]
 YEAR = re.compile(r"\b(?:19|20)\d\d\b")
 
 
@@ -74,6 +75,14 @@ def test_installed_package_has(name):
 
 def test_version_is_that_of_the_metadata():
     assert torch_propkernel.__version__ == metadata.version("torch_propkernel")
+
+
+def test_files_of_a_release_agree():
+    version = re.search(r"^version = (.+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)[1]
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {version}\n" in citation
+    assert re.search(r'^date-released: "\d{4}-\d\d-\d\d"$', citation, re.MULTILINE)
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_public_names_exist():

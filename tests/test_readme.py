@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
+@pytest.mark.filterwarnings("ignore::torch_propkernel.ReliabilityWarning")  # six inputs at a low T: rightly warned of
 def test_the_example_prints_what_it_says(capsys):
     code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
     before = torch.get_default_dtype()

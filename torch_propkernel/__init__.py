@@ -2,7 +2,8 @@
 
 A kernel that owns its order parameters, with the prior that the width dictates (:class:`RenormalizedNNGPKernel`), a
 solver of the saddle point (:func:`fit_order_parameters`), and the predicted errors (:func:`generalization_error`,
-:func:`leave_one_out_error`), always beside those of the infinitely wide network. The equations are in ``THEORY.md`` of
+:func:`leave_one_out_error`), always beside those of the infinitely wide network; the networks themselves, samplers of
+their posterior and the comparison of both (:func:`compare_with_network`). The equations are in ``THEORY.md`` of
 this package; the source is Pacelli et al., Nature Machine Intelligence 5, 1497 (2023), arXiv:2209.04882.
 """
 
@@ -10,12 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .distributions import MultivariateStudentT, ScaleMixtureMultivariateNormal
 from .exceptions import (
+    BoundaryWarning,
     ConvergenceError,
     IdentifiabilityWarning,
     InputScaleWarning,
     NotPositiveDefiniteError,
     PropKernelWarning,
     ReliabilityWarning,
+    SamplingWarning,
 )
 from .functions import (
     GELU,
@@ -37,11 +40,14 @@ from .functions import (
     Tanh,
 )
 from .generalization import (
+    Baseline,
     ErrorEstimate,
     FreeScale,
     LearningCurve,
+    NetworkChoice,
     WidthComparison,
     WidthSweep,
+    choose_network,
     compare_widths,
     expected_accuracy,
     fit_free_scale,
@@ -74,10 +80,46 @@ from .mixing import (
     posterior_of_scale,
 )
 from .mlls import EffectiveAction, FiniteWidthMarginalLogLikelihood, StudentTMarginalLogLikelihood
-from .models import FiniteWidthProcess, NetworkGP, StudentTProcess
-from .optim import Solution, SolveResult, fit_order_parameters, solve_order_parameters
+from .models import FiniteWidthProcess, NetworkFiniteWidthProcess, NetworkGP, NetworkStudentTProcess, StudentTProcess
+from .networks import (
+    ConvolutionalNetwork,
+    FiniteNetwork,
+    GibbsParameters,
+    HamiltonianMonteCarlo,
+    LangevinDynamics,
+    MonteCarloEstimate,
+    NetworkComparison,
+    SampledPosterior,
+    compare_with_network,
+    gibbs_parameters,
+    measure_order_parameters,
+    model_from_network,
+    network_from_model,
+    sample_posterior,
+)
+from .optim import (
+    HyperparameterFit,
+    Solution,
+    SolveResult,
+    fit_hyperparameters,
+    fit_order_parameters,
+    solve_order_parameters,
+)
 from .priors import OrderParameterPrior
 from .reliability import Reliability, assess_reliability, participation_ratio
+from .saving import SavedModel, SavedModelError, load, save
+from .theories import (
+    FirstOrder,
+    FittedTheory,
+    FreeScaleBaseline,
+    Gated,
+    InfiniteWidth,
+    Mixture,
+    SaddlePoint,
+    Theory,
+    TwoParameterMixture,
+    TwoParameterSaddle,
+)
 
 try:
     __version__ = version("torch_propkernel")
@@ -88,34 +130,53 @@ __all__ = [
     "Activation",
     "ArcCosineKernel",
     "ArcSineKernel",
+    "Baseline",
+    "BoundaryWarning",
     "Composition",
     "ConvergenceError",
+    "ConvolutionalNetwork",
     "Cos",
     "EffectiveAction",
     "Erf",
     "ErrorEstimate",
     "Exp",
+    "FiniteNetwork",
     "FiniteWidthLikelihood",
     "FiniteWidthMarginalLogLikelihood",
     "FiniteWidthProcess",
+    "FirstOrder",
+    "FittedTheory",
     "FreeScale",
+    "FreeScaleBaseline",
     "GELU",
     "GammaMixing",
+    "Gated",
     "GeneralizedInverseGaussianMixing",
+    "GibbsParameters",
+    "HamiltonianMonteCarlo",
+    "HyperparameterFit",
     "IdentifiabilityWarning",
     "Identity",
+    "InfiniteWidth",
     "InputScaleWarning",
     "InverseGammaMixing",
+    "LangevinDynamics",
     "LeakyReLU",
     "LearningCurve",
     "LinearPart",
     "Linearized",
     "LogNormalMixing",
     "MixingLaw",
+    "Mixture",
+    "MonteCarloEstimate",
     "MultivariateStudentT",
     "NNGPKernel",
     "Nested",
+    "NetworkChoice",
+    "NetworkComparison",
+    "NetworkFiniteWidthProcess",
     "NetworkGP",
+    "NetworkStudentTProcess",
     "NotPositiveDefiniteError",
     "OrderParameterPrior",
     "Outer",
@@ -128,6 +189,11 @@ __all__ = [
     "Reliability",
     "ReliabilityWarning",
     "RenormalizedNNGPKernel",
+    "SaddlePoint",
+    "SampledPosterior",
+    "SamplingWarning",
+    "SavedModel",
+    "SavedModelError",
     "ScaleMixtureMultivariateNormal",
     "SiLU",
     "Sign",
@@ -141,18 +207,31 @@ __all__ = [
     "StudentTProcess",
     "StudentTProcessLikelihood",
     "Tanh",
+    "Theory",
+    "TwoParameterMixture",
+    "TwoParameterSaddle",
     "WidthComparison",
     "WidthSweep",
     "assess_reliability",
+    "choose_network",
     "compare_widths",
+    "compare_with_network",
     "expected_accuracy",
     "fit_free_scale",
+    "fit_hyperparameters",
     "fit_order_parameters",
     "generalization_error",
+    "gibbs_parameters",
     "learning_curve",
     "leave_one_out_error",
+    "load",
+    "measure_order_parameters",
+    "model_from_network",
+    "network_from_model",
     "participation_ratio",
     "posterior_of_scale",
+    "sample_posterior",
+    "save",
     "solve_order_parameters",
     "training_error",
     "width_sweep",

@@ -1,4 +1,4 @@
-"""Command line: ``python -m torch_propkernel fit [DATA.csv]``, also installed as ``torch-propkernel``."""
+"""Command line: ``python -m torch_propkernel COMMAND``, also installed as ``torch-propkernel``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch_propkernel import ConvergenceError, __version__
 from torch_propkernel.commands import COMMANDS
+from torch_propkernel.commands.options import EXIT_CODES
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -15,6 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="torch-propkernel",
         description="Predicted errors of finite-width Bayesian networks, beside those of the infinite width.",
+        epilog=f"torch-propkernel COMMAND --help has examples. {EXIT_CODES}",
     )
     parser.add_argument("--version", action="version", version=f"torch_propkernel {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -24,7 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, or 2 after an error, whose message is on stderr.
+    """Run the command line and return its exit code.
+
+    0: done; 1: a solve or a search did not converge; 2: bad input or arguments. The message is on stderr.
 
     Args:
         argv: The arguments; those of the process if None.
@@ -37,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except (ValueError, TypeError, OSError, ConvergenceError) as error:
         print(f"torch-propkernel {arguments.command}: error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, ConvergenceError) else 2
 
 
 if __name__ == "__main__":

@@ -19,6 +19,14 @@ class InputScaleWarning(PropKernelWarning):
     """The inputs are far from the unit scale that the default priors assume."""
 
 
+class BoundaryWarning(PropKernelWarning):
+    """A trained hyperparameter ended at an end of the interval in which it was searched."""
+
+
+class SamplingWarning(PropKernelWarning):
+    """Markov chains have not converged: too few effective draws, chains that disagree, or divergent transitions."""
+
+
 class ConvergenceError(RuntimeError):
     """A solve did not reach its tolerance."""
 

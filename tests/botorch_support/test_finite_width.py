@@ -43,6 +43,7 @@ def test_posterior_is_the_process_in_original_units():
     assert torch.allclose(posterior.variance.squeeze(-1), deviation**2 * plain.variance, rtol=1e-8)
     noise = model.likelihood.noise * deviation**2
     noisy = model.posterior(x, observation_noise=True)
+    assert noisy.mean.shape == (4, 1)
     assert torch.allclose(noisy.variance, posterior.variance + noise, rtol=1e-8)
     given = model.posterior(x, observation_noise=torch.full((4, 1), 0.3, dtype=F))
     assert torch.allclose(given.variance, posterior.variance + 0.3 * deviation**2, rtol=1e-8)

@@ -30,7 +30,7 @@ class SingleTaskFiniteWidthGP(SingleTaskProcess, FiniteWidthProcess):
     own ``SingleTaskGP(covar_module=RenormalizedNNGPKernel(...))``.
 
     Monte Carlo acquisition functions work (base samples have one more entry, for the scale); those that assume a normal
-    posterior are refused, see :class:`NonGaussianModel`. What else is refused: :class:`SingleTaskProcess`.
+    posterior are refused, see :class:`NonGaussianModel`. What else is refused: ``SingleTaskProcess``.
 
     Shapes: train_X ``*b x n x d``, train_Y ``*b x n x 1``, posterior at ``*b x q x d``: ``*b x q x 1``.
     Accuracy and cost: those of :class:`FiniteWidthProcess`.

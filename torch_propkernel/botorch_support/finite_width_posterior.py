@@ -17,7 +17,7 @@ class FiniteWidthPosterior(LatentScalePosterior):
     .. math:: f = \Gamma(r) + L(r) z, \qquad r = F^{-1}(\Phi(z_0))
 
     F is the (discrete) distribution function of the nodes, :math:`L L^T = \Sigma(r)`; z and z_0 are normal base
-    samples, as :class:`LatentScalePosterior` says. The nodes and weights do not depend on the points, so a base sample
+    samples, as ``LatentScalePosterior`` says. The nodes and weights do not depend on the points, so a base sample
     picks the same node wherever it is used, and samples are differentiable in the points.
 
     Shapes: mean ``*b x q x 1``. Cost: one Cholesky factorization of q x q for each of some dozens of nodes.

@@ -18,7 +18,7 @@ class StudentTPosterior(LatentScalePosterior):
     .. math:: f = m + \sqrt{s}\, L z, \qquad s = F^{-1}(\Phi(z_0))
 
     m, :math:`L L^T` and :math:`\nu` are location, scale matrix and degrees of freedom, F is the distribution function
-    of InverseGamma(nu/2, nu/2); z and z_0 are normal base samples, as :class:`LatentScalePosterior` says.
+    of InverseGamma(nu/2, nu/2); z and z_0 are normal base samples, as ``LatentScalePosterior`` says.
 
     Not differentiable: samples with respect to the degrees of freedom. Shapes: as ``GPyTorchPosterior`` with one
     output, mean ``*b x q x 1``; base samples ``*b x (q + 1)``.

@@ -19,8 +19,8 @@ from .student_t_posterior import StudentTPosterior
 class SingleTaskStudentTProcess(SingleTaskProcess, StudentTProcess):
     r"""Single-output Student's t process for Bayesian optimization: BoTorch's ``SingleTaskGP`` with an unknown scale.
 
-    .. math:: f_* \mid y \sim t_{\nu + n}(\text{the GP's mean},\ \text{its covariance times } (\nu + b - 2)/(\nu + n -
-    2))
+    .. math:: f_* \mid y \sim t_{\nu + n}(\text{the GP's mean},\ \text{its covariance times } (\nu + b - 2)/
+              (\nu + n - 2))
 
     with b the squared, standardized residuals of the n data (:class:`StudentTProcess`); :math:`\nu` is the likelihood's
     ``deg_free``. The posterior is on the original scale of the targets, a Student's t with the same degrees of freedom.

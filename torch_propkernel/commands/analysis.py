@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,9 +17,11 @@ from ..generalization import (
     leave_one_out_error,
     width_sweep,
 )
+from ..models import NetworkGP
 from ..optim import Solution, fit_order_parameters
 from .data import Rows
-from .network import Network, NetworkGP
+from .network import Network
+from .steps import steps
 
 DEFAULT_WIDTHS = (10.0, 15.0, 22.0, 32.0, 46.0, 68.0, 100.0, 150.0, 220.0, 320.0, 460.0, 680.0, 1000.0)
 
@@ -31,6 +31,7 @@ class Analysis:
     """Results of one fit; errors in the targets' own units squared.
 
     Attributes:
+        model: The network's process, with its order parameters solved.
         solution: Of the network's own widths.
         leave_one_out: Errors from the training rows alone.
         test: Errors at the held-out rows, or None.
@@ -39,44 +40,13 @@ class Analysis:
         one_factorization: Whether the sweep came from one factorization.
     """
 
+    model: NetworkGP
     solution: Solution
     leave_one_out: ErrorEstimate
     test: ErrorEstimate | None
     free_scale: FreeScale
     sweep: WidthSweep | None
     one_factorization: bool
-
-
-@contextmanager
-def progress(total: int) -> Iterator[_Steps]:
-    """Show a bar over ``total`` steps on stderr once two seconds have passed, if tqdm is installed."""
-    steps = _Steps(total)
-    try:
-        yield steps
-    finally:
-        steps.close()
-
-
-class _Steps:
-    def __init__(self, total: int) -> None:
-        self._begun = False
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            self._bar = None
-        else:
-            self._bar = tqdm(total=total, delay=2.0, leave=False, unit="step")
-
-    def __call__(self, name: str) -> None:
-        """Begin a step, which ends the one before."""
-        if self._bar is not None:
-            self._bar.set_description(name, refresh=False)  # a refresh would not wait for the delay
-            self._bar.update(int(self._begun))
-        self._begun = True
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def sweep_widths(width: tuple[float, ...], first: tuple[float, ...]) -> Tensor | None:
@@ -112,7 +82,7 @@ def analyze(network: Network, rows: Rows, widths: tuple[float, ...] | None) -> A
     model = network.model(rows.x, rows.y)
     scalar = model.covar_module.is_scalar
     table = sweep_widths(network.width, widths if widths is not None else DEFAULT_WIDTHS if scalar else ())
-    with progress(3 if scalar or table is None else 2 + len(table)) as step:
+    with steps(3 if scalar or table is None else 2 + len(table)) as step:
         step("fit")
         solution, loo, test = _fit(model, rows)
         step("free scale")
@@ -137,7 +107,7 @@ def analyze(network: Network, rows: Rows, widths: tuple[float, ...] | None) -> A
     if sweep is not None:
         sweep = replace(sweep, leave_one_out=rows.in_target_units(sweep.leave_one_out), test=own_units(sweep.test))
     free = replace(free, leave_one_out=rows.in_target_units(free.leave_one_out), test=own_units(free.test))
-    return Analysis(solution, rows.in_target_units(loo), own_units(test), free, sweep, scalar)
+    return Analysis(model, solution, rows.in_target_units(loo), own_units(test), free, sweep, scalar)
 
 
 def _fit(model: NetworkGP, rows: Rows) -> tuple[Solution, ErrorEstimate, ErrorEstimate | None]:

@@ -3,70 +3,74 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..functions import ACTIVATIONS, get_activation
-from ..kernels.compositions import COMPOSITIONS
+from ..saving import save
 from .analysis import DEFAULT_WIDTHS, Analysis, analyze
-from .data import Table, load_table, split_and_standardize
+from .data import Rows, Table
 from .network import Network
+from .options import (
+    AUTO,
+    UNITS,
+    add_data,
+    add_json,
+    add_network,
+    add_plot,
+    network_of,
+    new_parser,
+    numbers,
+    read_rows,
+)
+from .output import Output
 from .report import as_json, report
+from .steps import steps
 
-EPILOG = """\
-inputs and targets are standardized on the training rows; the temperature and the variances are in those units, errors
-are reported in the target's own units squared. The free scale is that of ScaleKernel(NNGPKernel) with the highest
-evidence.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EPILOG = f"""\
+{UNITS} The free scale is that of ScaleKernel(NNGPKernel) with the highest
+evidence. --save writes the process at the solved order parameters with its training rows, for predict.
 
 keys of --json:
-  data            name, target, description, rows, columns, dropped_columns (of the inputs, from 0), training_rows,
-                  held_out_rows, seed, target_mean, target_standard_deviation
+  data            name, target, description, rows, columns, dropped_columns (of the inputs, from 0), dropped_lines,
+                  training_rows, held_out_rows, seed, target_mean, target_standard_deviation
   network         activation, width, composition, temperature, weight_variance, bias_variance, alpha
-  solution        order_parameter, result, message, num_minima, reliable, reliability
+  hyperparameters values, log_evidence (of the standardized targets), message, at_bound; null without
+                  --temperature auto
+  solution        order_parameter, result, message, num_minima, reliable, reliability (a text), score, typical_error
+                  and large_error (relative errors of sampled networks with such a score: median, 90th percentile)
   leave_one_out   infinite_width, finite_width, free_scale, each with bias, variance, total
   held_out        the same, or null if nothing is held out
   free_scale      scale, log_evidence (of the standardized targets), at_edge
   sweep           lists, one entry for each width: width, alpha, order_parameter (a list over layers each),
                   leave_one_out, held_out (totals); null if every layer is infinite
-an infinite width is null."""
+an infinite width is null.
 
+columns of --predictions, in the target's units: line (of the file), split (training or held-out), target, mean,
+standard_deviation (of the network's function), standard_deviation_with_noise. Training rows are predicted from all
+others (leave-one-out).
 
-def numbers(text: str) -> tuple[float, ...]:
-    """Return comma-separated numbers.
-
-    Example:
-        >>> numbers("100, 50")
-        (100.0, 50.0)
-    """
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
+examples:
+  torch-propkernel fit
+  torch-propkernel fit data.csv --target price --width 100,50 --temperature auto --save model.propkernel"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its arguments."""
-    parser = subparsers.add_parser(
+    parser = new_parser(
+        subparsers,
         "fit",
-        help="solve the order parameters of a network on a table and report its predicted errors",
-        description="Solve the order parameters of a Bayesian network of finite width on a table, and report the "
-        "errors it predicts beside those of the infinite width and of a free kernel scale.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "solve the order parameters of a network on a table and report its predicted errors",
+        "Solve the order parameters of a Bayesian network of finite width on a table, and report the errors it "
+        "predicts beside those of the infinite width and of a free kernel scale.",
+        EPILOG,
     )
+    add_data(parser)
+    add_network(parser)
     add = parser.add_argument
-    add("data", nargs="?", type=Path, metavar="DATA.csv", help="numeric table; the shipped yacht data if left out")
-    add("--target", metavar="COL", help="target column: its name, or its index from 0 (default: the last one)")
-    add("--activation", default="relu", metavar="NAME", help=f"one of {', '.join(sorted(ACTIVATIONS))} (default: relu)")
-    add("--width", type=numbers, default=(100.0,), metavar="N[,N...]", help="one for each hidden layer (default: 100)")
-    add("--temperature", type=float, default=0.01, metavar="T", help="variance of the noise (default: 0.01)")
-    add("--weight-variance", type=numbers, default=(1.0,), metavar="W[,W...]", help="w_0, ..., w_L (default: 1)")
-    add("--bias-variance", type=numbers, default=(1.0,), metavar="B[,B...]", help="b_0, ..., b_(L-1) (default: 1)")
-    names = ", ".join(sorted(COMPOSITIONS))
-    add("--composition", default="outer", metavar="NAME", help=f"one of {names}; they differ for several layers")
-    add("--test-fraction", type=float, default=0.25, metavar="F", help="share of rows to hold out (default: 0.25)")
-    add("--seed", type=int, default=0, help="of the split (default: 0)")
     add(
         "--widths",
         type=numbers,
@@ -74,57 +78,80 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="widths of the first layer to sweep, other layers in proportion (default: "
         f"{len(DEFAULT_WIDTHS)} from {min(DEFAULT_WIDTHS):g} to {max(DEFAULT_WIDTHS):g}); --width is always among them",
     )
-    add("--plot", type=Path, default=Path("propkernel_fit.png"), metavar="PATH", help="(default: propkernel_fit.png)")
-    add("--no-plot", action="store_true", help="save no plot")
-    add("--json", type=Path, metavar="PATH", help="write the numbers too")
+    add("--save", type=Path, metavar="MODEL", help="write the fitted model, for predict")
+    add("--predictions", type=Path, metavar="PATH", help="write a CSV file with a prediction for every row")
+    add_plot(parser, "propkernel_fit.png")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fit, print the report, save the plot and the numbers."""
-    outputs = [None if arguments.no_plot else arguments.plot, arguments.json]
-    for path in outputs:
-        if path is not None and not path.parent.is_dir():
-            raise FileNotFoundError(f"{path}: expected a folder {path.parent} that exists")
-    network = Network(
-        get_activation(arguments.activation),
-        arguments.width,
-        arguments.temperature,
-        arguments.weight_variance,
-        arguments.bias_variance,
-        arguments.composition,
-    )
-    table = load_table(arguments.data, arguments.target)
-    rows = split_and_standardize(table, arguments.test_fraction, arguments.seed)
+    """Fit, print the report, save the plot, the model and the numbers."""
+    plot = None if arguments.no_plot else arguments.plot
+    output = Output(arguments.json, plot, arguments.save, arguments.predictions)
+    network = network_of(arguments)
+    table, rows = read_rows(arguments)
+    fit = None
+    if arguments.temperature == AUTO:
+        with steps(1) as step:
+            step("temperature")
+            network, fit = network.with_temperature(rows)
     analysis = analyze(network, rows, arguments.widths)
-    print(report(table, rows, network, analysis, arguments.seed))
-    if arguments.json is not None:
-        text = json.dumps(as_json(table, rows, network, analysis, arguments.seed), indent=1, allow_nan=False)
-        arguments.json.write_text(text + "\n", encoding="utf-8")
-        print(f"\nnumbers: {arguments.json}")
-    if not arguments.no_plot:
-        save_plot(arguments.plot, table, network, analysis)
+    output.say(report(table, rows, network, fit, analysis, arguments.seed))
+    output.numbers(as_json(table, rows, network, fit, analysis, arguments.seed))
+    if arguments.predictions is not None:
+        _write_predictions(output, arguments.predictions, table, rows, network, analysis)
+    if arguments.save is not None:
+        columns = {
+            "inputs": None if table.input_names is None else list(table.input_names),
+            "count": table.x.shape[-1],
+            "kept": list(rows.kept),
+        }
+        save(
+            analysis.model,
+            arguments.save,
+            normalization=rows.units,
+            extra={"columns": columns, "data": table.name, "target": table.target},
+        )
+        output.say(f"\nmodel: {arguments.save}")
+    if plot is not None:
+        if analysis.sweep is None or len(analysis.sweep.width) < 2:
+            output.say("\nno plot: it needs at least two finite widths (--widths)")
+        else:
+            output.figure(plot, partial(_draw, table, network, analysis))
     return 0
 
 
-def save_plot(path: Path, table: Table, network: Network, analysis: Analysis) -> None:
-    """Save the plot of the sweep, or say why there is none."""
-    if analysis.sweep is None or len(analysis.sweep.width) < 2:
-        print("\nno plot: it needs at least two finite widths (--widths)")
-        return
+def _write_predictions(
+    output: Output, path: Path, table: Table, rows: Rows, network: Network, analysis: Analysis
+) -> None:
+    """Write predictions of all rows in the file's order; those of training rows are leave-one-out."""
+    noise = network.temperature * rows.scale**2
+    found = []
+    for split, indices, error in (
+        ("training", rows.train, analysis.leave_one_out),
+        ("held-out", rows.test, analysis.test),
+    ):
+        if error is None:
+            continue
+        spread, noisy = error.variance.sqrt(), (error.variance + noise).sqrt()
+        columns = (indices, table.y[indices], error.mean, spread, noisy)
+        for index, *values in zip(*(column.tolist() for column in columns), strict=True):
+            found.append((table.lines[index], split, *values))
+    header = ("line", "split", "target", "mean", "standard_deviation", "standard_deviation_with_noise")
+    output.table(path, header, sorted(found), "predictions")
+
+
+def _draw(table: Table, network: Network, analysis: Analysis) -> Figure:
     from ..plotting import plot_sweep
 
+    assert analysis.sweep is not None
     free = analysis.free_scale
     baseline = {"leave_one_out": float(free.leave_one_out.mean_total)}
     if free.test is not None:
         baseline["test"] = float(free.test.mean_total)
-    try:
-        axes = plot_sweep(analysis.sweep, free_scale=baseline, chosen=network.width)
-    except ImportError as error:
-        print(f"\nno plot: {error}", file=sys.stderr)
-        return
+    axes = plot_sweep(analysis.sweep, free_scale=baseline, chosen=network.width)
     figure = axes[0].get_figure(root=True)
     assert figure is not None
-    figure.suptitle(f"{table.name}: {table.target}\n{network.activation!r}, T = {network.temperature:g}")
-    figure.savefig(path, dpi=150)
-    print(f"\nplot: {path}")
+    figure.suptitle(f"{table.name}: {table.target}\n{network.activation!r}, T = {network.temperature:.4g}")
+    return figure

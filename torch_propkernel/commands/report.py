@@ -8,58 +8,41 @@ from typing import Any
 import torch
 
 from ..generalization import ErrorEstimate
+from ..optim import HyperparameterFit
 from .analysis import Analysis
-from .data import Rows, Table
-from .network import Network
+from .data import Rows, Table, data_record, describe_data
+from .network import Network, hyperparameters_record, listed
 
 PARTS = (("bias (y - mean)^2", "mean_bias"), ("variance sigma^2", "mean_variance"), ("total", "mean_total"))
 COLUMNS = ("infinite width", "finite width", "free scale (ScaleKernel)")
 
 
-def report(table: Table, rows: Rows, network: Network, analysis: Analysis, seed: int) -> str:
+def report(
+    table: Table, rows: Rows, network: Network, fit: HyperparameterFit | None, analysis: Analysis, seed: int
+) -> str:
     """Return the whole report."""
+    units = (
+        f"  T and q are in standardized units (noise of standard deviation "
+        f"{math.sqrt(network.temperature) * rows.scale:.3g} in the target's units); errors below are in the target's "
+        "units squared"
+    )
     blocks = [
-        _data(table, rows, network, seed),
-        _solution(network, rows, analysis),
+        "\n".join([*describe_data(table, rows, seed), units]),
+        "\n".join([*network.describe(rows, fit), *_solution(analysis)]),
         _errors(analysis),
         _sweep(analysis),
-        f"reliability (a crude note): {analysis.solution.reliability}",
+        f"reliability: {analysis.solution.reliability}",
     ]
     return "\n\n".join(blocks)
 
 
-def _data(table: Table, rows: Rows, network: Network, seed: int) -> str:
-    held_out = 0 if rows.test_y is None else len(rows.test_y)
-    lines = [f"data: {table.name}, {len(table.y)} rows, {table.x.shape[-1]} inputs; target: {table.target}"]
-    lines += [f"  {line}" for line in table.description]
-    if rows.dropped:
-        lines.append(f"  dropped: input columns {list(rows.dropped)} (from 0), constant on the training rows")
-    lines += [
-        f"  split: {len(rows.y)} training rows, {held_out} held out at random (seed {seed})",
-        f"  standardized on the training rows, inputs and target (mean {rows.shift:.5g}, standard deviation "
-        f"{rows.scale:.5g})",
-        f"  T and q are in standardized units (noise of standard deviation "
-        f"{math.sqrt(network.temperature) * rows.scale:.3g} in the target's units); errors below are in the target's "
-        "units squared",
-    ]
-    return "\n".join(lines)
-
-
-def _solution(network: Network, rows: Rows, analysis: Analysis) -> str:
-    layers = len(network.width)
-    alpha = [len(rows.y) / width for width in network.width]
+def _solution(analysis: Analysis) -> list[str]:
     solution = analysis.solution
-    name = f"{network.activation!r}, {layers} hidden layer{'s' * (layers > 1)} of width {_list(network.width)}"
-    composition = f", composition {network.composition}" if layers > 1 else ""
-    return "\n".join(
-        [
-            f"network: {name}, T = {network.temperature:g}, alpha = P/N = {_list(alpha)}{composition}",
-            f"  weight variance {_list(network.weight_variance)}, bias variance {_list(network.bias_variance)}",
-            f"order parameter{'s' * (layers > 1)}: q = {_list(solution.order_parameter.tolist(), 6)}"
-            "   (q = 1: infinite width)",
-            f"  {solution.result.name}: {solution.message} Minima found: {int(solution.stats['num_minima'])}.",
-        ]
-    )
+    q = solution.order_parameter.tolist()
+    return [
+        f"order parameter{'s' * (len(q) > 1)}: q = {listed(q, 6)}   (q = 1: infinite width)",
+        f"  {solution.result.name}: {solution.message} Minima found: {int(solution.stats['num_minima'])}.",
+    ]
 
 
 def _errors(analysis: Analysis) -> str:
@@ -120,44 +103,26 @@ def _sweep(analysis: Analysis) -> str:
     return "\n".join(lines)
 
 
-def _list(values: tuple[float, ...] | list[float], digits: int = 4) -> str:
-    return ", ".join(f"{value:.{digits}g}" for value in values)
-
-
-def as_json(table: Table, rows: Rows, network: Network, analysis: Analysis, seed: int) -> dict[str, Any]:
+def as_json(
+    table: Table, rows: Rows, network: Network, fit: HyperparameterFit | None, analysis: Analysis, seed: int
+) -> dict[str, Any]:
     """Return all numbers of the report; the help of the command names the keys."""
     solution, free, sweep = analysis.solution, analysis.free_scale, analysis.sweep
     assert solution.reliability is not None
     return {
-        "data": {
-            "name": table.name,
-            "target": table.target,
-            "description": list(table.description),
-            "rows": len(table.y),
-            "columns": table.x.shape[-1],
-            "dropped_columns": list(rows.dropped),
-            "training_rows": len(rows.y),
-            "held_out_rows": 0 if rows.test_y is None else len(rows.test_y),
-            "seed": seed,
-            "target_mean": rows.shift,
-            "target_standard_deviation": rows.scale,
-        },
-        "network": {
-            "activation": repr(network.activation),
-            "width": _finite(list(network.width)),
-            "composition": network.composition,
-            "temperature": network.temperature,
-            "weight_variance": list(network.weight_variance),
-            "bias_variance": list(network.bias_variance),
-            "alpha": [len(rows.y) / width for width in network.width],
-        },
+        "data": data_record(table, rows, seed),
+        "network": network.record(len(rows.y)),
+        "hyperparameters": hyperparameters_record(fit),
         "solution": {
             "order_parameter": solution.order_parameter.tolist(),
             "result": solution.result.name,
             "message": solution.message,
             "num_minima": int(solution.stats["num_minima"]),
             "reliable": solution.reliability.reliable,
-            "reliability": solution.reliability.note,
+            "reliability": str(solution.reliability),
+            "score": solution.reliability.score,
+            "typical_error": solution.reliability.typical_error,
+            "large_error": solution.reliability.large_error,
         },
         "leave_one_out": _columns(analysis.leave_one_out, free.leave_one_out),
         "held_out": _columns(analysis.test, free.test),
@@ -165,7 +130,7 @@ def as_json(table: Table, rows: Rows, network: Network, analysis: Analysis, seed
         "sweep": None
         if sweep is None
         else {
-            "width": _finite(sweep.width.tolist()),
+            "width": sweep.width.tolist(),
             "alpha": sweep.alpha.tolist(),
             "order_parameter": sweep.order_parameter.tolist(),
             "leave_one_out": sweep.leave_one_out.mean_total.tolist(),
@@ -182,8 +147,3 @@ def _columns(error: ErrorEstimate | None, free: ErrorEstimate | None) -> dict[st
         name: {part.removeprefix("mean_"): float(getattr(estimate, part)) for _, part in PARTS}
         for name, estimate in columns.items()
     }
-
-
-def _finite(values: list[Any]) -> list[Any]:
-    """Infinite numbers, which JSON does not have, become None."""
-    return [_finite(v) if isinstance(v, list) else v if math.isfinite(v) else None for v in values]

@@ -58,6 +58,7 @@ YACHT = DatasetInfo(
     doi="10.24432/C5XG7R",
     license="CC-BY-4.0",
 )
+"""What is known about the yacht data: names, statistics, source and license."""
 
 
 def load_yacht() -> tuple[Tensor, Tensor]:

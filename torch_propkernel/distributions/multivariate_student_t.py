@@ -141,7 +141,7 @@ class MultivariateStudentT(EllipticalDistribution):
 
     @property
     def base_sample_shape(self) -> torch.Size:
-        """Shape m + 1 of one base sample: a standard normal that gives the scale, then one for every dimension."""
+        """The shape m + 1 of one base sample, a standard normal that gives the scale, then one for every dimension."""
         return torch.Size([self.loc.shape[-1] + 1])
 
     def rsample(self, sample_shape: Sequence[int] = torch.Size(), base_samples: Tensor | None = None) -> Tensor:

@@ -126,7 +126,7 @@ class ScaleMixtureMultivariateNormal(EllipticalDistribution):
             law: Law of r, with a batch shape that broadcasts.
             loc: Location, ``*b x m``.
             covariance: Covariance C at r = 1, ``*b x m x m``; it is shared by the nodes.
-            num_nodes: Number of nodes; by default doubled until :attr:`quadrature_error` is below 1e-10 (it is never
+            num_nodes: Number of nodes; by default doubled until ``quadrature_error`` is below 1e-10 (it is never
                 above 8193). A point mass gives one node.
             variance: Variances at r = 1 in place of the covariance, ``*b x m``.
         """

@@ -20,9 +20,11 @@ from .activations import (
     Tanh,
     get_activation,
 )
+from .first_order import FirstOrderTerms, Terms, draw_pre_activations, first_order_terms
 from .quadrature import QuadratureWarning
 from .spectrum import Spectrum
 from .stationary_points import find_stationary_points
+from .unit_response import unit_response
 
 __all__ = [
     "ACTIVATIONS",
@@ -30,6 +32,7 @@ __all__ = [
     "Cos",
     "Erf",
     "Exp",
+    "FirstOrderTerms",
     "GELU",
     "Identity",
     "LeakyReLU",
@@ -44,6 +47,10 @@ __all__ = [
     "Square",
     "Step",
     "Tanh",
+    "Terms",
+    "draw_pre_activations",
     "find_stationary_points",
+    "first_order_terms",
     "get_activation",
+    "unit_response",
 ]

@@ -83,7 +83,7 @@ class Quadrature(Activation):
     with h_n the orthonormal Hermite polynomials (Mehler's formula). M grows until the Parseval remainder
     R = E[phi^2] - sum_n A_n^2 is below ``rtol`` E[phi^2]; the remainder itself enters as one more even and one more odd
     order, so that coincident and opposite rows of equal variance are exact and the matrix stays positive semi-definite
-    by construction. The truncation error is at most 2 sqrt(R(c_xx) R(c_yy)) |rho|^(M+1).
+    by construction. The truncation error is at most ``2 sqrt(R(c_xx) R(c_yy)) |rho|^(M+1)``.
 
     Zero rows: rho = 0. Derivatives follow Price's theorem, with the derivatives of phi by autograd as far as they are
     right (kinks and jumps are detected) and by Stein's identity beyond, there with the variance bounded from below.

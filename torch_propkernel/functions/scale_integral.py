@@ -172,15 +172,18 @@ def _support(
         step = (high - low) / (count - 1)
         u = low.unsqueeze(-1) + step.unsqueeze(-1) * torch.arange(count, dtype=low.dtype, device=low.device)
         value = integrand(u)
-        # Between grid points the maximum may be higher by an eighth of the second difference.
-        bend = (value[:, 2:] - 2.0 * value[:, 1:-1] + value[:, :-2]).nan_to_num(0.0, 0.0, 0.0).abs()
-        near_top = value[:, 1:-1] > value.amax(-1, keepdim=True) - _DEPTH
-        slack = torch.where(near_top, bend, 0.0).amax(-1, keepdim=True)
-        inside = value >= value.amax(-1, keepdim=True) - _DEPTH - slack
-        first = inside.to(torch.int8).argmax(-1)
-        last = count - 1 - inside.flip(-1).to(torch.int8).argmax(-1)
-        new_low = torch.where(first > 0, low + (first - 1) * step, low)
-        new_high = torch.where(last < count - 1, low + (last + 1) * step, high)
+        rise = value.diff(dim=-1)
+        # Inside a cell a concave function lies below the chords of both neighbors, extended; a peak may hide there.
+        left = torch.nn.functional.pad(value[:, 1:-1] + rise[:, :-1], (1, 0), value=torch.inf)
+        right = torch.nn.functional.pad(value[:, 1:-1] - rise[:, 1:], (0, 1), value=torch.inf)
+        hidden = torch.minimum(left, right).nan_to_num(-torch.inf, posinf=-torch.inf)
+        highest = torch.maximum(torch.maximum(value[:, 1:], value[:, :-1]), hidden)
+        floor = value.amax(-1, keepdim=True) - _DEPTH
+        cells, inside = highest >= floor, value >= floor
+        first = cells.to(torch.int8).argmax(-1)
+        last = count - 1 - cells.flip(-1).to(torch.int8).argmax(-1)  # grid point at the right end of the last cell
+        new_low = torch.where(first > 0, low + first * step, low)
+        new_high = torch.where(last < count - 1, low + last * step, high)
         # An end that is still inside the region has to move out.
         new_low = torch.where(inside[:, 0], low - (high - low) * 0.5, new_low)
         new_high = torch.where(inside[:, -1], high + (high - low) * 0.5, new_high)

@@ -135,7 +135,8 @@ class Sin(Activation):
 
     .. math:: \kappa = e^{-(c_{xx} + c_{yy})/2} \sinh c_{xy}
 
-    evaluated as sign(c_xy) exp(|c_xy| - (c_xx + c_yy)/2) (1 - exp(-2 |c_xy|)) / 2, which neither overflows nor cancels.
+    evaluated as ``sign(c_xy) exp(|c_xy| - (c_xx + c_yy)/2) (1 - exp(-2 |c_xy|)) / 2``, which neither overflows nor
+    cancels.
     No singular points. Shapes as in :class:`Activation`. Accuracy: rounding of the exponent, epsilon (c_xx + c_yy).
 
     Reference:
@@ -182,7 +183,7 @@ class Cos(Activation):
 
     .. math:: \kappa = e^{-(c_{xx} + c_{yy})/2} \cosh c_{xy}
 
-    evaluated as exp(|c_xy| - (c_xx + c_yy)/2) (1 + exp(-2 |c_xy|)) / 2, which does not overflow.
+    evaluated as ``exp(|c_xy| - (c_xx + c_yy)/2) (1 + exp(-2 |c_xy|)) / 2``, which does not overflow.
     No singular points. Shapes as in :class:`Activation`. Accuracy: rounding of the exponent, epsilon (c_xx + c_yy).
 
     Reference:

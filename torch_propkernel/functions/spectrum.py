@@ -143,7 +143,7 @@ class Spectrum:
     def problems(
         self, width: float | Sequence[float] | Tensor, temperature: float | Tensor, readout_precision: float = 1.0
     ) -> tuple[OuterAction, torch.Size]:
-        """Return all (width, temperature) problems flattened into one :class:`OuterAction`, and their shape ``*p``.
+        """Return all (width, temperature) problems flattened into one ``OuterAction``, and their shape ``*p``.
 
         Args:
             width: N_1, ..., N_L, ``*p x L``.
@@ -196,8 +196,7 @@ class Spectrum:
         r"""Return log p(y) by Laplace's method in log q around the global minimum, ``*p``, comparable across widths.
 
         .. math:: \log p(y) \approx -\tfrac12 \Big[\sum_l N_l (q_l - \log q_l - 1) + \log\det A + y^T A^{-1} y + P \log
-        2\pi
-                  + \sum_l \log q_l + \log\Big(1 + \tfrac{dg}{du} \sum_l \tfrac{1}{N_l q_l}\Big)\Big]
+                  2\pi + \sum_l \log q_l + \log\Big(1 + \tfrac{dg}{du} \sum_l \tfrac{1}{N_l q_l}\Big)\Big]
 
         Relative error of order 1/N. Use it at fixed prior variances only: with a free readout variance the infinite
         width always has the higher evidence.

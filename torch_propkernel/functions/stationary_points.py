@@ -36,7 +36,7 @@ class StationaryPoints(NamedTuple):
 
 
 def find_stationary_points(action: OuterAction) -> StationaryPoints:
-    """Return every stationary point inside the bracket of :meth:`OuterAction.bracket`.
+    """Return every stationary point inside the bracket of ``action``.
 
     The slope is tabulated on a grid in log r that is much finer than the scale on which it can vary (its terms are
     logistic functions of log r, of width one). Cells in which the cubic through both ends' values and derivatives

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,10 @@ import torch
 from torch import Tensor
 
 from ..functions.spectrum import Spectrum
-from ..mixing import ProductGammaMixing, posterior_of_scale
+from ..mixing import posterior_of_scale
+from ..mixing.law_of_widths import law_of_widths
 from ..models.model_parts import warn_if_not_identifiable
+from .left_out import leave_one_out_mixture, preferred
 from .predictor import Units, evaluating
 
 
@@ -23,7 +24,7 @@ class WidthComparison:
     Attributes:
         width: ``W x L``.
         log_evidence: log p(y) integrated over the scale, ``W``, of the model's own targets.
-        leave_one_out_log_density: Mean over points of log p(y_i | y_-i), noise included, ``W``.
+        leave_one_out_log_density: Mean over points of ``log p(y_i | y_-i)``, noise included, ``W``.
         leave_one_out_error: Mean over points of the expected squared error of a network drawn from the posterior of the
             other points, without noise, in original units, ``W``.
         mean_scale: E[r | y], ``W``.
@@ -48,8 +49,7 @@ class WidthComparison:
 
         A data set is one draw of the scale: the curve is shallow, and "no preference" is the common answer.
         """
-        spread = float(self.log_evidence.max() - self.log_evidence.min())
-        return int(self.log_evidence.argmax()) if spread >= nats else None
+        return preferred(self.log_evidence, nats)
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def compare_widths(model: Any, widths: Sequence[float] | Tensor) -> WidthCompari
     Reference: THEORY.md, section 1.
 
     Example:
-        >>> import gpytorch, torch
+        >>> import gpytorch, math, torch
         >>> from torch_propkernel import NetworkGP, Identity, RenormalizedNNGPKernel, compare_widths
         >>> kernel = RenormalizedNNGPKernel(Identity(), width=4)
         >>> likelihood = gpytorch.likelihoods.GaussianLikelihood()
@@ -98,23 +98,12 @@ def compare_widths(model: Any, widths: Sequence[float] | Tensor) -> WidthCompari
         width = width.unsqueeze(-1) if width.dim() == 1 else width
         width = width.expand(width.shape[0], parts.kernel.depth)
         temperature, noise = problem.temperature.to(torch.float64), parts.noise_diagonal().to(torch.float64)
-        vectors = spectrum.eigenvectors
-        assert vectors is not None
-        squares = vectors.square().transpose(-1, -2)
         rows = []
         for each in width:
-            posterior = posterior_of_scale(spectrum, ProductGammaMixing(each), temperature)
-            evidence = posterior.log_evidence
-            posterior = posterior.without_empty_nodes(1e-20)  # a point left out can lift a node by many nats
-            spread = 1.0 / (temperature + posterior.scale.unsqueeze(-1) * spectrum.eigenvalues)
-            precision = spread @ squares
-            deviation = (spread * spectrum.projections) @ vectors.transpose(-1, -2) / precision
-            log_density = 0.5 * (precision.log() - deviation.square() * precision - math.log(2.0 * math.pi))
-            lifted = posterior.log_weights.unsqueeze(-1) - log_density
-            total = torch.logsumexp(lifted, 0)
-            error = deviation.square() + (1.0 / precision - noise).clamp_min(0.0)
-            expected = (torch.exp(lifted - total) * error).sum(0)
-            rows.append((evidence, -total.mean(), expected.mean(), posterior.mean, posterior.variance.sqrt()))
+            posterior = posterior_of_scale(spectrum, law_of_widths(each), temperature)
+            density, error = leave_one_out_mixture(spectrum, posterior, temperature, noise)
+            row = (posterior.log_evidence, density.mean(), error.mean(), posterior.mean, posterior.variance.sqrt())
+            rows.append(row)
         columns = [torch.stack(column) for column in zip(*rows, strict=True)]
         columns[2] = columns[2] * (units.scale**2 if isinstance(units.scale, float) else units.scale.squeeze() ** 2)
         return WidthComparison(width, *columns)

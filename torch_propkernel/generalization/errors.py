@@ -232,14 +232,8 @@ def training_error(model: Any, *, order_parameter: Tensor | None = None, differe
         0.75
     """
     with evaluating(model) as parts, torch.set_grad_enabled(differentiable):
-        if parts.has_dense_noise():
-            raise ValueError("likelihood: expected noise that is independent between points, got a full covariance")
         q = None if order_parameter is None else order_parameter.unsqueeze(-2)
-        predictor = Predictor(parts, q)
-        noise = parts.noise_diagonal()
-        bias = (noise * predictor.weights).square()
-        variance = noise - noise.square() * predictor.inverse_diagonal()
-        return (bias + variance).mean(-1) * Units.of(model).scale ** 2
+        return Predictor(parts, q).training_error() * Units.of(model).scale ** 2
 
 
 def expected_accuracy(

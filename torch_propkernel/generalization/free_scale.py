@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ..functions.spectrum import Spectrum
+from ..models.model_parts import ModelParts
 from .errors import ErrorEstimate, generalization_error, leave_one_out_error
 from .predictor import evaluating
 
@@ -46,8 +47,7 @@ def fit_free_scale(model: Any, x: Tensor | None = None, y: Tensor | None = None)
     .. math:: r^* = \arg\max_r \log N(y; 0, T B + r K)
 
     with everything else of the model as it is. A finite-width prediction that this baseline beats is no evidence for
-    the
-    width: the order parameter is such a scale, with a prior that the width dictates. The model is not changed.
+    the width: the order parameter is such a scale, with a prior that the width dictates. The model is not changed.
 
     Cost: as :func:`fit_order_parameters` and :func:`leave_one_out_error`, plus :func:`generalization_error` with test
     points.
@@ -73,23 +73,24 @@ def fit_free_scale(model: Any, x: Tensor | None = None, y: Tensor | None = None)
         8.0
     """
     with evaluating(model) as parts:
-        last = torch.ones_like(parts.kernel.raw_order_parameter.squeeze(-2), dtype=torch.float64)
-        with parts.kernel.assigned_order_parameter(1.0):
-            covariance = parts.covariance()
-        fixed = None if parts.is_multiplicative() else parts.covariance(0.0)
-        if fixed is None and not parts.has_dense_noise():
-            base = parts.noise_diagonal().expand(covariance.shape[:-1])
-        else:
-            base = parts.noise_covariance(covariance) + (0.0 if fixed is None else fixed)
-        spectrum = Spectrum.from_kernel(
-            covariance if fixed is None else covariance - fixed, parts.residuals(), base=base
-        )
-        scale, evidence, at_edge = best_scale(spectrum)
-        last[..., -1] = scale  # every composition is proportional to the last layer's order parameter
+        scale, evidence, at_edge = free_scale_of(parts)
+        last = parts.last_order_parameter(scale).squeeze(-2).double()  # every composition is proportional to it
     test = None
     if x is not None and y is not None:
         test = generalization_error(model, x, y, order_parameter=last)
     return FreeScale(scale, evidence, at_edge, leave_one_out_error(model, order_parameter=last), test)
+
+
+def free_scale_of(parts: ModelParts) -> tuple[float, float, bool]:
+    """Return what :func:`best_scale` finds for the pieces of a model."""
+    covariance = parts.covariance(1.0)
+    fixed = None if parts.is_multiplicative() else parts.covariance(0.0)
+    if fixed is None and not parts.has_dense_noise():
+        base = parts.noise_diagonal().expand(covariance.shape[:-1])
+    else:
+        base = parts.noise_covariance(covariance) + (0.0 if fixed is None else fixed)
+    spectrum = Spectrum.from_kernel(covariance if fixed is None else covariance - fixed, parts.residuals(), base=base)
+    return best_scale(spectrum)
 
 
 def best_scale(spectrum: Spectrum) -> tuple[float, float, bool]:

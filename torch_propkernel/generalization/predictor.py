@@ -110,25 +110,48 @@ class Predictor:
             )
         return torch.cat([c.square().sum(-2) for c in columns], -1)
 
-    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and latent variance at ``x``, ``*b x m`` each."""
+    def training_error(self) -> Tensor:
+        """Return E (1/P) sum (y - f)^2 over the posterior, ``*b``.
+
+        Raises:
+            ValueError: Noise that is correlated between points.
+        """
+        if self.parts.has_dense_noise():
+            raise ValueError("likelihood: expected noise that is independent between points, got a full covariance")
+        noise = self.parts.noise_diagonal()
+        bias = (noise * self.weights).square()
+        variance = noise - noise.square() * self.inverse_diagonal()
+        return (bias + variance).mean(-1)
+
+    def blocks(self, x: Tensor, joint: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Return prior mean at ``x``, covariance with the training points ``*b x P x m``, and prior variance.
+
+        ``joint`` gives the prior covariance ``*b x m x m`` in place of the variance.
+        """
         inputs = self.parts.inputs
         batch = torch.broadcast_shapes(inputs.shape[:-2], x.shape[:-2])
         joint_inputs = torch.cat([inputs.expand(*batch, *inputs.shape[-2:]), x.expand(*batch, *x.shape[-2:])], dim=-2)
         size = self.factor.shape[-1]
 
         def blocks() -> tuple[Tensor, Tensor, Tensor]:
-            joint = self.parts.prior(joint_inputs)
-            covariance = joint.lazy_covariance_matrix
+            prior = self.parts.prior(joint_inputs)
+            covariance = prior.lazy_covariance_matrix
+            own = covariance[..., size:, size:]
             return (
-                joint.loc[..., size:],
+                prior.loc[..., size:],
                 to_dense(covariance[..., :size, size:]),
-                covariance[..., size:, size:].diagonal(dim1=-2, dim2=-1),
+                to_dense(own) if joint else own.diagonal(dim1=-2, dim2=-1),
             )
 
-        mean, cross, variance = self._with_order_parameter(blocks)
+        return self._with_order_parameter(blocks)
+
+    def predict(self, x: Tensor, joint: bool = False) -> tuple[Tensor, Tensor]:
+        """Return mean ``*b x m`` and latent variance ``*b x m`` (or, joint, covariance ``*b x m x m``) at ``x``."""
+        mean, cross, variance = self.blocks(x, joint)
         half = torch.linalg.solve_triangular(self.factor, cross, upper=False)
         mean = mean + (half.transpose(-1, -2) @ self.whitened).squeeze(-1)
+        if joint:
+            return mean, variance - half.transpose(-1, -2) @ half
         return mean, (variance - half.square().sum(-2)).clamp_min(0.0)
 
     def predict_in_chunks(self, x: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:

@@ -194,6 +194,7 @@ class LinearPart(Composition):
 
 
 COMPOSITIONS: dict[str, type[Composition]] = {c.name: c for c in (Outer, Nested, Linearized, LinearPart)}
+"""Names of the compositions, for arguments, command lines and configuration files."""
 
 
 def get_composition(composition: str | Composition) -> Composition:

@@ -25,10 +25,10 @@ class RenormalizedNNGPKernel(NNGPKernel):
               q_l \sim \mathrm{Gamma}(N_l/2 + 1,\ \text{rate } N_l/2)
 
     K^L is :class:`NNGPKernel`'s covariance, N_l the width of hidden layer l, q_l > 0 its order parameter (the posterior
-    mean of lambda_l |v|^2 / N_l for the readout of one hidden layer); q = 1 is infinite width. The prior is dictated
-    by the width: a GP with this kernel and noise variance T, trained by maximum a posteriori, minimizes the effective
-    action, :math:`S(q) = -\frac{2}{N}[\log p(y|q) + \log p(q)] + const`. So an ordinary GPyTorch or BoTorch training
-    loop solves the theory; :func:`fit_order_parameters` solves it exactly and finds the global minimum.
+    mean of ``lambda_l |v|^2 / N_l`` for the readout of one hidden layer); q = 1 is infinite width. The prior is
+    dictated by the width: a GP with this kernel and noise variance T, trained by maximum a posteriori, minimizes the
+    effective action, :math:`S(q) = -\frac{2}{N}[\log p(y|q) + \log p(q)] + const`. So an ordinary GPyTorch or BoTorch
+    training loop solves the theory; :func:`fit_order_parameters` solves it exactly and finds the global minimum.
 
     The width is data, never trained (its posterior has no maximum). An order parameter and an overall scale enter only
     as a product, so the readout variance is fixed here: freed without a prior it absorbs q, which then sits at one.

@@ -55,15 +55,14 @@ class FiniteWidthLikelihood(GaussianLikelihood):
 
     def marginal(self, function_dist: Any, *params: Any, **kwargs: Any) -> Distribution:
         """Add the noise to a normal, a scale mixture or a Student's t."""
-        noise = self.noise.unsqueeze(-1)
         if isinstance(function_dist, ScaleMixtureMultivariateNormal):
-            return function_dist.add_noise(noise)
+            return function_dist.add_noise(self.noise)
         if isinstance(function_dist, MultivariateStudentT):
             latent = function_dist.variance.mean(-1, keepdim=True)
             widened = 4.0 + (function_dist.df.unsqueeze(-1) - 4.0) * (1.0 + self.noise / latent).square()
             covariance = function_dist.covariance_matrix
             unit = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
             return MultivariateStudentT(
-                function_dist.loc, None, widened.squeeze(-1), covariance=covariance + noise * unit
+                function_dist.loc, None, widened.squeeze(-1), covariance=covariance + self.noise.unsqueeze(-1) * unit
             )
         return super().marginal(function_dist, *params, **kwargs)

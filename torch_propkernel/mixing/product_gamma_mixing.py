@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,7 +151,7 @@ def _saddle(u: NDArray[np.float64], a: NDArray[np.float64]) -> tuple[NDArray[np.
     return distance, over_layers(1), over_layers(2)
 
 
-def _cumulant(distance: NDArray[np.float64], offsets: NDArray, a: NDArray[np.float64]) -> NDArray:
+def _cumulant(distance: NDArray[np.float64], offsets: NDArray[Any], a: NDArray[np.float64]) -> NDArray[Any]:
     """Return kappa(c + offsets), c = distance - min(a), for offsets ``n x m`` and a = N/2 ``n x L``."""
     lowest = a.min(axis=1, keepdims=True)
     s, total = (distance - lowest) + offsets, np.zeros_like(offsets)
@@ -162,7 +163,7 @@ def _cumulant(distance: NDArray[np.float64], offsets: NDArray, a: NDArray[np.flo
     return total
 
 
-def _layer_cumulant(s: NDArray, x: NDArray, a: NDArray[np.float64]) -> NDArray:
+def _layer_cumulant(s: NDArray[Any], x: NDArray[Any], a: NDArray[np.float64]) -> NDArray[Any]:
     """Return log Gamma(x) - log Gamma(a) - s log a for x = a + s; nothing cancels for large a or near the pole."""
     z = s / a
     close = np.abs(z) < 0.1
@@ -173,7 +174,7 @@ def _layer_cumulant(s: NDArray, x: NDArray, a: NDArray[np.float64]) -> NDArray:
     return np.where(a > 30.0, stirling, special.loggamma(x) - special.gammaln(a) - s * np.log(a))
 
 
-def _stirling(x: NDArray) -> NDArray:
+def _stirling(x: NDArray[Any]) -> NDArray[Any]:
     """Return log Gamma(x) - (x - 1/2) log x + x - log(2 pi) / 2."""
     far = np.abs(x) > 16.0
     near = np.where(far, 16.0, x)

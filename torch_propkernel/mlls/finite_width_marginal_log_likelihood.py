@@ -25,9 +25,7 @@ class FiniteWidthMarginalLogLikelihood(ExactMarginalLogLikelihood):
 
     Gradients with respect to the hyperparameters are averages over p(r | y), right also for duplicate rows; first
     order only. Accuracy: 1e-10 in log p(y). Cost: one ``eigh`` and O(P) for each of some hundreds of nodes; backward
-    two GEMMs and
-        the
-    kernel's.
+    two GEMMs and the kernel's.
 
     Compare widths by it at fixed prior variances only: with a free readout variance infinite width always has the
     higher maximum, since an average over the scale is at most its maximum.

@@ -2,6 +2,13 @@
 
 from .finite_width_process import FiniteWidthProcess
 from .network_gp import NetworkGP
+from .network_processes import NetworkFiniteWidthProcess, NetworkStudentTProcess
 from .student_t_process import StudentTProcess
 
-__all__ = ["FiniteWidthProcess", "NetworkGP", "StudentTProcess"]
+__all__ = [
+    "FiniteWidthProcess",
+    "NetworkFiniteWidthProcess",
+    "NetworkGP",
+    "NetworkStudentTProcess",
+    "StudentTProcess",
+]

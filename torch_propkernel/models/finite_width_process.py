@@ -115,7 +115,7 @@ class FiniteWidthProcess(RebuiltFantasies, ExactGP):
 
     @property
     def predictive(self) -> str:
-        """Form of the predictive: "saddle", "mixture" or "student_t"."""
+        """The form of the predictive, "saddle", "mixture" or "student_t"."""
         return self._predictive
 
     @predictive.setter
@@ -126,7 +126,7 @@ class FiniteWidthProcess(RebuiltFantasies, ExactGP):
 
     @property
     def mixing(self) -> MixingLaw:
-        """Law of the scale: the one given, or that of the kernel's widths."""
+        """Law of the scale, the one given, or that of the kernel's widths."""
         if self._own_mixing is not None:
             return self._own_mixing
         return ProductGammaMixing(find_renormalized_kernel(self).width.squeeze(-2).to(torch.float64))

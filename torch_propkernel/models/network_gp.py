@@ -41,9 +41,10 @@ class NetworkGP(ExactGP):
         likelihood: Any,
         covar_module: Kernel,
         mean_module: Mean | None = None,
+        **kwargs: Any,
     ) -> None:
-        """Store the modules."""
-        super().__init__(train_inputs, train_targets, likelihood)
+        """Store the modules; ``kwargs`` are for the other base of a subclass."""
+        super().__init__(train_inputs, train_targets, likelihood, **kwargs)
         self.mean_module = ZeroMean() if mean_module is None else mean_module
         self.covar_module = covar_module
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..exceptions import ReliabilityWarning
 from ..models.model_parts import ModelParts, ScalarProblem, take_apart, warn_if_not_identifiable
 from ..reliability import assess_reliability
-from .local_minimum import LocalMinimum, minimize
+from .local_minimum import lowest_minimum, minimize
+from .score import reliability_score
 from .solution import Solution, SolveResult
 from .solve_order_parameters import solve_order_parameters
 
@@ -41,10 +42,10 @@ def fit_order_parameters(
         throw: Raise if the solve did not converge.
         differentiable: Give the returned order parameters implicit gradients with respect to the hyperparameters (and
             training inputs that require them). Needs memory for the kernel's graph.
-        warn: Warn in regimes where the prediction is known to be unreliable, and where a free scale hides q.
+        warn: Warn where the prediction is likely to be off by more than 5 %, and where a free scale hides q.
 
     Returns:
-        The solution; ``reliability`` holds the note on the regime.
+        The solution; ``reliability`` holds the score of the reliability and what it means.
 
     Raises:
         TypeError, ValueError: Not a suitable model, NaN in the data, mixed dtypes or devices, zero or two such kernels.
@@ -70,23 +71,12 @@ def fit_parts(
     parts: ModelParts, *, throw: bool = True, differentiable: bool = False, warn: bool = True
 ) -> tuple[Solution, ScalarProblem | None]:
     """Do what :func:`fit_order_parameters` does, and return the one-dimensional problem too, if it was one."""
-    model, problem = parts.model, None
+    model = parts.model
     if warn:
         warn_if_not_identifiable(parts)
     was_training = model.training
     with torch.set_grad_enabled(differentiable):
-        if parts.kernel.is_scalar:
-            problem = parts.scalar_problem()
-            solution = solve_order_parameters(
-                problem.kernel_matrix,
-                problem.residuals,
-                width=parts.kernel.width.squeeze(-2),
-                temperature=problem.temperature,
-                base=problem.base,
-                throw=False,
-            )
-        else:
-            solution = _solve_local(parts)
+        solution, problem = solve_parts(parts)
     solution = _describe(parts, solution)
     if throw:
         solution.raise_if_failed()
@@ -99,17 +89,37 @@ def fit_parts(
     return solution, problem
 
 
+def solve_parts(parts: ModelParts) -> tuple[Solution, ScalarProblem | None]:
+    """Solve at the present hyperparameters and leave the kernel as it is; also the problem, if one-dimensional."""
+    if not parts.kernel.is_scalar:
+        return _solve_local(parts), None
+    problem = parts.scalar_problem()
+    solution = solve_order_parameters(
+        problem.kernel_matrix,
+        problem.residuals,
+        width=parts.kernel.width.squeeze(-2),
+        temperature=problem.temperature,
+        base=problem.base,
+        throw=False,
+    )
+    return solution, problem
+
+
 def _describe(parts: ModelParts, solution: Solution) -> Solution:
-    """Add what only the model knows: inputs and activation."""
+    """Add what only the model knows: how far its hidden units are from Gaussian ones."""
+    kernel, inputs = parts.kernel, parts.inputs
+    score, missing = None, "the solve did not converge"
     with torch.no_grad():
-        kernel, inputs = parts.kernel, parts.inputs
+        if solution.result.successful and bool(torch.isfinite(kernel.width).any()):
+            try:
+                score, missing = reliability_score(parts, solution.order_parameter), "not a saddle point of the units"
+            except ValueError as error:
+                missing = str(error)
         if kernel.active_dims is not None:
             inputs = inputs.index_select(-1, kernel.active_dims)
         scaled = kernel.scaled_inputs(inputs)
         scaled = (scaled / scaled.abs().amax().clamp_min(1e-30)).float()  # a ratio to a few digits, at half the cost
-        note = assess_reliability(
-            kernel.activation, scaled, kernel.width, parts.noise_diagonal(), solution.order_parameter
-        )
+        note = assess_reliability(score, scaled, kernel.width, solution.order_parameter, missing)
         stats = solution.stats | {"participation_ratio": note.participation_ratio}
     return dataclasses.replace(solution, reliability=note, stats=stats)
 
@@ -146,7 +156,7 @@ def _solve_local(parts: ModelParts) -> Solution:
         starts = [outer.to(zero).expand(shape), zero, zero - 0.7, zero + 0.7]
         scale = residuals.shape[-1] + counted.amax(-1).expand(batch)
         runs = [minimize(total_action, start, finite, scale) for start in starts]
-    best, agreeing, num_minima = _best(runs)
+    best, agreeing, num_minima = lowest_minimum(runs)
     order_parameter, value = torch.exp(best.logs), best.value
     if differentiable:
         residuals = parts.residuals().to(torch.float64)
@@ -171,26 +181,3 @@ def _solve_local(parts: ModelParts) -> Solution:
     }
     result = SolveResult.local_minimum if ok else SolveResult.not_converged
     return Solution(order_parameter, value / divisor, result, stats=stats)
-
-
-def _best(runs: list[LocalMinimum]) -> tuple[LocalMinimum, Tensor, Tensor]:
-    """Pick the lowest converged run for each batch element; count the starts that agree and the distinct minima."""
-    values = torch.stack([torch.where(run.converged, run.value, torch.inf) for run in runs])
-    pick = values.argmin(0)
-
-    def chosen(name: str) -> Tensor:
-        stacked = torch.stack([getattr(run, name) for run in runs])
-        index = pick.reshape(1, *pick.shape, *[1] * (stacked.dim() - 1 - pick.dim())).expand(1, *stacked.shape[1:])
-        return stacked.gather(0, index).squeeze(0)
-
-    best = LocalMinimum(
-        chosen("logs"), chosen("value"), chosen("gradient"), chosen("hessian"), chosen("converged"), iterations=0
-    )
-    logs = torch.stack([run.logs for run in runs])
-    converged = torch.stack([run.converged for run in runs])
-    near = ((logs - best.logs).abs() <= 1e-5).all(-1) & converged
-    distinct = torch.zeros_like(pick)
-    for index in range(len(runs)):
-        earlier = ((logs[:index] - logs[index]).abs() <= 1e-5).all(-1) & converged[:index]
-        distinct = distinct + (converged[index] & ~earlier.any(0)).long()
-    return best, near.sum(0), distinct

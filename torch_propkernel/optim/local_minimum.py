@@ -108,3 +108,26 @@ def minimize(
     # Rounding of the matrices limits the gradient: a looser bound still places q to 1e-8.
     converged = usable & positive & (gradient.abs().amax(-1) <= 1e3 * tolerance * scale)
     return LocalMinimum(logs, torch.where(usable, value, torch.inf), gradient, hessian, converged, iterations)
+
+
+def lowest_minimum(runs: list[LocalMinimum]) -> tuple[LocalMinimum, Tensor, Tensor]:
+    """Pick the lowest converged run for each batch element; count the starts that agree and the distinct minima."""
+    values = torch.stack([torch.where(run.converged, run.value, torch.inf) for run in runs])
+    pick = values.argmin(0)
+
+    def chosen(name: str) -> Tensor:
+        stacked = torch.stack([getattr(run, name) for run in runs])
+        index = pick.reshape(1, *pick.shape, *[1] * (stacked.dim() - 1 - pick.dim())).expand(1, *stacked.shape[1:])
+        return stacked.gather(0, index).squeeze(0)
+
+    best = LocalMinimum(
+        chosen("logs"), chosen("value"), chosen("gradient"), chosen("hessian"), chosen("converged"), iterations=0
+    )
+    logs = torch.stack([run.logs for run in runs])
+    converged = torch.stack([run.converged for run in runs])
+    near = ((logs - best.logs).abs() <= 1e-5).all(-1) & converged
+    distinct = torch.zeros_like(pick)
+    for index in range(len(runs)):
+        earlier = ((logs[:index] - logs[index]).abs() <= 1e-5).all(-1) & converged[:index]
+        distinct = distinct + (converged[index] & ~earlier.any(0)).long()
+    return best, near.sum(0), distinct

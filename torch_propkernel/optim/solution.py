@@ -53,7 +53,7 @@ class Solution:
         stats: ``iterations``, ``residual``, ``num_minima``, ``gap`` (S of the second-lowest minimum minus S),
             ``condition``, ``alpha``, and from a model ``participation_ratio``; for local minima ``starts`` and
             ``agreeing_starts``.
-        reliability: The crude note on the regime; None from a plain matrix, which does not know the activation.
+        reliability: Score of the reliability and its meaning; None from a plain matrix, which does not know the units.
 
     Example:
         >>> import torch

@@ -2,22 +2,25 @@
 
 from .action import plot_action
 from .calibration import plot_calibration
+from .comparison import plot_comparison
 from .intervals import plot_intervals
 from .learning import plot_learning_curve
 from .maps import plot_map
-from .style import BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+from .style import BLUE, GRAY, GREEN, LAYER_COLORS, ORANGE, PURPLE, SKY, VERMILLION
 from .sweep import plot_errors, plot_order_parameters, plot_sweep
 
 __all__ = [
     "BLUE",
     "GRAY",
     "GREEN",
+    "LAYER_COLORS",
     "ORANGE",
     "PURPLE",
     "SKY",
     "VERMILLION",
     "plot_action",
     "plot_calibration",
+    "plot_comparison",
     "plot_errors",
     "plot_intervals",
     "plot_learning_curve",

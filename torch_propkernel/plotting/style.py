@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette, which readers with any common color vision can tell apart.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+"""Okabe and Ito's palette, which readers with any common color vision can tell apart."""
 LAYER_COLORS = (GREEN, PURPLE, ORANGE, SKY, BLUE, VERMILLION)
+"""Colors of the hidden layers, from the first; repeated beyond six."""
 GRAY = "#555555"
+"""Color of references and of what lies in the background."""
 
 
 def new_axes(columns: int, size: tuple[float, float]) -> list[Axes]:

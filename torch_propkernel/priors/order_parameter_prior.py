@@ -20,7 +20,7 @@ class OrderParameterPrior(Prior):
     .. math:: q_l \sim \mathrm{Gamma}(N_l/2 + 1,\ \text{rate } N_l/2)
 
     With it, the negative log posterior of a GP with kernel :math:`K_R(q)` is the effective action up to a factor and a
-    constant, so a MAP fit solves the saddle point (THEORY.md, section 1). The exact law of q = lambda |v|^2 / N is
+    constant, so a MAP fit solves the saddle point (THEORY.md, section 1). The exact law of q = ``lambda |v|^2 / N`` is
     Gamma(N/2, rate N/2); the additional power of q makes the maximum in q that of the density of log q. The mode is
     q = 1 at every width.
 

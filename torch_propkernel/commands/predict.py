@@ -1,0 +1,144 @@
+"""``predict``: means, deviations and quantiles of a saved model at new rows."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..datasets.csv import CsvTable, read_csv
+from ..generalization.predictor import Predictor, evaluating, prepare_points
+from ..models import NetworkGP
+from ..saving import SavedModel, load
+from .options import add_json, add_reading, header_of, new_parser, numbers
+from .output import STDOUT, Output
+from .steps import steps
+
+CHUNK = 1000
+
+EPILOG = """\
+the columns of NEW.csv are found by their names if the model and the file have names (further ones, such as the target,
+are passed over); without names there must be as many columns as the model has inputs, in the same order. Everything is
+in the units of the table that the model was fitted on.
+
+the predictive is the normal one at the solved order parameters; quantiles are those of a new noisy target.
+
+columns of the output, and keys of "predictions" in --json (lists): line (of NEW.csv), mean, standard_deviation (of the
+network's function), standard_deviation_with_noise, and q... for each quantile. Further keys of --json: model, data,
+target, inputs (names or null), dropped_lines, versions (of the packages that saved the model).
+
+examples:
+  torch-propkernel fit data.csv --no-plot --save model.propkernel
+  torch-propkernel predict model.propkernel new.csv --quantiles 0.05,0.95 --out predictions.csv"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command and its arguments."""
+    parser = new_parser(
+        subparsers,
+        "predict",
+        "predict the targets of new rows with a model that fit has saved",
+        "Predict the targets of new rows with a saved model: means, standard deviations with and without noise, "
+        "quantiles.",
+        EPILOG,
+    )
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL", help="a file written by fit --save or torch_propkernel.saving.save")
+    add("data", type=Path, metavar="NEW.csv", help="numeric table of inputs")
+    add_reading(parser)
+    add("--quantiles", type=numbers, default=(0.05, 0.5, 0.95), metavar="P[,P...]", help="(default: 0.05,0.5,0.95)")
+    add("--out", type=Path, metavar="PATH", help="where the CSV goes (default: stdout, or nowhere with --json -)")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Predict and write."""
+    output = Output(arguments.json, arguments.out)
+    if not all(0.0 < p < 1.0 for p in arguments.quantiles):
+        raise ValueError(f"--quantiles: expected numbers between 0 and 1, got {list(arguments.quantiles)}")
+    if output.quiet and arguments.out == STDOUT:
+        raise ValueError("--out, --json: expected one of them on stdout, got both")
+    saved = load(arguments.model)
+    if type(saved.model) is not NetworkGP:
+        raise ValueError(
+            f"{arguments.model}: expected a NetworkGP, got a {type(saved.model).__name__}; use it in Python"
+        )
+    table = read_csv(arguments.data, header=header_of(arguments), drop_missing=arguments.drop_missing)
+    x = _inputs(saved, table)
+    if saved.normalization is not None:
+        x = saved.normalization.to_model(x)
+    columns = _predict(saved, x, arguments.quantiles)
+    columns = {"line": list(table.lines), **columns}
+    if table.incomplete:
+        shown = ", ".join(map(str, table.incomplete[:8])) + (", ..." if len(table.incomplete) > 8 else "")
+        print(f"left out: {len(table.incomplete)} rows with missing values (lines {shown})", file=sys.stderr)
+    path = arguments.out if arguments.out is not None else None if output.quiet else STDOUT
+    if path is not None:
+        output.table(path, list(columns), zip(*columns.values(), strict=True), "predictions")
+    to_stdout = path == STDOUT
+    record = {
+        "model": str(arguments.model),
+        "data": str(arguments.data),
+        "target": saved.extra.get("target"),
+        "inputs": _names(saved),
+        "dropped_lines": list(table.incomplete),
+        "versions": saved.versions,
+        "predictions": columns,
+    }
+    output.numbers(record, silent=to_stdout)
+    return 0
+
+
+def _names(saved: SavedModel) -> list[str] | None:
+    return saved.extra.get("columns", {}).get("inputs")
+
+
+def _inputs(saved: SavedModel, table: CsvTable) -> Tensor:
+    """Return the model's input columns, in its order and without those it does not use.
+
+    Raises:
+        ValueError: Missing columns, or another number of them.
+    """
+    columns: dict[str, Any] = saved.extra.get("columns", {})
+    names, count = _names(saved), columns.get("count", saved.model.train_inputs[0].shape[-1])
+    values = table.values
+    if names is not None and table.names is not None:
+        missing = [name for name in names if table.names.count(name) != 1]
+        if missing:
+            raise ValueError(
+                f"{table.path}: expected the columns {names}, each once, got {list(table.names)}: look at {missing}"
+            )
+        values = values[:, [table.names.index(name) for name in names]]
+    elif values.shape[-1] != count:
+        wanted = f"{count} columns" + ("" if names is None else f" ({', '.join(names)})")
+        raise ValueError(f"{table.path}: expected {wanted}, got {values.shape[-1]}; the target is not among them")
+    return values[:, columns.get("kept", list(range(count)))]
+
+
+def _predict(saved: SavedModel, x: Tensor, quantiles: tuple[float, ...]) -> dict[str, list[float]]:
+    """Return columns in the user's units; exact algebra whatever the number of rows."""
+    model, units = saved.model, saved.normalization
+    x = x.to(model.train_targets.dtype)
+    with torch.no_grad(), evaluating(model) as parts, steps(1 + math.ceil(len(x) / CHUNK)) as step:
+        step("training rows")
+        predictor, noise = Predictor(parts), parts.noise_diagonal()
+        pieces = []
+        for rows in prepare_points(parts, x).split(CHUNK):
+            step("new rows")
+            pieces.append(predictor.predict(rows))
+        mean, variance = (torch.cat(column).double() for column in zip(*pieces, strict=True))
+        spread, noisy = variance.sqrt(), (variance + noise.double()).sqrt()
+        found = {"mean": mean}
+        for p in quantiles:
+            found[f"q{p:g}"] = mean + noisy * torch.special.ndtri(torch.tensor(p, dtype=torch.float64))
+        if units is not None:
+            found = {name: units.mean_of_targets(value) for name, value in found.items()}
+            spread, noisy = units.deviation_of_targets(spread), units.deviation_of_targets(noisy)
+    first = {"mean": found.pop("mean"), "standard_deviation": spread, "standard_deviation_with_noise": noisy}
+    return {name: value.tolist() for name, value in (first | found).items()}

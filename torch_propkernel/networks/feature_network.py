@@ -1,0 +1,236 @@
+"""What every Bayesian network here is made of: whitened hidden weights, features, a linear readout."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._validation import as_values, check_floating, check_same_kind
+from ..functions import Activation
+
+Layers = list[tuple[Tensor, Tensor | None]]
+
+
+class FeatureNetwork(torch.nn.Module, ABC):
+    r"""A Bayesian network whose output is linear in features of the input: :math:`f(x) = \phi_w(x) \cdot v`.
+
+    .. math:: w \sim N(0, I), \qquad v \sim N(0, w_L I), \qquad w_L = 1/\lambda_L
+
+    :math:`w` are all hidden weights and biases, *whitened*: each divided by its prior standard deviation, in one flat
+    vector. :math:`v` are the readout weights in physical units, :math:`\phi_w(x)` the last hidden activations divided
+    by the square root of their number. Given :math:`w` the network is Bayesian linear regression, which is what a
+    sampler needs to integrate :math:`v` out.
+
+    A subclass calls ``__init__`` with the shape of every hidden weight matrix and gives :meth:`features`; see
+    :class:`FiniteNetwork` and :class:`ConvolutionalNetwork`. A batch shape ``*b`` means that many independent networks.
+    Not included: the noise, and a readout bias (the kernels have none either).
+
+    Args:
+        activation: An activation object, e.g. ``Erf()``.
+        input_dim: Number of columns of the inputs.
+        weight_shapes: ``(N_l, fan-in)`` of the hidden weight matrices, l = 1..L.
+        num_features: F, the number of features.
+        num_outputs: D; None for one output without a trailing dimension.
+        weight_variance: w_0, ..., w_L = 1 / lambda_l: a number or L + 1 numbers.
+        bias_variance: Prior variances of the hidden biases: a number or L numbers; none where zero.
+        batch_shape: Shape ``*b`` of a batch of independent networks.
+        dtype: Of the weights; torch's default if None.
+        device: Of the weights.
+        generator: Draws the weights; torch's global one if None.
+
+    Attributes:
+        hidden: Parameter, the whitened hidden weights ``*b x num_hidden``, standard normal under the prior.
+        readout: Parameter, the readout ``*b x F x D`` (D = 1 without ``num_outputs``), prior variance w_L.
+        weight_variance: Buffer, L + 1 numbers in float64.
+        bias_variance: Buffer, L numbers in float64.
+
+    Raises:
+        TypeError: The activation is no activation object.
+        ValueError: Variances that are not positive (biases: not negative) or of the wrong number, ``num_outputs`` < 1.
+
+    Reference: THEORY.md, section 0.
+
+    Example:
+        >>> import torch
+        >>> from torch_propkernel import ReLU
+        >>> from torch_propkernel.networks import FeatureNetwork, FiniteNetwork
+        >>> network = FiniteNetwork(ReLU(), input_dim=3, width=4)
+        >>> x = torch.ones(2, 3)
+        >>> isinstance(network, FeatureNetwork)
+        True
+        >>> torch.allclose(network(x), (network.features(x) @ network.readout).squeeze(-1))
+        True
+    """
+
+    weight_variance: Tensor
+    bias_variance: Tensor
+
+    def __init__(
+        self,
+        activation: Activation,
+        input_dim: int,
+        weight_shapes: Sequence[tuple[int, int]],
+        num_features: int,
+        *,
+        num_outputs: int | None = None,
+        weight_variance: float | Sequence[float] | Tensor = 1.0,
+        bias_variance: float | Sequence[float] | Tensor = 0.0,
+        batch_shape: torch.Size | Sequence[int] = (),
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Allocate the weights and draw them from the prior."""
+        super().__init__()
+        if not isinstance(activation, Activation):
+            raise TypeError(f"activation: expected an Activation object such as ReLU(), got {activation!r}")
+        depth = len(weight_shapes)
+        self.activation = activation
+        self.input_dim = whole_number("input_dim", input_dim)
+        self.num_outputs = None if num_outputs is None else whole_number("num_outputs", num_outputs)
+        self.num_features = num_features
+        self._weight_shapes = tuple(weight_shapes)
+        weights = _variances("weight_variance", weight_variance, depth + 1)
+        biases = _variances("bias_variance", bias_variance, depth, allow_zero=True)
+        self._has_bias = tuple((biases > 0).tolist())
+        self.register_buffer("weight_variance", weights.to(device=device))
+        self.register_buffer("bias_variance", biases.to(device=device))
+        shape = torch.Size(batch_shape)
+        self.hidden = torch.nn.Parameter(torch.empty(*shape, sum(self._sizes()), dtype=dtype, device=device))
+        self.readout = torch.nn.Parameter(
+            torch.empty(*shape, num_features, self.num_outputs or 1, dtype=dtype, device=device)
+        )
+        self.sample_prior_(generator)
+
+    @property
+    def depth(self) -> int:
+        """Number L of hidden layers."""
+        return len(self._weight_shapes)
+
+    @property
+    def width(self) -> tuple[int, ...]:
+        """Widths N_1, ..., N_L (channels for a convolutional layer)."""
+        return tuple(rows for rows, _ in self._weight_shapes)
+
+    @property
+    def num_hidden(self) -> int:
+        """Number of hidden weights and biases."""
+        return int(self.hidden.shape[-1])
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Shape of the batch of networks."""
+        return self.hidden.shape[:-1]
+
+    def _sizes(self) -> list[int]:
+        """Sizes of the pieces of the flat vector: weight, bias (0 where there is none), weight, ..."""
+        return [
+            size
+            for (rows, columns), has_bias in zip(self._weight_shapes, self._has_bias, strict=True)
+            for size in (rows * columns, rows if has_bias else 0)
+        ]
+
+    def layers(self, hidden: Tensor | None = None) -> Layers:
+        """Return (weight, bias or None) of the hidden layers in physical units.
+
+        Args:
+            hidden: Whitened hidden weights ``*b x num_hidden`` of any batch shape; the module's own if None.
+
+        Returns:
+            For each layer the weight ``*b x N_l x fan-in`` of variance w_{l-1}, to be used with a factor
+            1/sqrt(fan-in), and the bias ``*b x N_l``.
+
+        Raises:
+            ValueError: ``hidden`` has another number of entries.
+        """
+        hidden = self.hidden if hidden is None else hidden
+        if hidden.shape[-1] != self.num_hidden:
+            raise ValueError(f"hidden: expected shape (..., {self.num_hidden}), got {tuple(hidden.shape)}")
+        pieces = hidden.split(self._sizes(), dim=-1)
+        weight_scale, bias_scale = self.weight_variance.sqrt(), self.bias_variance.sqrt()
+        return [
+            (
+                pieces[2 * l].unflatten(-1, shape) * weight_scale[l],
+                pieces[2 * l + 1] * bias_scale[l] if self._has_bias[l] else None,
+            )
+            for l, shape in enumerate(self._weight_shapes)
+        ]
+
+    @abstractmethod
+    def features(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Return the features ``*b x P x F`` of inputs ``P x d`` or ``*b x P x d``.
+
+        Args:
+            x: Inputs.
+            hidden: Whitened hidden weights ``*b x num_hidden`` of any batch shape; the module's own if None.
+        """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return f(x), ``*b x P``, with ``num_outputs`` ``*b x P x D``."""
+        output = self.features(x) @ self.readout
+        return output.squeeze(-1) if self.num_outputs is None else output
+
+    @torch.no_grad()
+    def sample_prior_(self, generator: torch.Generator | None = None) -> FeatureNetwork:
+        """Draw all weights from the prior, in place; returns the network."""
+        self.hidden.normal_(generator=generator)
+        self.readout.normal_(generator=generator).mul_(self.weight_variance[-1].sqrt())
+        return self
+
+    def log_prior(self) -> Tensor:
+        """Return the log density ``*b`` of (hidden, readout) under the prior.
+
+        ``0.5 * (y - f(x)).square().sum() - T * network.log_prior()`` is the loss of THEORY.md, section 0, up to a
+        constant.
+        """
+        hidden = self.hidden.square().sum(-1)
+        readout = (self.readout.square() / self.weight_variance[-1]).sum((-2, -1))
+        count, size = self.num_hidden, self.readout.shape[-2] * self.readout.shape[-1]
+        constant = (count + size) * math.log(2 * math.pi) + size * self.weight_variance[-1].log()
+        return -0.5 * (hidden + readout + constant)
+
+    def _check_inputs(self, x: Tensor, hidden: Tensor | None) -> Tensor:
+        """Return x if it has ``input_dim`` columns and the weights' dtype and device; finiteness is not looked at."""
+        check_same_kind(x=check_floating("x", x), weights=self.hidden if hidden is None else hidden)
+        if x.dim() < 2 or x.shape[-1] != self.input_dim:
+            raise ValueError(f"x: expected shape (..., P, {self.input_dim}), got {tuple(x.shape)}")
+        return x
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        loaded = tuple((self.bias_variance > 0).tolist())
+        if loaded != self._has_bias:
+            args[-1].append(f"{prefix}bias_variance: expected biases in layers {self._has_bias}, got {loaded}")
+
+    def extra_repr(self) -> str:
+        """Return the architecture."""
+        outputs = "" if self.num_outputs is None else f", num_outputs={self.num_outputs}"
+        batch = f", batch_shape={tuple(self.batch_shape)}" if self.batch_shape else ""
+        return f"{self.activation}, input_dim={self.input_dim}, width={self.width}{outputs}{batch}"
+
+
+def whole_number(name: str, value: Any, hint: str = "") -> int:
+    """Return ``value`` as an int if it is a whole number >= 1."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 1 <= value < math.inf
+        or value != int(value)
+    ):
+        raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}{hint}")
+    return int(value)
+
+
+def _variances(name: str, value: Any, size: int, allow_zero: bool = False) -> Tensor:
+    """Return ``size`` variances in float64, without the rounding of torch's default dtype."""
+    values = as_values(name, torch.as_tensor(value, dtype=torch.float64).detach(), size, allow_zero)
+    if values.dim() != 1:
+        raise ValueError(
+            f"{name}: expected 1 or {size} numbers, got shape {tuple(values.shape)}; build one network each"
+        )
+    return values.clone()

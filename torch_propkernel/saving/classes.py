@@ -1,0 +1,166 @@
+"""The classes that can be saved, one line each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpytorch import constraints, kernels, likelihoods, means, priors
+from gpytorch.likelihoods.noise_models import HomoskedasticNoise
+
+from .. import functions, mixing, models
+from .. import kernels as own_kernels
+from ..kernels.compositions import COMPOSITIONS
+from ..likelihoods import FiniteWidthLikelihood, StudentTProcessLikelihood
+from ..priors import OrderParameterPrior
+from .normalization import Normalization
+from .registry import Entry, register
+
+register(Entry(Normalization, ("input_mean", "input_scale", "target_mean", "target_scale")))
+
+# Activations. Quadrature holds a callable of the user's: it is left out.
+register(
+    Entry(functions.LeakyReLU, ("negative_slope",)),
+    *(
+        Entry(getattr(functions, name))
+        for name in "Cos Erf Exp GELU Identity ReLU RectifiedQuadratic SiLU Sign Sin Square Step Tanh".split()
+    ),
+)
+register(*(Entry(cls) for cls in COMPOSITIONS.values()))
+
+register(
+    Entry(mixing.GammaMixing, ("width",)),
+    Entry(mixing.GeneralizedInverseGaussianMixing, ("order", "a", "b")),
+    Entry(mixing.InverseGammaMixing, ("df",)),
+    Entry(mixing.LogNormalMixing, ("c",)),
+    Entry(mixing.PointMass, ("value",)),
+    Entry(mixing.ProductGammaMixing, ("widths",)),
+)
+
+
+def _transforms(constraint: Any) -> dict[str, Any]:
+    return {"transform": constraint._transform, "inv_transform": constraint._inv_transform}
+
+
+# The bounds are cast to the default dtype by the constructors: they are buffers, put back as they were.
+_BOUNDS = ("lower_bound", "upper_bound")
+register(
+    Entry(constraints.Interval, _BOUNDS, computed=_transforms, values=("_initial_value",)),
+    Entry(constraints.GreaterThan, _BOUNDS[:1], computed=_transforms, values=("_initial_value",)),
+    Entry(constraints.LessThan, _BOUNDS[1:], computed=_transforms, values=("_initial_value",)),
+    Entry(constraints.Positive, computed=_transforms, values=("_initial_value",)),
+)
+
+
+def _transform(prior: Any) -> dict[str, Any]:
+    return {"transform": prior._transform}
+
+
+register(
+    Entry(OrderParameterPrior, computed=lambda prior: {"width": prior.width.squeeze(-2)}),
+    Entry(priors.NormalPrior, ("loc", "scale"), computed=_transform),
+    Entry(priors.LogNormalPrior, ("loc", "scale")),
+    Entry(priors.GammaPrior, ("concentration", "rate"), computed=_transform),
+    Entry(priors.HalfNormalPrior, ("scale",), computed=_transform),
+    Entry(priors.HalfCauchyPrior, ("scale",), computed=_transform),
+    Entry(priors.UniformPrior, computed=lambda prior: {"a": prior.low, "b": prior.high, **_transform(prior)}),
+    Entry(priors.SmoothedBoxPrior, ("a", "b", "sigma"), computed=_transform, children=("tails",)),
+)
+
+
+def _kernel(kernel: Any) -> dict[str, Any]:
+    return {"batch_shape": kernel._batch_shape, "active_dims": kernel.active_dims}
+
+
+def _ard_kernel(kernel: Any) -> dict[str, Any]:
+    return {"ard_num_dims": kernel.ard_num_dims, **_kernel(kernel)}
+
+
+def _periodic(kernel: Any) -> dict[str, Any]:
+    return _kernel(kernel) if kernel.ard_num_dims is None else _ard_kernel(kernel)  # its constructor counts the None
+
+
+def _same(*names: str) -> dict[str, str]:
+    """Priors that are registered under the name of their argument."""
+    return {name: name for name in names}
+
+
+_LENGTHSCALE = _same("lengthscale_prior")
+register(
+    Entry(kernels.RBFKernel, computed=_ard_kernel, priors=_LENGTHSCALE),
+    Entry(kernels.MaternKernel, ("nu",), computed=_ard_kernel, priors=_LENGTHSCALE),
+    Entry(kernels.RQKernel, computed=_ard_kernel, priors=_LENGTHSCALE),
+    Entry(
+        kernels.PeriodicKernel,
+        computed=_periodic,
+        priors={**_LENGTHSCALE, "period_length_prior": "period_length_prior"},
+    ),
+    Entry(kernels.LinearKernel, computed=_ard_kernel, priors=_same("variance_prior")),
+    Entry(kernels.PolynomialKernel, ("power",), computed=_kernel, priors=_same("offset_prior")),
+    Entry(kernels.ConstantKernel, computed=_kernel, priors=_same("constant_prior")),
+    Entry(kernels.ScaleKernel, ("base_kernel",), computed=_kernel, priors=_same("outputscale_prior")),
+    Entry(kernels.AdditiveKernel, positional="kernels"),
+    Entry(kernels.ProductKernel, positional="kernels"),
+)
+
+
+def _network(kernel: Any) -> dict[str, Any]:
+    # Which layers have a bias; the values are parameters.
+    return {"bias_variance": [float(has) for has in kernel._has_bias], **_ard_kernel(kernel)}
+
+
+def _nngp(kernel: Any) -> dict[str, Any]:
+    return {"depth": kernel.depth, **_network(kernel)}
+
+
+def _arc_cosine(kernel: Any) -> dict[str, Any]:
+    orders = {functions.Step: 0, functions.ReLU: 1, functions.RectifiedQuadratic: 2}
+    return {"order": orders[type(kernel.activation)], **_nngp(kernel)}
+
+
+def _renormalized(kernel: Any) -> dict[str, Any]:
+    return {"width": kernel.width.squeeze(-2), **_network(kernel)}
+
+
+_NETWORK = {name: name for name in ("weight_variance_prior", "readout_variance_prior", "bias_ratio_prior", "ard_prior")}
+register(
+    Entry(own_kernels.NNGPKernel, ("activation",), computed=_nngp, priors=_NETWORK),
+    Entry(own_kernels.ArcSineKernel, computed=_nngp, priors=_NETWORK),
+    Entry(own_kernels.ArcCosineKernel, computed=_arc_cosine, priors=_NETWORK),
+    Entry(
+        own_kernels.RenormalizedNNGPKernel,
+        ("activation", "composition"),
+        computed=_renormalized,
+        priors={**_NETWORK, "order_parameter_prior": None},
+    ),
+)
+
+
+def _batch_shape(parameter: str) -> Any:
+    return lambda module: {"batch_shape": getattr(module, parameter).shape[:-1]}
+
+
+register(
+    Entry(means.ZeroMean, ("batch_shape",)),
+    Entry(means.ConstantMean, ("batch_shape",), priors={"mean_prior": "constant_prior"}),
+    Entry(HomoskedasticNoise, computed=_batch_shape("raw_noise"), priors=_same("noise_prior")),
+    Entry(likelihoods.GaussianLikelihood, children=("noise_covar",)),
+    Entry(FiniteWidthLikelihood, children=("noise_covar",)),
+    Entry(
+        StudentTProcessLikelihood,
+        computed=_batch_shape("raw_deg_free"),
+        priors=_same("deg_free_prior"),
+        children=("noise_covar",),
+    ),
+)
+
+_PARTS = ("likelihood", "covar_module", "mean_module")
+register(
+    Entry(models.NetworkGP, _PARTS, has_data=True),
+    Entry(models.NetworkStudentTProcess, _PARTS, has_data=True),
+    Entry(
+        models.NetworkFiniteWidthProcess,
+        (*_PARTS, "predictive"),
+        computed=lambda model: {"mixing": model._own_mixing},
+        has_data=True,
+    ),
+)
