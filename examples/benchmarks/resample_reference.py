@@ -128,7 +128,7 @@ def markdown(rows: list[dict], settings: str) -> str:
         f"standard errors; the largest difference is {max(row['worst_z'] for row in marginal):.2f}, rms "
         f"{math.sqrt(sum(squares) / len(squares)):.2f} (1 expected).",
         f"- {sum(row['converged'] for row in marginal)} of {len(marginal)} runs converged by their own diagnostics "
-        "(R-hat at most 1.01, effective sample size at least 400, no divergent transition).",
+        "(R-hat at most 1.01, effective sample size at least 400, at most one divergent transition in 1000).",
         f"- {sum(row['seconds'] for row in marginal) / 60:.1f} core-minutes for these runs, warm-up included.",
         "",
         "ESS/s: effective samples per second of one core after the warm-up, of the test error and of the worst of the "

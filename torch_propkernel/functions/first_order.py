@@ -58,7 +58,13 @@ def draw_pre_activations(
 
 
 class Terms(NamedTuple):
-    """A correction: of the means ``*b x m``, the variances ``*b x m`` and log p(y) ``*b``."""
+    """A correction: of the means ``*b x m``, the variances ``*b x m`` and log p(y) ``*b``.
+
+    Example:
+        >>> import torch
+        >>> Terms(torch.ones(2), torch.ones(2), torch.ones(())).map(lambda value: 3 * value).variance.tolist()
+        [3.0, 3.0]
+    """
 
     mean: Tensor
     variance: Tensor

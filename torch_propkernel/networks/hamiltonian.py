@@ -42,7 +42,9 @@ class HamiltonianMonteCarlo(Sampler):
         trajectory_length: Mean of the number of leapfrog steps times epsilon.
         acceptance: Target acceptance of the adaptation.
         max_steps: At most so many leapfrog steps in a draw.
-        integrate_readout: False samples the readout too (:class:`JointTarget`), for comparison: slower.
+        integrate_readout: False samples the readout too, as one more layer of whitened weights (:class:`JointTarget`):
+            1.1 to 2.8 times as many steps for a draw and noisier averages, but cheaper steps. In effective draws of the
+            worst observable per second integrating gave 0.6 to 2.3 times as many in seven sampled networks.
 
     Raises:
         ValueError: Numbers out of range.

@@ -49,7 +49,8 @@ class SampledPosterior:
         readout: Their readouts, ``chains x draws x F x D``.
         acceptance: Mean acceptance probability.
         step_size: Of the leapfrog steps, or the learning rate.
-        divergent_fraction: Part of the transitions with an energy error that is not finite or above 1000.
+        num_divergent: Transitions with an energy error that is not finite or above 1000.
+        num_transitions: All transitions after the warm-up.
         num_gradients: Gradients computed for each chain after the warm-up.
 
     Example:
@@ -77,7 +78,8 @@ class SampledPosterior:
     readout: Tensor | None
     acceptance: float
     step_size: float
-    divergent_fraction: float
+    num_divergent: int
+    num_transitions: int
     num_gradients: int
 
     @property
@@ -96,10 +98,10 @@ class SampledPosterior:
                 found.append(f"R-hat of {name} is {r_hat:.3f} (limit {R_HAT_LIMIT})")
             if not size >= EFFECTIVE_SAMPLE_SIZE_LIMIT:
                 found.append(f"effective sample size of {name} is {size:.0f} (limit {EFFECTIVE_SAMPLE_SIZE_LIMIT:.0f})")
-        if self.divergent_fraction > DIVERGENT_LIMIT:
+        if self.num_divergent > DIVERGENT_LIMIT * self.num_transitions:
             found.append(
-                f"{self.divergent_fraction:.2g} of the transitions diverged (limit {DIVERGENT_LIMIT}; raise the "
-                "target acceptance)"
+                f"{self.num_divergent} of {self.num_transitions} transitions diverged (limit 1 in "
+                f"{1 / DIVERGENT_LIMIT:.0f}; raise the target acceptance)"
             )
         return found
 
@@ -154,7 +156,8 @@ def summarize(
         readout=recorded.get("readout"),
         acceptance=statistics.acceptance,
         step_size=statistics.step_size,
-        divergent_fraction=statistics.num_divergent / max(statistics.num_transitions, 1),
+        num_divergent=statistics.num_divergent,
+        num_transitions=statistics.num_transitions,
         num_gradients=statistics.num_gradients,
     )
 

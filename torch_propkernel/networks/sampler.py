@@ -22,6 +22,10 @@ class SamplerStatistics:
         num_transitions: Transitions of all chains together after the warm-up.
         num_divergent: Those whose energy error was above 1000 or not finite.
         total_acceptance: Sum of their acceptance probabilities; they are 1 for a sampler without an accept step.
+
+    Example:
+        >>> SamplerStatistics(num_transitions=4, total_acceptance=3.0).acceptance
+        0.75
     """
 
     step_size: float = float("nan")
@@ -41,6 +45,11 @@ class Sampler(ABC):
 
     Attributes:
         integrate_readout: Whether it runs on :class:`MarginalTarget` (True) or :class:`JointTarget`.
+
+    Example:
+        >>> from torch_propkernel.networks import HamiltonianMonteCarlo
+        >>> isinstance(HamiltonianMonteCarlo(), Sampler)   # a sampler of one's own gives ``iterate``
+        True
     """
 
     integrate_readout: bool

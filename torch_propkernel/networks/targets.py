@@ -15,7 +15,16 @@ from .feature_network import FeatureNetwork
 
 
 class Observables(NamedTuple):
-    """What is recorded of each state of C chains; averages over v | w where the readout is integrated out."""
+    """What is recorded of each state of C chains; averages over v | w where the readout is integrated out.
+
+    Example:
+        >>> import torch
+        >>> from torch_propkernel import Identity
+        >>> from torch_propkernel.networks import FiniteNetwork, MarginalTarget
+        >>> target = MarginalTarget(FiniteNetwork(Identity(), 1, 1), torch.ones(1, 1), torch.ones(1), 1.0)
+        >>> target.observables(torch.ones(3, 1)).training_error   # f ~ N(1/2, 1/2) given w = 1: 1/4 + 1/2
+        tensor([0.7500, 0.7500, 0.7500])
+    """
 
     log_likelihood: Tensor  # C, log p(Y | w), the readout integrated out
     training_error: Tensor  # C
