@@ -131,8 +131,8 @@ def markdown(rows: list[dict], settings: str) -> str:
         "(R-hat at most 1.01, effective sample size at least 400, at most one divergent transition in 1000).",
         f"- {sum(row['seconds'] for row in marginal) / 60:.1f} core-minutes for these runs, warm-up included.",
         "",
-        "ESS/s: effective samples per second of one core after the warm-up, of the test error and of the worst of the "
-        "six values.",
+        "ESS/s: effective samples per second of processor time after the warm-up (one core of a machine with other "
+        "work), of the test error and of the worst of the six values. steps: gradients for a draw. s: whole run.",
         "",
         "| id | case | T | mse | bias2 | variance | qv | train | nll | R-hat | steps | ESS/s mse | ESS/s worst | s |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num-samples", type=int, default=600, help="draws of each of the 8 chains")
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--json", type=Path, help="write all numbers there, and skip what it has")
-    parser.add_argument("--markdown", type=Path, help="write the page of results there, after every case")
+    parser.add_argument("--markdown", type=Path, help="write the page of results there")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     cases = {case["id"]: case for case in json.loads((options.folder / "finite_networks.json").read_text())}
@@ -201,8 +201,8 @@ def main(arguments: list[str] | None = None) -> None:
             )
             if options.json:
                 options.json.write_text(json.dumps(rows, indent=1))
-            if options.markdown:
-                options.markdown.write_text(markdown(rows, settings))
+    if options.markdown:
+        options.markdown.write_text(markdown(rows, settings))
 
 
 if __name__ == "__main__":
