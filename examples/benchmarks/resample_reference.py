@@ -18,7 +18,8 @@ DIR (default ``tests/data``, three small cases) holds ``finite_networks.json`` a
 For every case six values are compared with the file's, in units of the combined standard error, and the effective
 samples per second of processor time after the warm-up are given, for the test error and for the worst of the six. The
 cases of ``--joint`` are sampled a second time by the same Hamiltonian Monte Carlo over all weights, the readout
-included, instead of integrating the readout out.
+included, instead of integrating the readout out. Cases with a difference beyond 3 combined standard errors, or that
+have not converged, are sampled once more in both ways, with eight times as many draws and another seed.
 """
 
 from __future__ import annotations
@@ -46,10 +47,15 @@ NAMES = {
     "nll": "log_likelihood",
 }
 LIMIT = 4.0  # combined standard errors
+RUNS = ["marginal", "joint", "again", "again joint"]
+DOUBT = 3.0  # beyond this a case is sampled again,
+LONGER = 8  # with so many times the draws
 
 
-def resample(case: dict, folder: Path, num_samples: int, warmup: int, integrate_readout: bool = True) -> dict:
-    """Return what one run measured, compared with the file."""
+def resample(case: dict, folder: Path, num_samples: int, warmup: int, run: str = "marginal") -> dict:
+    """Return what one of the RUNS measured, compared with the file."""
+    again, joint = "again" in run, "joint" in run
+    num_samples *= LONGER if again else 1
     with np.load(folder / case["arrays"]) as arrays:
         x, y, test_x, test_y = (torch.as_tensor(arrays[k], dtype=torch.float64) for k in ("X", "y", "Xt", "yt"))
     variances = [1.0 / precision for precision in case["precisions"]]
@@ -70,9 +76,10 @@ def resample(case: dict, folder: Path, num_samples: int, warmup: int, integrate_
             case["temperature"],
             test_x=test_x,
             test_y=test_y,
-            sampler=HamiltonianMonteCarlo(integrate_readout=integrate_readout),
+            sampler=HamiltonianMonteCarlo(integrate_readout=not joint),
             num_samples=num_samples,
             warmup=warmup,
+            seed=int(again),
             progress=tick,
         )
     end = time.process_time()
@@ -97,7 +104,7 @@ def resample(case: dict, folder: Path, num_samples: int, warmup: int, integrate_
         "id": case["id"],
         "case": f"{case.get('dataset', '')} {case['activation']} P={len(y)} N={','.join(map(str, case['widths']))}",
         "temperature": case["temperature"],
-        "integrate_readout": integrate_readout,
+        "run": run,
         "values": compared,
         "worst_z": max(abs(value["z"]) for value in compared.values()),
         "converged": result.converged,
@@ -111,10 +118,26 @@ def resample(case: dict, folder: Path, num_samples: int, warmup: int, integrate_
     }
 
 
+HEADER = "| id | case | T | mse | bias2 | variance | qv | train | nll | R-hat | steps | ESS/s mse | ESS/s worst | s |"
+RULE = "|" + "---|" * 14
+
+
+def table_row(row: dict) -> str:
+    """Return the line of one run."""
+    z = " | ".join(f"{row['values'][name]['z']:+.1f}" if name in row["values"] else "" for name in NAMES)
+    return (
+        f"| {row['id']} | {row['case']} | {row['temperature']:g} | {z} | {row['max_r_hat']:.4f} | "
+        f"{row['steps_per_draw']:.1f} | {row['test_error_per_second']:.0f} | {row['worst_per_second']:.0f} | "
+        f"{row['seconds']:.0f} |"
+    )
+
+
 def markdown(rows: list[dict], settings: str) -> str:
     """Return the results as a page."""
-    marginal = sorted((row for row in rows if row["integrate_readout"]), key=lambda row: row["id"])
-    joint = {row["id"]: row for row in rows if not row["integrate_readout"]}
+    rows = sorted(rows, key=lambda row: row["id"])
+    marginal = [row for row in rows if row["run"] == "marginal"]
+    again = [row for row in rows if "again" in row["run"]]
+    joint = {row["id"]: row for row in rows if row["run"] == "joint"}
     num_values = sum(len(row["values"]) for row in marginal)
     beyond = sum(abs(value["z"]) > LIMIT for row in marginal for value in row["values"].values())
     squares = [value["z"] ** 2 for row in marginal for value in row["values"].values()]
@@ -134,18 +157,25 @@ def markdown(rows: list[dict], settings: str) -> str:
         "ESS/s: effective samples per second of processor time after the warm-up (one core of a machine with other "
         "work), of the test error and of the worst of the six values. steps: gradients for a draw. s: whole run.",
         "",
-        "| id | case | T | mse | bias2 | variance | qv | train | nll | R-hat | steps | ESS/s mse | ESS/s worst | s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        HEADER,
+        RULE,
     ]
-    for row in marginal:
-        z = " | ".join(f"{row['values'][name]['z']:+.1f}" if name in row["values"] else "" for name in NAMES)
-        lines.append(
-            f"| {row['id']} | {row['case']} | {row['temperature']:g} | {z} | {row['max_r_hat']:.4f} | "
-            f"{row['steps_per_draw']:.1f} | {row['test_error_per_second']:.0f} | {row['worst_per_second']:.0f} | "
-            f"{row['seconds']:.0f} |"
-        )
+    lines += [table_row(row) for row in marginal]
     unfinished = [row for row in marginal if not row["converged"]]
     lines += [""] + [f"- {row['id']}: {row['message']}" for row in unfinished]
+    if again:
+        lines += [
+            "",
+            "## Sampled once more",
+            "",
+            f"Cases beyond {DOUBT:g} combined standard errors or not converged: {LONGER} times as many draws, another "
+            "seed, in both ways (second line: all weights sampled).",
+            "",
+            HEADER,
+            RULE,
+        ]
+        lines += [table_row(row) for row in again]
+        lines += [""] + [f"- {row['id']}: {row['message']}" for row in again]
     if joint:
         lines += [
             "",
@@ -185,15 +215,18 @@ def main(arguments: list[str] | None = None) -> None:
     cases = {case["id"]: case for case in json.loads((options.folder / "finite_networks.json").read_text())}
     settings = f"8 chains of {options.num_samples} draws after {options.warmup} of warm-up, float64, one CPU thread"
     rows: list[dict] = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
-    done = {(row["id"], row["integrate_readout"]) for row in rows}
+    done = {(row["id"], row["run"]): row for row in rows}
     for case in [cases[name] for name in options.cases or cases]:
-        for integrate_readout in [True] + [False] * (case["id"] in options.joint):
-            if (case["id"], integrate_readout) in done:
+        for run in RUNS:
+            first = done.get((case["id"], "marginal"))
+            in_doubt = first is not None and (first["worst_z"] > DOUBT or not first["converged"])
+            wanted = in_doubt if "again" in run else run == "marginal" or case["id"] in options.joint
+            if (case["id"], run) in done or not wanted:
                 continue
-            row = resample(case, options.folder, options.num_samples, options.warmup, integrate_readout)
+            row = resample(case, options.folder, options.num_samples, options.warmup, run)
             rows.append(row)
-            kind = "" if integrate_readout else " (all weights)"
-            print(f"{row['id']} {row['case']}{kind}: worst z {row['worst_z']:.2f}, {row['message']}", flush=True)
+            done[case["id"], run] = row
+            print(f"{row['id']} {row['case']} ({run}): worst z {row['worst_z']:.2f}, {row['message']}", flush=True)
             print(
                 f"    {row['test_error_per_second']:.0f} effective test errors per second, worst observable "
                 f"{row['worst_per_second']:.0f}; {row['seconds']:.0f} s",
