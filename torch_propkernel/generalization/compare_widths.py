@@ -47,7 +47,7 @@ class WidthComparison:
     def preference(self, nats: float = 3.0) -> int | None:
         """Return the index of the width of highest evidence if it is ahead of the worst by ``nats``, else None.
 
-        A data set is one draw of the scale: the curve is shallow, and "no preference" is the common answer.
+        A data set is one draw of the scale: "no preference" is the common answer where the prior variances fit.
         """
         return preferred(self.log_evidence, nats)
 
@@ -64,7 +64,9 @@ def compare_widths(model: Any, widths: Sequence[float] | Tensor) -> WidthCompari
 
     At fixed prior variances only. With a free readout variance (or outputscale) infinite width always has the higher
     evidence, since an average over the scale is at most its maximum: this warns when one trains. One data set is one
-    draw of the scale, whose prior spread is sqrt(2 / N): differences of a few nats are the most there is.
+    draw of the scale, whose prior spread is sqrt(2 / N): with ``mean_scale`` near one, differences are a few nats.
+    Where it is far from one, narrow widths win by many, since their scale can move: a sign of wrong prior variances
+    more than of a good width; :func:`fit_free_scale` tells.
 
     Cost: one ``eigh``; for each width some dozens of nodes, P^2 multiplications each.
 

@@ -26,7 +26,7 @@ class WidthSweep:
         alpha: P / N_l, ``W x L``.
         order_parameter: ``W x L``.
         num_minima: Number of minima of the action, ``W``.
-        log_evidence: Laplace's log p(y), ``W``; shallow, and comparable at fixed prior variances only.
+        log_evidence: Laplace's log p(y), ``W``; comparable at fixed prior variances only.
         leave_one_out: Errors from the training data alone, points ``W x P``; with those of the infinite width (``P``).
         test: Errors at the test points, ``W x m``, or None.
 

@@ -43,7 +43,7 @@ def leave_one_out_mixture(
 def preferred(log_evidence: Tensor, nats: float) -> int | None:
     """Return the index of the highest log evidence if it is ahead of the lowest by ``nats``, else None.
 
-    A data set is one draw of the scale: curves over widths are shallow, and no preference is the common answer.
+    A data set is one draw of the scale: no preference is the common answer where the prior variances fit.
     """
     spread = float(log_evidence.max() - log_evidence.min())
     return int(log_evidence.argmax()) if spread >= nats else None
