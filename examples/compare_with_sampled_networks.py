@@ -14,7 +14,7 @@ DIR holds ``finite_networks.json``, a list of cases, and the arrays they name. T
 ``widths``
     N_1, ..., N_L,
 ``activation``
-    a name from ``torch_propkernel.functions.ACTIVATIONS``: "erf", "relu", ...,
+    a name from ``torch_propkernel.activations.ACTIVATIONS``: "erf", "relu", ...,
 ``precisions``
     lambda_0, ..., lambda_L, the precisions of the weights' priors (variance 1 / lambda_l); no biases,
 ``temperature``
@@ -52,7 +52,7 @@ import numpy as np
 import torch
 
 from torch_propkernel import ConvergenceError, NetworkGP, PropKernelWarning, RenormalizedNNGPKernel, participation_ratio
-from torch_propkernel.functions import get_activation
+from torch_propkernel.activations import get_activation
 from torch_propkernel.theories import (
     FirstOrder,
     Gated,

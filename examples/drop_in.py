@@ -20,14 +20,7 @@ from pathlib import Path
 import gpytorch
 import torch
 
-from torch_propkernel import (
-    Erf,
-    ReLU,
-    RenormalizedNNGPKernel,
-    fit_free_scale,
-    fit_order_parameters,
-    width_sweep,
-)
+from torch_propkernel import Erf, ReLU, RenormalizedNNGPKernel, fit_free_scale, fit_order_parameters, width_sweep
 from torch_propkernel.datasets import YACHT, load_yacht
 
 LBFGS = {

@@ -9,18 +9,8 @@ this package; the source is Pacelli et al., Nature Machine Intelligence 5, 1497 
 
 from importlib.metadata import PackageNotFoundError, version
 
-from .distributions import MultivariateStudentT, ScaleMixtureMultivariateNormal
-from .exceptions import (
-    BoundaryWarning,
-    ConvergenceError,
-    IdentifiabilityWarning,
-    InputScaleWarning,
-    NotPositiveDefiniteError,
-    PropKernelWarning,
-    ReliabilityWarning,
-    SamplingWarning,
-)
-from .functions import (
+from .actions import Solution, SolveResult, solve_order_parameters
+from .activations import (
     GELU,
     Activation,
     Cos,
@@ -34,28 +24,20 @@ from .functions import (
     Sign,
     SiLU,
     Sin,
-    Spectrum,
     Square,
     Step,
     Tanh,
 )
-from .generalization import (
-    Baseline,
-    ErrorEstimate,
-    FreeScale,
-    LearningCurve,
-    NetworkChoice,
-    WidthComparison,
-    WidthSweep,
-    choose_network,
-    compare_widths,
-    expected_accuracy,
-    fit_free_scale,
-    generalization_error,
-    learning_curve,
-    leave_one_out_error,
-    training_error,
-    width_sweep,
+from .distributions import MultivariateStudentT, ScaleMixtureMultivariateNormal
+from .exceptions import (
+    BoundaryWarning,
+    ConvergenceError,
+    IdentifiabilityWarning,
+    InputScaleWarning,
+    NotPositiveDefiniteError,
+    PropKernelWarning,
+    ReliabilityWarning,
+    SamplingWarning,
 )
 from .kernels import (
     ArcCosineKernel,
@@ -84,42 +66,52 @@ from .models import FiniteWidthProcess, NetworkFiniteWidthProcess, NetworkGP, Ne
 from .networks import (
     ConvolutionalNetwork,
     FiniteNetwork,
-    GibbsParameters,
     HamiltonianMonteCarlo,
     LangevinDynamics,
     MonteCarloEstimate,
-    NetworkComparison,
     SampledPosterior,
+    sample_posterior,
+)
+from .order_parameters import OrderParameterPrior
+from .practice import (
+    GibbsParameters,
+    NetworkComparison,
     compare_with_network,
     gibbs_parameters,
     measure_order_parameters,
     model_from_network,
     network_from_model,
-    sample_posterior,
 )
-from .optim import (
-    HyperparameterFit,
-    Solution,
-    SolveResult,
-    fit_hyperparameters,
-    fit_order_parameters,
-    solve_order_parameters,
-)
-from .priors import OrderParameterPrior
 from .reliability import Reliability, assess_reliability, participation_ratio
 from .saving import SavedModel, SavedModelError, load, save
+from .spectra import Spectrum
 from .theories import (
+    ErrorEstimate,
     FirstOrder,
     FittedTheory,
+    FreeScale,
     FreeScaleBaseline,
     Gated,
     InfiniteWidth,
+    LearningCurve,
     Mixture,
     SaddlePoint,
     Theory,
     TwoParameterMixture,
     TwoParameterSaddle,
+    WidthComparison,
+    WidthSweep,
+    compare_widths,
+    expected_accuracy,
+    fit_free_scale,
+    fit_order_parameters,
+    generalization_error,
+    learning_curve,
+    leave_one_out_error,
+    training_error,
+    width_sweep,
 )
+from .tuning import Baseline, HyperparameterFit, NetworkChoice, choose_network, fit_hyperparameters
 
 try:
     __version__ = version("torch_propkernel")

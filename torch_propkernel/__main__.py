@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from torch_propkernel import ConvergenceError, __version__
-from torch_propkernel.commands import COMMANDS
-from torch_propkernel.commands.options import EXIT_CODES
+from . import ConvergenceError, __version__
+from .commands import COMMANDS
+from .commands.options import EXIT_CODES
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -34,11 +34,12 @@ from torch_propkernel import (  # noqa: E402
     fit_order_parameters,
     generalization_error,
 )
-from torch_propkernel.functions import draw_pre_activations, get_activation  # noqa: E402
-from torch_propkernel.models.last_layer import last_layer  # noqa: E402
-from torch_propkernel.models.model_parts import take_apart  # noqa: E402
+from torch_propkernel.actions import draw_pre_activations  # noqa: E402
+from torch_propkernel.activations import get_activation  # noqa: E402
+from torch_propkernel.inference.last_layer import last_layer  # noqa: E402
+from torch_propkernel.inference.model_parts import take_apart  # noqa: E402
 from torch_propkernel.networks import FiniteNetwork, sample_posterior  # noqa: E402
-from torch_propkernel.optim.score import reliability_score  # noqa: E402
+from torch_propkernel.reliability.score import reliability_score  # noqa: E402
 
 BAD = 0.05
 ENDS = (0.2, 0.5)

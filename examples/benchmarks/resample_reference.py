@@ -34,8 +34,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from torch_propkernel.activations import get_activation
 from torch_propkernel.exceptions import SamplingWarning
-from torch_propkernel.functions import get_activation
 from torch_propkernel.networks import FiniteNetwork, HamiltonianMonteCarlo, MonteCarloEstimate, sample_posterior
 
 NAMES = {

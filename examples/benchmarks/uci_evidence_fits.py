@@ -59,7 +59,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torch_propkernel import NNGPKernel
-from torch_propkernel.functions import get_activation
+from torch_propkernel.activations import get_activation
 
 SETS = ("yacht", "energy", "concrete")
 BASELINES = ("matern-ard", "rbf-ard")

@@ -9,7 +9,7 @@ test rows are 1), as the splits of github.com/treforevans/uci_datasets can be ex
 OMP_NUM_THREADS=1.
 
 All models get the same treatment: inputs and targets standardized on the training rows, a zero mean, hyperparameters by
-:func:`torch_propkernel.optim.fit_hyperparameters` (the best of two starts) on the training rows. Networks have one
+:func:`torch_propkernel.tuning.fit_hyperparameters` (the best of two starts) on the training rows. Networks have one
 hidden layer (``--depth``) with biases, weight variances one; T and the ratio b / w are trained in all of them:
 
 - ``infinite``: the infinitely wide network at its prior scale;
@@ -60,7 +60,7 @@ from torch_propkernel import (
 )
 from torch_propkernel.distributions import MultivariateStudentT, ScaleMixtureMultivariateNormal
 from torch_propkernel.models import NetworkFiniteWidthProcess, NetworkStudentTProcess
-from torch_propkernel.optim import fit_hyperparameters
+from torch_propkernel.tuning import fit_hyperparameters
 
 FIXED_SCALE = ("infinite", "saddle", "mixture")
 PLAIN = (*FIXED_SCALE, "scale", "mixture-scale", "student-t")

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from torch_propkernel.activations import get_activation
 from torch_propkernel.exceptions import ConvergenceError, SamplingWarning
-from torch_propkernel.functions import get_activation
 from torch_propkernel.networks import FiniteNetwork, sample_posterior
 from torch_propkernel.progress import progress_bar
 

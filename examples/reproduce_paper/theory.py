@@ -18,7 +18,7 @@ from torch_propkernel import (
     generalization_error,
     width_sweep,
 )
-from torch_propkernel.functions import get_activation
+from torch_propkernel.activations import get_activation
 from torch_propkernel.theories import FirstOrder, Gated, Mixture
 
 from .data import Source, Task, load_task

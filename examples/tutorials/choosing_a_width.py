@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 from torch_propkernel import ReLU
 from torch_propkernel.datasets import load_yacht
-from torch_propkernel.generalization import choose_network
 from torch_propkernel.plotting import BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, VERMILLION, plot_map
+from torch_propkernel.tuning import choose_network
 
 SMALL = "--small" in sys.argv
 PLOT = sys.argv[sys.argv.index("--plot") + 1] if "--plot" in sys.argv else "choosing_a_width.png"

@@ -19,8 +19,9 @@ import torch
 from matplotlib.figure import Figure
 
 from torch_propkernel import Erf, NetworkGP, ReLU, RenormalizedNNGPKernel, fit_free_scale
-from torch_propkernel.networks import network_from_model, sample_posterior
+from torch_propkernel.networks import sample_posterior
 from torch_propkernel.plotting import BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+from torch_propkernel.practice import network_from_model
 from torch_propkernel.theories import Gated, InfiniteWidth, SaddlePoint
 
 SMALL = "--small" in sys.argv

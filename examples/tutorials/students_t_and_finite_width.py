@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from torch_propkernel import FiniteWidthLikelihood, NNGPKernel, ReLU, RenormalizedNNGPKernel, StudentTProcessLikelihood
 from torch_propkernel.datasets import load_yacht
 from torch_propkernel.models import NetworkFiniteWidthProcess, NetworkGP, NetworkStudentTProcess
-from torch_propkernel.optim import fit_hyperparameters
 from torch_propkernel.plotting import plot_calibration, plot_intervals
+from torch_propkernel.tuning import fit_hyperparameters
 
 SMALL = "--small" in sys.argv
 PLOT = sys.argv[sys.argv.index("--plot") + 1] if "--plot" in sys.argv else "students_t_and_finite_width.png"

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 
 from torch_propkernel import Erf, NetworkGP, ReLU, RenormalizedNNGPKernel, fit_order_parameters
 from torch_propkernel.datasets import load_yacht
-from torch_propkernel.networks import compare_with_network
 from torch_propkernel.plotting import plot_comparison
+from torch_propkernel.practice import compare_with_network
 
 SMALL = "--small" in sys.argv
 PLOT = sys.argv[sys.argv.index("--plot") + 1] if "--plot" in sys.argv else "theory_vs_network.png"

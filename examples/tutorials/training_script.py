@@ -30,9 +30,9 @@ from torch_propkernel import (
 )
 from torch_propkernel.datasets import YACHT, load_yacht
 from torch_propkernel.models import NetworkFiniteWidthProcess
-from torch_propkernel.optim import fit_hyperparameters
 from torch_propkernel.plotting import BLUE, GRAY, VERMILLION
 from torch_propkernel.saving import Normalization, load, save
+from torch_propkernel.tuning import fit_hyperparameters
 
 SMALL = "--small" in sys.argv
 PLOT = sys.argv[sys.argv.index("--plot") + 1] if "--plot" in sys.argv else "training_script.png"

@@ -32,9 +32,9 @@ from torch_propkernel.__main__ import main
 from torch_propkernel.commands.analysis import DEFAULT_WIDTHS, analyze
 from torch_propkernel.commands.data import load_table, split_and_standardize
 from torch_propkernel.commands.network import Network
-from torch_propkernel.generalization.free_scale import best_scale
-from torch_propkernel.optim.fit_hyperparameters import fit_hyperparameters
 from torch_propkernel.saving import load
+from torch_propkernel.theories.best_scale import best_scale
+from torch_propkernel.tuning.fit_hyperparameters import fit_hyperparameters
 
 
 def fit(*arguments, plot=False):

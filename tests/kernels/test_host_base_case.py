@@ -8,21 +8,12 @@ import pytest
 import torch
 from gpytorch.test.base_kernel_test_case import BaseKernelTestCase
 
-from torch_propkernel import (
-    GELU,
-    ArcCosineKernel,
-    ArcSineKernel,
-    Erf,
-    NNGPKernel,
-    ReLU,
-    RenormalizedNNGPKernel,
-    Tanh,
-)
+from torch_propkernel import GELU, ArcCosineKernel, ArcSineKernel, Erf, NNGPKernel, ReLU, RenormalizedNNGPKernel, Tanh
 
 # The host draws unscaled random numbers: some of its few rows are tiny, some have variances that need more quadrature.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch_propkernel.InputScaleWarning"),
-    pytest.mark.filterwarnings("ignore::torch_propkernel.functions.QuadratureWarning"),
+    pytest.mark.filterwarnings("ignore::torch_propkernel.activations.QuadratureWarning"),
 ]
 
 FACTORIES = {

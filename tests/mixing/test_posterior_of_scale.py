@@ -10,8 +10,6 @@ import torch
 from scipy import integrate, special
 
 from torch_propkernel import ConvergenceError, Spectrum
-from torch_propkernel.functions.bessel import log_bessel_k
-from torch_propkernel.functions.scale_integral import integrate_scale, scale_evidence
 from torch_propkernel.mixing import (
     GammaMixing,
     GeneralizedInverseGaussianMixing,
@@ -21,6 +19,8 @@ from torch_propkernel.mixing import (
     ProductGammaMixing,
     posterior_of_scale,
 )
+from torch_propkernel.mixing.scale_integral import integrate_scale, scale_evidence
+from torch_propkernel.numerics.bessel import log_bessel_k
 
 F = torch.float64
 

@@ -14,11 +14,11 @@ from scipy import special
 
 from torch_propkernel import Erf, IdentifiabilityWarning, Identity, ReLU, RenormalizedNNGPKernel
 from torch_propkernel.distributions import MultivariateStudentT, ScaleMixtureMultivariateNormal
-from torch_propkernel.generalization.compare_widths import compare_widths
 from torch_propkernel.likelihoods.finite_width_likelihood import FiniteWidthLikelihood
 from torch_propkernel.mixing import LogNormalMixing, ProductGammaMixing
 from torch_propkernel.mlls.finite_width_marginal_log_likelihood import FiniteWidthMarginalLogLikelihood
 from torch_propkernel.models.finite_width_process import FiniteWidthProcess
+from torch_propkernel.theories.compare_widths import compare_widths
 
 F = torch.float64
 

@@ -8,12 +8,7 @@ from sampling_truth import all_estimates, exact_linear, problem, rejected
 
 from torch_propkernel import Identity
 from torch_propkernel.exceptions import ConvergenceError, SamplingWarning
-from torch_propkernel.networks import (
-    FiniteNetwork,
-    LangevinDynamics,
-    extrapolate_learning_rate,
-    sample_posterior,
-)
+from torch_propkernel.networks import FiniteNetwork, LangevinDynamics, extrapolate_learning_rate, sample_posterior
 
 T = 0.5
 DATA = problem(8, 3)

@@ -7,8 +7,8 @@ import torch
 from sampling_truth import all_estimates, importance_sampling, problem, rejected
 
 from torch_propkernel import Erf, NNGPKernel, ReLU
+from torch_propkernel.activations import get_activation
 from torch_propkernel.exceptions import ConvergenceError, SamplingWarning
-from torch_propkernel.functions import get_activation
 from torch_propkernel.networks import (
     ConvolutionalNetwork,
     FiniteNetwork,

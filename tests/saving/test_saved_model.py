@@ -39,7 +39,7 @@ from torch_propkernel import (
     StudentTProcessLikelihood,
     fit_order_parameters,
 )
-from torch_propkernel.functions import ACTIVATIONS
+from torch_propkernel.activations import ACTIVATIONS
 from torch_propkernel.kernels import COMPOSITIONS
 from torch_propkernel.models import NetworkFiniteWidthProcess, NetworkStudentTProcess
 from torch_propkernel.saving import Normalization, SavedModelError, load, save

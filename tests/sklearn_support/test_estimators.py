@@ -31,8 +31,8 @@ from torch_propkernel import (
     fit_order_parameters,
 )
 from torch_propkernel.datasets import load_yacht
-from torch_propkernel.optim import fit_hyperparameters
 from torch_propkernel.sklearn_support import PropKernelClassifier, PropKernelRegressor
+from torch_propkernel.tuning import fit_hyperparameters
 
 # Whether data and networks of these tests lie in a good regime is not what they are about.
 pytestmark = pytest.mark.filterwarnings("ignore::torch_propkernel.ReliabilityWarning")

@@ -11,7 +11,7 @@ from gpytorch.kernels import Kernel
 from gpytorch.means import Mean
 from torch import Tensor
 
-from ..functions import ReLU
+from ..activations import ReLU
 from ..kernels import RenormalizedNNGPKernel
 from ..likelihoods import FiniteWidthLikelihood
 from ..models import FiniteWidthProcess

@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..generalization import (
+from ..actions import Solution
+from ..models import NetworkGP
+from ..theories import (
     ErrorEstimate,
     FreeScale,
     WidthSweep,
     fit_free_scale,
+    fit_order_parameters,
     generalization_error,
     leave_one_out_error,
     width_sweep,
 )
-from ..models import NetworkGP
-from ..optim import Solution, fit_order_parameters
 from .data import Rows
 from .network import Network
 from .steps import steps

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..generalization import WidthComparison, compare_widths, fit_free_scale
+from ..theories import WidthComparison, compare_widths, fit_free_scale
 from .analysis import DEFAULT_WIDTHS, sweep_widths
 from .data import Rows, data_record, describe_data
 from .network import hyperparameters_record, listed

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..datasets import YACHT, load_yacht
 from ..datasets.csv import read_csv
-from ..generalization import ErrorEstimate
 from ..saving import Normalization
+from ..theories import ErrorEstimate
 
 
 @dataclass(frozen=True)

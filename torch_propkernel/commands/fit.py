@@ -11,18 +11,7 @@ from ..saving import save
 from .analysis import DEFAULT_WIDTHS, Analysis, analyze
 from .data import Rows, Table
 from .network import Network
-from .options import (
-    AUTO,
-    UNITS,
-    add_data,
-    add_json,
-    add_network,
-    add_plot,
-    network_of,
-    new_parser,
-    numbers,
-    read_rows,
-)
+from .options import AUTO, UNITS, add_data, add_json, add_network, add_plot, network_of, new_parser, numbers, read_rows
 from .output import Output
 from .report import as_json, report
 from .steps import steps

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .._validation import as_values, as_width, positive_number
-from ..functions import Activation
+from ..activations import Activation
 from ..kernels import RenormalizedNNGPKernel
 from ..models import NetworkGP
-from ..optim import HyperparameterFit, fit_hyperparameters
+from ..tuning import HyperparameterFit, fit_hyperparameters
 from .data import Rows
 
 

@@ -6,7 +6,7 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from ..functions import ACTIVATIONS, get_activation
+from ..activations import ACTIVATIONS, get_activation
 from ..kernels.compositions import COMPOSITIONS
 from .data import Rows, Table, load_table, split_and_standardize
 from .network import Network

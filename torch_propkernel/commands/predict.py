@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..datasets.csv import CsvTable, read_csv
-from ..generalization.predictor import Predictor, evaluating, prepare_points
+from ..inference.predictor import Predictor, evaluating, prepare_points
 from ..models import NetworkGP
 from ..saving import SavedModel, load
 from .options import add_json, add_reading, header_of, new_parser, numbers

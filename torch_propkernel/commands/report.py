@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..generalization import ErrorEstimate
-from ..optim import HyperparameterFit
+from ..theories import ErrorEstimate
+from ..tuning import HyperparameterFit
 from .analysis import Analysis
 from .data import Rows, Table, data_record, describe_data
 from .network import Network, hyperparameters_record, listed

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from ..generalization import LearningCurve, learning_curve, width_sweep
+from ..theories import LearningCurve, learning_curve, width_sweep
 from .analysis import DEFAULT_WIDTHS, sweep_widths
 from .network import listed
 from .options import AUTO, UNITS, add_data, add_json, add_network, add_plot, network_of, new_parser, numbers, read_rows

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..generalization import LearningCurve
-from ..optim import HyperparameterFit
+from ..theories import LearningCurve
+from ..tuning import HyperparameterFit
 from .data import Rows, Table, data_record, describe_data
 from .network import Network, hyperparameters_record, listed
 

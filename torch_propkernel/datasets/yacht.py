@@ -7,7 +7,7 @@ from importlib import resources
 
 from torch import Tensor
 
-from torch_propkernel.datasets.csv import load_csv
+from .csv import load_csv
 
 __all__ = ["YACHT", "DatasetInfo", "load_yacht"]
 

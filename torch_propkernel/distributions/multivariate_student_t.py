@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .._validation import check_finite, check_floating, check_same_kind
-from ..mixing.special import digamma_difference, log_gamma_ratio
+from ..numerics.special import digamma_difference, log_gamma_ratio
 from .checks import check_matrix, degrees_of_freedom
 from .elliptical_distribution import EllipticalDistribution
 from .factors import apply_root, cholesky_factor, log_determinant, sampling_root, squared_norm

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..functions.activations import Activation, Erf, RectifiedQuadratic, ReLU, Step
+from ..activations import Activation, Erf, RectifiedQuadratic, ReLU, Step
 from .nngp_kernel import NNGPKernel
 
 

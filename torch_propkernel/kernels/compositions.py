@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..functions.recursion import Covariance, Layer, affine, dual_covariance, propagate
+from ..order_parameters import ScalarChain
+from .recursion import Covariance, Layer, affine, dual_covariance, propagate
 
 
 class Composition(ABC):
@@ -76,7 +77,7 @@ class Outer(Composition):
 
     def covariance(self, state: Covariance, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> Tensor:
         """Return (prod_l q_l) K^L."""
-        product = torch.stack(torch.broadcast_tensors(*order_parameters), -1).prod(-1)
+        product = ScalarChain.scale(torch.stack(torch.broadcast_tensors(*order_parameters), -1))
         for layer in layers[:-1]:
             state = propagate(state, layer, overwrite=True)
         return propagate(state, layers[-1], scale=product, overwrite=True).xy

@@ -13,7 +13,7 @@ from gpytorch.priors import GammaPrior, LogNormalPrior, NormalPrior, Prior
 from torch import Tensor
 
 from .._validation import as_values
-from ..functions.activations import Activation
+from ..activations import Activation
 
 
 class NetworkPriorKernel(Kernel):

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..exceptions import InputScaleWarning
-from ..functions.recursion import Covariance, Layer, input_covariance, propagate, same_points, transforms_are_active
 from .network_prior_kernel import NetworkPriorKernel
+from .recursion import Covariance, Layer, input_covariance, propagate, same_points, transforms_are_active
 
 
 class NNGPKernel(NetworkPriorKernel):

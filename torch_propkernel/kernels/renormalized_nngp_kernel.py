@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from gpytorch.constraints import Positive
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from .._validation import as_width
-from ..functions.activations import Activation
-from ..priors import OrderParameterPrior
+from ..activations import Activation
+from ..order_parameters import ScalarChain
 from .compositions import Composition, get_composition
 from .nngp_kernel import NNGPKernel, _refuse_last_dim_is_batch
 
@@ -91,12 +90,11 @@ class RenormalizedNNGPKernel(NNGPKernel):
         super().__init__(activation, widths.shape[-1], batch_shape=batch_shape, **kwargs)
         self.composition = composition
         self._assigned_order_parameter: Tensor | None = None
-        self.register_parameter(
-            "raw_order_parameter", torch.nn.Parameter(torch.zeros(*batch_shape, 1, widths.shape[-1]))
-        )
-        self.register_constraint("raw_order_parameter", Positive(transform=torch.exp, inv_transform=torch.log))
+        chain = ScalarChain(widths)
+        self.register_parameter("raw_order_parameter", torch.nn.Parameter(chain.initial_raw()))
+        self.register_constraint("raw_order_parameter", chain.constraint())
         self.register_prior(
-            "order_parameter_prior", OrderParameterPrior(widths), self._get_order_parameter, self._set_order_parameter
+            "order_parameter_prior", chain.prior(), self._get_order_parameter, self._set_order_parameter
         )
 
     @property
@@ -105,12 +103,16 @@ class RenormalizedNNGPKernel(NNGPKernel):
         return self.order_parameter_prior.width
 
     @property
+    def chain(self) -> ScalarChain:
+        """The order parameters as one object, with widths ``*batch_shape x L`` in float64."""
+        return ScalarChain(self.width.squeeze(-2).to(torch.float64))
+
+    @property
     def order_parameter(self) -> Tensor:
         """Order parameters q_1, ..., q_L, ``*batch_shape x 1 x L``; one where the width is infinite."""
         if self._assigned_order_parameter is not None:
             return self._assigned_order_parameter
-        value = self._constrained("order_parameter")
-        return torch.where(torch.isinf(self.width), torch.ones_like(value), value)
+        return ScalarChain.pinned(self._constrained("order_parameter"), self.width)
 
     @order_parameter.setter
     def order_parameter(self, value: Any) -> None:

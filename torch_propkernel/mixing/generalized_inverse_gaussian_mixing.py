@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..functions.bessel import log_bessel_k
-from ..functions.spectrum import Spectrum
+from ..numerics.bessel import log_bessel_k
+from ..spectra.spectrum import Spectrum
 from .mixing_law import MixingLaw
 
 
@@ -72,7 +72,7 @@ class GeneralizedInverseGaussianMixing(MixingLaw):
             raise ValueError(
                 "kernel matrix: expected a non-singular one at T = 0, got one that is singular to rounding"
             )
-        label = (spectrum.projections.square() / spectrum.eigenvalues).sum(-1)
+        label = (spectrum.squares / spectrum.eigenvalues).sum(-1)
         law = cls(0.5 * (width - spectrum.num_data), width, label)
         half = 0.5 * width
         twice = spectrum.num_data * math.log(2.0 * math.pi) + spectrum.eigenvalues.log().sum(-1)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..numerics.special import exponential_excess, log_gamma_normalizer
 from .mixing_law import MixingLaw
 from .parameters import as_parameter
-from .special import exponential_excess, log_gamma_normalizer
 
 
 class InverseGammaMixing(MixingLaw):

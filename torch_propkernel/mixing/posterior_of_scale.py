@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from ..functions.scale_integral import ScalePosterior, integrate_scale
-from ..functions.spectrum import Spectrum
+from ..actions.outer_action import OuterAction
+from ..spectra.spectrum import Spectrum
 from .mixing_law import MixingLaw
+from .scale_integral import ScalePosterior, integrate_scale
 
 
 def posterior_of_scale(spectrum: Spectrum, law: MixingLaw, temperature: float | Tensor) -> ScalePosterior:
@@ -36,10 +39,10 @@ def posterior_of_scale(spectrum: Spectrum, law: MixingLaw, temperature: float | 
     low, high = law.log_interval()
     if law.is_point_mass:
         shape = torch.broadcast_shapes(low.shape, spectrum.batch_shape)
-        action, _ = spectrum.problems(torch.full((*shape, 1), torch.inf, dtype=torch.float64), temperature)
+        action, _ = OuterAction.of(spectrum, torch.full((*shape, 1), torch.inf, dtype=torch.float64), temperature)
         u = low.to(torch.float64).expand(shape)
-        twice = action.data_action(u.reshape(-1)).reshape(shape) + spectrum.log_det_base
-        evidence = -0.5 * (twice + spectrum.num_data * torch.log(twice.new_tensor(2.0 * torch.pi)))
+        constant = spectrum.log_det_base + spectrum.num_data * math.log(2.0 * math.pi)
+        evidence = -0.5 * (action.data_action(u.reshape(-1)).reshape(shape) + spectrum.num_outputs * constant)
         zero = torch.zeros_like(evidence)
         return ScalePosterior(u.unsqueeze(-1), zero.unsqueeze(-1), evidence, zero)
     # A batch of laws broadcasts over trailing dimensions: the nodes go first.

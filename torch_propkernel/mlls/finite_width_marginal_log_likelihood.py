@@ -7,11 +7,11 @@ from typing import Any
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
-from ..functions.scale_integral import scale_evidence
+from ..inference.model_parts import take_apart
 from ..mixing import posterior_of_scale
+from ..mixing.scale_integral import scale_evidence
 from ..models.finite_width_process import FiniteWidthProcess
-from ..models.model_parts import take_apart
-from ..priors import OrderParameterPrior
+from ..order_parameters import OrderParameterPrior
 
 
 class FiniteWidthMarginalLogLikelihood(ExactMarginalLogLikelihood):

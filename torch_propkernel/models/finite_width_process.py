@@ -11,13 +11,14 @@ from linear_operator import to_linear_operator
 from torch import Tensor
 
 from .._validation import check_inputs
+from ..actions.outer_action import OuterAction
+from ..actions.stationary_points import find_stationary_points, global_minimum
 from ..distributions import MultivariateStudentT, ScaleMixtureMultivariateNormal
-from ..functions.scale_integral import ScalePosterior
-from ..functions.spectrum import Spectrum, global_minimum
-from ..functions.stationary_points import find_stationary_points
+from ..inference.model_parts import check_kind_of_kernel, take_apart
 from ..kernels.renormalized_nngp_kernel import find_renormalized_kernel
 from ..mixing import MixingLaw, ProductGammaMixing, posterior_of_scale
-from .model_parts import check_kind_of_kernel, take_apart
+from ..mixing.scale_integral import ScalePosterior
+from ..spectra.spectrum import Spectrum
 from .rebuilt_fantasies import RebuiltFantasies
 
 FORMS = ("saddle", "mixture", "student_t")
@@ -211,9 +212,8 @@ class FiniteWidthProcess(RebuiltFantasies, ExactGP):
                 "the widths"
             )
         width = find_renormalized_kernel(self).width.squeeze(-2)
-        action, shape = reduced.spectrum.problems(width, reduced.temperature)
-        points = find_stationary_points(action)
-        return torch.exp(global_minimum(points.u, points.action, points.curvature)[0]).reshape(shape)
+        action, shape = OuterAction.of(reduced.spectrum, width, reduced.temperature)
+        return torch.exp(global_minimum(find_stationary_points(action))[0]).reshape(shape)
 
     def _components(self, x: Tensor, reduced: _Reduced, scale: Tensor, joint: bool) -> tuple[Tensor, Tensor]:
         """Mean ``*b x n x m`` and covariance (or variance) at x for n scales; k_* = fixed part + r times the other."""
@@ -222,7 +222,7 @@ class FiniteWidthProcess(RebuiltFantasies, ExactGP):
         check_kind_of_kernel(parts.kernel, x=x)
         if x.shape[-1] != parts.inputs.shape[-1]:
             raise ValueError(f"x: expected {parts.inputs.shape[-1]} columns as in training, got {x.shape[-1]}")
-        k, z, vectors = reduced.spectrum.eigenvalues, reduced.spectrum.projections, reduced.spectrum.eigenvectors
+        k, z, vectors = reduced.spectrum.eigenvalues, reduced.spectrum.single, reduced.spectrum.eigenvectors
         assert vectors is not None
         mean, moved, prior = (v.double() for v in parts.blocks(x, 1.0, full=joint))
         moved = vectors.transpose(-1, -2) @ moved

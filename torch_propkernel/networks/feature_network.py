@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._validation import as_values, check_floating, check_same_kind
-from ..functions import Activation
+from ..activations import Activation
 
 Layers = list[tuple[Tensor, Tensor | None]]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functions import Activation
+from ..activations import Activation
 from .feature_network import FeatureNetwork, whole_number
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..functions.spectrum import Spectrum, global_minimum
-from ..functions.stationary_points import find_stationary_points
+from ..actions.outer_action import OuterAction
+from ..actions.stationary_points import find_stationary_points, global_minimum
+from ..spectra.spectrum import Spectrum
 from .style import BLUE, GRAY, ORANGE, VERMILLION, new_axes, plain_log_axis
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def plot_action(
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: Infinite widths, a batch of spectra, and as :meth:`Spectrum.problems`.
+        ValueError: Infinite widths, a batch of spectra, and as :func:`solve_order_parameters`.
 
     Reference: Pacelli et al. (2023), arXiv:2209.04882; THEORY.md, eqs. (2) and (7).
 
@@ -53,13 +54,13 @@ def plot_action(
         >>> [line.get_label() for line in ax.lines][1:]
         ['infinite width, q = 1', 'global minimum', 'other minimum', 'maximum']
     """
-    action, shape = spectrum.problems(width, temperature)
+    action, shape = OuterAction.of(spectrum, width, temperature)
     if shape.numel() != 1:
         raise ValueError(f"spectrum, width, temperature: expected one problem, got a batch of shape {tuple(shape)}")
     if not bool(torch.isfinite(action.width).all()):
         raise ValueError(f"width: expected finite widths, at which S varies, got {action.width.flatten().tolist()}")
     points = find_stationary_points(action)
-    lowest, column = global_minimum(points.u, points.action, points.curvature)
+    lowest, column = global_minimum(points)
     u_all = points.u[0]
     low, high = min(float(u_all.nan_to_num(0.0).min()), 0.0), max(float(u_all.nan_to_num(0.0).max()), 0.0)
     u = torch.linspace(low - _ROOM, high + _ROOM, num_points, dtype=torch.float64, device=u_all.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..networks import NetworkComparison
+from ..practice import NetworkComparison
 from .style import BLUE, GRAY, VERMILLION, new_axes
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def plot_comparison(
     know nothing of the width, are drawn hollow.
 
     Args:
-        comparison: From :func:`torch_propkernel.networks.compare_with_network`.
+        comparison: From :func:`torch_propkernel.practice.compare_with_network`.
         axes: Where to draw, one for each quantity; axes of a new figure (not one of pyplot's) if None.
         target: Unit or short name of the target, for the labels.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..generalization import LearningCurve
+from ..theories import LearningCurve
 from .style import BLUE, GRAY, new_axes, plain_log_axis
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..generalization import ErrorEstimate, WidthSweep
+from ..theories import ErrorEstimate, WidthSweep
 from .style import BLUE, GRAY, LAYER_COLORS, VERMILLION, new_axes, plain_log_axis
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import Any
 from gpytorch import constraints, kernels, likelihoods, means, priors
 from gpytorch.likelihoods.noise_models import HomoskedasticNoise
 
-from .. import functions, mixing, models
+from .. import activations, mixing, models
 from .. import kernels as own_kernels
 from ..kernels.compositions import COMPOSITIONS
 from ..likelihoods import FiniteWidthLikelihood, StudentTProcessLikelihood
-from ..priors import OrderParameterPrior
+from ..order_parameters import OrderParameterPrior
 from .normalization import Normalization
 from .registry import Entry, register
 
@@ -19,9 +19,9 @@ register(Entry(Normalization, ("input_mean", "input_scale", "target_mean", "targ
 
 # Activations. Quadrature holds a callable of the user's: it is left out.
 register(
-    Entry(functions.LeakyReLU, ("negative_slope",)),
+    Entry(activations.LeakyReLU, ("negative_slope",)),
     *(
-        Entry(getattr(functions, name))
+        Entry(getattr(activations, name))
         for name in "Cos Erf Exp GELU Identity ReLU RectifiedQuadratic SiLU Sign Sin Square Step Tanh".split()
     ),
 )
@@ -113,7 +113,7 @@ def _nngp(kernel: Any) -> dict[str, Any]:
 
 
 def _arc_cosine(kernel: Any) -> dict[str, Any]:
-    orders = {functions.Step: 0, functions.ReLU: 1, functions.RectifiedQuadratic: 2}
+    orders = {activations.Step: 0, activations.ReLU: 1, activations.RectifiedQuadratic: 2}
     return {"order": orders[type(kernel.activation)], **_nngp(kernel)}
 
 

@@ -15,7 +15,7 @@ from gpytorch.models import GP
 from gpytorch.priors import Prior
 from torch import Tensor
 
-from ..functions import Activation
+from ..activations import Activation
 from ..kernels import Composition
 from ..mixing import MixingLaw
 from .archive import SavedModelError

@@ -13,15 +13,17 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from .._validation import as_width, positive_number
+from ..activations import Activation, get_activation
 from ..commands.network import Network
 from ..distributions import ScaleMixtureMultivariateNormal
-from ..functions import Activation, Spectrum, get_activation
-from ..generalization.predictor import Predictor
+from ..inference.model_parts import take_apart
+from ..inference.predictor import Predictor
 from ..kernels import Composition
 from ..mixing import ProductGammaMixing, posterior_of_scale
 from ..models import FiniteWidthProcess, NetworkFiniteWidthProcess
-from ..models.model_parts import take_apart
-from ..optim import fit_hyperparameters, fit_order_parameters
+from ..spectra import Spectrum
+from ..theories import fit_order_parameters
+from ..tuning import fit_hyperparameters
 
 PROCESSES = ("saddle", "mixture", "infinite_width")
 _CHUNK = 1000  # rows predicted at a time

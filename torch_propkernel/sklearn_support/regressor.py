@@ -39,7 +39,7 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
     and P m for each of some dozens of nodes.
 
     Args:
-        activation: A name in ``torch_propkernel.functions.ACTIVATIONS`` or an :class:`Activation`.
+        activation: A name in ``torch_propkernel.activations.ACTIVATIONS`` or an :class:`Activation`.
         width: Width of the hidden layer, one number for each of several, ``math.inf`` or None for infinite width.
         weight_variance: w_0, ..., w_L: one number or L + 1.
         bias_variance: b_0, ..., b_{L-1}: one number or L; zero for no bias.

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .._validation import check_targets
-from ..generalization import ErrorEstimate
-from ..generalization.predictor import Predictor, Units, prepare_points
+from ..inference.model_parts import ModelParts, take_apart
+from ..inference.predictor import Predictor, Units, prepare_points
 from ..kernels import RenormalizedNNGPKernel
-from ..models.model_parts import ModelParts, take_apart
+from .errors import ErrorEstimate
 
 
 class Theory(ABC):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..functions.activations import Identity
-from ..functions.first_order import FirstOrderTerms, Terms, draw_pre_activations, first_order_terms
-from ..generalization.predictor import Predictor
-from ..models.last_layer import last_layer
-from ..models.model_parts import ModelParts
-from ..optim.fit_order_parameters import fit_parts
+from ..actions.first_order import FirstOrderTerms, Terms, draw_pre_activations, first_order_terms
+from ..activations import Identity
+from ..inference.last_layer import last_layer
+from ..inference.model_parts import ModelParts
+from ..inference.predictor import Predictor
 from .base import FittedTheory, Theory
+from .fit_order_parameters import fit_parts
 
 ABOUT = ("infinite_width", "saddle_point")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..generalization.free_scale import free_scale_of
-from ..generalization.predictor import Predictor
-from ..models.model_parts import ModelParts
+from ..inference.model_parts import ModelParts
+from ..inference.predictor import Predictor
 from .base import FittedTheory, Theory
+from .best_scale import free_scale_of
 from .infinite_width import FittedGaussian
 
 

@@ -7,13 +7,13 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from ..actions import SolveResult, solve_order_parameters
+from ..actions.gated_action import GatedPrior, gate_moments
+from ..actions.local_minimum import lowest_minimum, minimize
+from ..activations import ReLU
 from ..exceptions import ConvergenceError
-from ..functions import ReLU
-from ..functions.gated_action import GatedPrior, gate_moments
-from ..functions.recursion import dual_covariance
-from ..models.model_parts import ModelParts
-from ..optim import SolveResult, solve_order_parameters
-from ..optim.local_minimum import lowest_minimum, minimize
+from ..inference.model_parts import ModelParts
+from ..kernels.recursion import dual_covariance
 from .base import FittedTheory, Theory, bare_kernel, kernel_inputs
 from .infinite_width import FittedGaussian, GivenKernel
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..generalization.predictor import Predictor
-from ..models.model_parts import ModelParts
+from ..inference.model_parts import ModelParts
+from ..inference.predictor import Predictor
 from .base import FittedTheory, Theory
 
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..functions.scale_integral import ScalePosterior
-from ..functions.spectrum import Spectrum
+from ..inference.model_parts import ModelParts
 from ..mixing import ProductGammaMixing, posterior_of_scale
-from ..models.model_parts import ModelParts
+from ..mixing.scale_integral import ScalePosterior
+from ..spectra.spectrum import Spectrum
 from .base import FittedTheory, Theory
 
 
@@ -77,7 +77,7 @@ class FittedScaleMixture(FittedTheory):
 
     def _condition(self, blocks: Blocks) -> tuple[Tensor, Tensor]:
         r, spread = self.posterior.scale.unsqueeze(-1), self._spread
-        solved = spread * self.spectrum.projections.unsqueeze(-2)
+        solved = spread * self.spectrum.single.unsqueeze(-2)
         mean = blocks.mean.unsqueeze(-2) + solved @ blocks.fixed + r * (solved @ blocks.cross)
         taken = (
             spread @ blocks.fixed.square()
@@ -96,7 +96,7 @@ class FittedScaleMixture(FittedTheory):
 
     def _squared_weights(self) -> Tensor:
         """Return E[(A^{-1} y)_i^2] for each node, ``*b x n x P``."""
-        return ((self._spread * self.spectrum.projections.unsqueeze(-2)) @ self._vectors.transpose(-1, -2)).square()
+        return ((self._spread * self.spectrum.single.unsqueeze(-2)) @ self._vectors.transpose(-1, -2)).square()
 
     def _training_error(self) -> Tensor:
         if self.parts.has_dense_noise():

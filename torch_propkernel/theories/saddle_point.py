@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..generalization.predictor import Predictor
-from ..models.model_parts import ModelParts
-from ..optim.fit_order_parameters import fit_parts
+from ..inference.model_parts import ModelParts
+from ..inference.predictor import Predictor
 from .base import FittedTheory, Theory
+from .fit_order_parameters import fit_parts
 from .infinite_width import FittedGaussian
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..actions import SolveResult
+from ..actions.two_parameter_action import TwoParameterAction
 from ..exceptions import ConvergenceError
-from ..functions.scale_integral import integrate_scale
-from ..functions.spectrum import Spectrum
-from ..functions.two_parameter_action import TwoParameterAction
+from ..inference.model_parts import ModelParts
 from ..mixing import GammaMixing
-from ..models.model_parts import ModelParts
-from ..optim import SolveResult
+from ..mixing.scale_integral import integrate_scale
+from ..spectra.spectrum import Spectrum
 from .base import FittedTheory, Theory, bare_kernel, kernel_inputs
 from .infinite_width import FittedGaussian, GivenKernel
 from .mixture import FittedScaleMixture
@@ -144,7 +144,7 @@ class _FittedTwoParameterMixture(FittedScaleMixture):
 
     def _squared_weights(self) -> Tensor:
         back = self._vectors.transpose(-1, -2)
-        solved = self._spread * self.spectrum.projections.unsqueeze(-2) - self._coefficient * self._solved_mean
+        solved = self._spread * self.spectrum.single.unsqueeze(-2) - self._coefficient * self._solved_mean
         return (solved @ back).square() + self._coefficient_variance * (self._solved_mean @ back).square()
 
 

@@ -1,0 +1,233 @@
+"""The effective action of the outer composition: a function of one variable, the log of r = prod_l q_l."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._validation import as_temperature, positive_number
+from ..exceptions import NotPositiveDefiniteError
+from ..order_parameters import ScalarChain
+from ..spectra.spectrum import Spectrum
+
+_BLOCK = 2**16
+_INFINITE = 1e300
+
+
+class OuterAction:
+    r"""Many one-dimensional saddle-point problems at once, in u = log r with r = prod_l q_l.
+
+    At fixed r the layers' parts are stationary where N_l (q_l - 1) = mu for all layers l
+    (:meth:`ScalarChain.at_log_scale`), so that
+
+    .. math:: N_L S(u) = \sum_l N_l (q_l - \log q_l)
+              + \sum_i \Big[n_i \log(T + r k_i) + \frac{z_i^2}{T + r k_i}\Big], \qquad
+              N_L \frac{dS}{du} = \mu(u) + g(u), \quad
+              g = \sum_i n_i \frac{x_i}{1 + x_i} - \frac{z_i^2}{T}\frac{x_i}{(1+x_i)^2},
+
+    with :math:`x_i = r k_i / T` and n_i the number of eigenvalues that a node stands for (one each in a dense
+    reduction). At T = 0, :math:`g = P - b/r` with :math:`b = \sum_i z_i^2/k_i`.
+
+    Build it with :meth:`of`. Shapes: n problems, a spectrum ``n x M`` or ``1 x M`` (shared by all problems).
+
+    Args:
+        eigenvalues: k >= 0.
+        squared_projections: z^2, summed over outputs.
+        chain: The layers, widths ``n x L``, may hold infinities.
+        temperature: ``n``; all positive or all zero.
+        counts: n_i; one each if None.
+
+    Reference: THEORY.md, section 1 for one layer, section 4, eq. (7), for several.
+    """
+
+    def __init__(
+        self,
+        eigenvalues: Tensor,
+        squared_projections: Tensor,
+        chain: ScalarChain,
+        temperature: Tensor,
+        counts: Tensor | None = None,
+    ) -> None:
+        """Store the problems."""
+        self.eigenvalues = eigenvalues
+        self.squared_projections = squared_projections
+        self.chain = chain
+        self.temperature = temperature
+        self.counts = counts
+        self.zero_temperature = bool((temperature == 0).any())
+
+    @classmethod
+    def of(
+        cls,
+        spectrum: Spectrum,
+        width: float | Sequence[float] | Tensor | ScalarChain,
+        temperature: float | Tensor,
+        readout_precision: float = 1.0,
+    ) -> tuple[OuterAction, torch.Size]:
+        """Return all (width, temperature) problems of a spectrum in one object, flattened, and their shape ``*p``.
+
+        Args:
+            spectrum: Of K and y, ``*b``.
+            width: N_1, ..., N_L, ``*p x L``, or the chain.
+            temperature: T, ``*p``.
+            readout_precision: lambda_L relative to the one inside K: K is divided by it.
+
+        Raises:
+            NotPositiveDefiniteError: T = 0 with a singular K.
+        """
+        device = spectrum.eigenvalues.device
+        precision = positive_number("readout_precision", readout_precision)
+        chain = width if isinstance(width, ScalarChain) else ScalarChain.of(width)
+        widths = chain.width.to(device, torch.float64)
+        temperature = as_temperature(temperature, torch.float64, device)
+        shape = torch.broadcast_shapes(spectrum.batch_shape, chain.batch_shape, temperature.shape)
+        if bool((temperature == 0).any()) and not bool(torch.isfinite(spectrum.condition).all()):
+            raise NotPositiveDefiniteError(
+                "temperature: expected > 0 for a kernel matrix that is singular to rounding, got 0 (are there "
+                "duplicate or zero rows?); T = 0 needs a non-singular K"
+            )
+        number = math.prod(shape)
+        columns = [spectrum.eigenvalues / precision, spectrum.squares, spectrum.multiplicities]
+        if spectrum.batch_shape.numel() == 1:
+            flat = [None if v is None else v.reshape(1, -1) for v in columns]
+        else:
+            flat = [None if v is None else v.expand(*shape, -1).reshape(number, -1) for v in columns]
+        k, z2, counts = flat
+        own = ScalarChain(widths.expand(*shape, -1).reshape(number, -1))
+        return cls(k, z2, own, temperature.expand(shape).reshape(number), counts), shape  # type: ignore[arg-type]
+
+    @property
+    def width(self) -> Tensor:
+        """Widths, ``n x L``."""
+        return self.chain.width
+
+    @property
+    def num_problems(self) -> int:
+        """Number n of problems."""
+        return self.width.shape[0]
+
+    @property
+    def num_data(self) -> float:
+        """Number of data: P, times the number of outputs."""
+        return self.eigenvalues.shape[-1] if self.counts is None else float(self.counts[0].sum())
+
+    def select(self, index: Tensor) -> OuterAction:
+        """Return the problems at ``index`` (with repetitions), sharing a common spectrum."""
+        shared = self.eigenvalues.shape[0] == 1
+        k, z2, counts = (
+            v if v is None or shared else v[index] for v in (self.eigenvalues, self.squared_projections, self.counts)
+        )
+        return OuterAction(k, z2, ScalarChain(self.width[index]), self.temperature[index], counts)  # type: ignore[arg-type]
+
+    def _rows(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return k, z^2 and counts of some problems."""
+        rows = slice(None) if self.eigenvalues.shape[0] == 1 else rows
+        return (
+            self.eigenvalues[rows],
+            self.squared_projections[rows],
+            None if self.counts is None else self.counts[rows],
+        )
+
+    def _blocks(self, number: int) -> list[slice]:
+        """Return parts of the problems whose tables stay in a core's cache."""
+        block = max(1, _BLOCK // self.eigenvalues.shape[-1])
+        return [slice(start, start + block) for start in range(0, number, block)]
+
+    # The data's part ----------------------------------------------------------------------------------------------
+
+    def data_terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return g and dg/du at u of shape ``n``."""
+        if self.zero_temperature:
+            label = self._label() * torch.exp(-u)
+            return self.num_data - label, label
+        h1, h2, d1, d2 = self._sums(torch.exp(u - self.temperature.log()))
+        cold = 1.0 / self.temperature
+        return h1 - h2 * cold, d1 - d2 * cold
+
+    def tabulated_data_terms(self, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
+        """Return g and dg/du on a grid of log(r / T) common to all problems, ``n x G`` each.
+
+        g depends on r and T only through r / T, up to the factor 1 / T of the label sum.
+        """
+        ratio = torch.exp(log_ratio)
+        tables = []
+        for row in range(self.eigenvalues.shape[0]):
+            k, z2, counts = (None if v is None else v[row : row + 1] for v in self._rows(slice(None)))
+            tables.append(OuterAction(k, z2, self.chain, self.temperature, counts)._sums(ratio))  # type: ignore[arg-type]
+        h1, h2, d1, d2 = (torch.stack(columns) for columns in zip(*tables, strict=True))
+        cold = 1.0 / self.temperature.unsqueeze(-1)
+        return h1 - h2 * cold, d1 - d2 * cold
+
+    def _label(self) -> Tensor:
+        """Return sum_i z_i^2 / k_i, the b of zero temperature; nodes that carry no target do not count."""
+        k, z2 = self.eigenvalues, self.squared_projections
+        return torch.where(z2 > 0, z2 / torch.where(z2 > 0, k, 1.0), 0.0).sum(-1)
+
+    def _sums(self, ratio: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Sums over the spectrum at r / T of shape ``n``.
+
+        With x = k r / T: sum of n x/(1+x), z^2 x/(1+x)^2, and their derivatives with respect to log r.
+        """
+
+        def total(values: Tensor, weights: Tensor) -> Tensor:
+            return values @ weights[0] if len(weights) == 1 else (values * weights).sum(-1)
+
+        sums: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        for part in self._blocks(len(ratio)):
+            k, z2, counts = self._rows(part)
+            x = ratio[part, None] * k
+            inverse = (1.0 + x).reciprocal_()
+            filled = x.mul_(inverse)  # x / (1 + x)
+            occupied = inverse.mul_(filled)  # x / (1 + x)^2
+            h1, d1 = (v.sum(-1) if counts is None else total(v, counts) for v in (filled, occupied))
+            h2, curved = total(occupied, z2), total(filled.mul_(occupied), z2)
+            sums.append((h1, h2, d1, h2 - 2.0 * curved))
+        h1, h2, d1, d2 = (torch.cat(columns) for columns in zip(*sums, strict=True))
+        return h1, h2, d1, d2
+
+    def data_action(self, u: Tensor) -> Tensor:
+        """Return sum_i n_i log(T + r k_i) + z_i^2 / (T + r k_i) at u of shape ``n``."""
+        sums = []
+        for part in self._blocks(len(u)):
+            k, z2, counts = self._rows(part)
+            spread = self.temperature[part, None] + torch.exp(u[part, None]) * k
+            logs = spread.log() if counts is None else counts * spread.log()
+            sums.append((z2 / spread).add_(logs).sum(-1))
+        return torch.cat(sums)
+
+    # Both parts ---------------------------------------------------------------------------------------------------
+
+    def slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return N_L dS/du and its derivative at u of shape ``n``."""
+        layers = self.chain.at_log_scale(u)
+        g, d_g = self.data_terms(u)
+        return layers.pull + g, layers.stiffness + d_g
+
+    def slope_scale(self, u: Tensor) -> Tensor:
+        """Return the size of the terms of N_L dS/du at u of shape ``n``, against which a residual is judged."""
+        narrowest = self.width.amin(dim=-1).clamp_max(_INFINITE)
+        return self.num_data + narrowest * (1.0 + self.chain.at_log_scale(u).order_parameter.amax(-1))
+
+    def layer_action(self, u: Tensor) -> Tensor:
+        """Return sum_l N_l (q_l - log q_l - 1) at u of shape ``n``; infinite layers give zero."""
+        return self.chain.action(self.chain.at_log_scale(u).log_order_parameter)
+
+    def bracket(self) -> tuple[Tensor, Tensor]:
+        """Return bounds of u that hold every stationary point (THEORY.md, section 1, "where the root is")."""
+        if self.zero_temperature:
+            balance = (self._label().expand(self.num_problems) / self.num_data).clamp_min(1e-300).log()
+            return balance.clamp_max(0.0) - 1e-9, balance.clamp_min(0.0) + 1e-9
+        log_temperature = self.temperature.log()
+        squares = self.squared_projections.sum(-1).expand(self.num_problems)
+        mu_max = (squares.clamp_min(1e-300).log() - log_temperature).exp() / 4.0
+        high = torch.log1p(mu_max.unsqueeze(-1) / self.width).sum(-1)
+        k = self.eigenvalues if self.counts is None else self.counts * self.eigenvalues
+        trace = k.sum(-1).expand(self.num_problems)
+        per_width = trace.clamp_min(1e-300).log().sub(log_temperature).unsqueeze(-1) - self.width.log()
+        low = -torch.nn.functional.softplus(per_width)
+        room = 1.0 - self.num_data / self.width
+        low = torch.maximum(low, torch.where(room > 0, room.clamp_min(1e-300).log(), low)).sum(-1)
+        return low - 1e-9, high + 1e-9

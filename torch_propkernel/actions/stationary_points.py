@@ -1,0 +1,205 @@
+"""All stationary points of many one-dimensional actions: scan, refine, polish."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .outer_action import OuterAction
+
+_GRID_STEP = 0.1
+_REFINEMENT = 8
+_MAX_LEVELS = 4
+_MAX_NEWTON = 100
+
+
+class StationaryPoints(NamedTuple):
+    """Stationary points of n problems, padded with NaN to the largest number M.
+
+    Attributes:
+        u: log r, ``n x M``, ascending.
+        action: N_L S - sum_l N_l at the points, ``n x M``.
+        curvature: N_L d^2 S/du^2, ``n x M``; positive at minima.
+        residual: |N_L dS/du| over the size of its terms, ``n x M``.
+        touching: ``n``; whether the slope came within rounding of another root without a resolved sign change.
+        iterations: Newton steps used.
+    """
+
+    u: Tensor
+    action: Tensor
+    curvature: Tensor
+    residual: Tensor
+    touching: Tensor
+    iterations: int
+
+
+def global_minimum(points: StationaryPoints) -> tuple[Tensor, Tensor]:
+    """Return u and column of the lowest minimum among the stationary points, ``n`` each."""
+    value = torch.where(torch.isnan(points.action) | (points.curvature < 0), torch.inf, points.action)
+    column = value.argmin(dim=-1, keepdim=True)
+    return points.u.gather(-1, column).squeeze(-1), column.squeeze(-1)
+
+
+def find_stationary_points(action: OuterAction) -> StationaryPoints:
+    """Return every stationary point inside the bracket of ``action``.
+
+    The slope is tabulated on a grid in log r that is much finer than the scale on which it can vary (its terms are
+    logistic functions of log r, of width one). Cells in which the cubic through both ends' values and derivatives
+    crosses or nearly touches zero other than once are subdivided with exact evaluations; each sign change is then
+    polished by a safeguarded Newton iteration on the exact sums.
+
+    Cost: one pass over the spectrum for each grid point, shared by all problems on one spectrum, and about three passes
+    for each root.
+
+    Example:
+        >>> from torch_propkernel.spectra import Spectrum
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> spectrum = Spectrum.from_eigenvalues(1e-4 * one, 2e4**0.5 * one)
+        >>> action, _ = OuterAction.of(spectrum, width=[60.0, 60.0], temperature=1.0)
+        >>> [round(q, 3) for q in torch.exp(find_stationary_points(action).u / 2).flatten().tolist()]   # q_1 = q_2
+        [1.036, 38.56, 80.544]
+    """
+    cells, touching = _isolate(action)
+    selected = action.select(cells.owner)
+    u, slope, curvature, iterations = _polish(selected, cells)
+    value = selected.layer_action(u) + selected.data_action(u)
+    counts = torch.bincount(cells.owner, minlength=action.num_problems)
+    order = torch.argsort(u, stable=True)
+    order = order[torch.argsort(cells.owner[order], stable=True)]
+    owner = cells.owner[order]
+    column = torch.arange(len(owner), device=u.device) - (counts.cumsum(0) - counts)[owner]
+
+    def padded(values: Tensor) -> Tensor:
+        table = u.new_full((action.num_problems, max(1, int(counts.max()))), torch.nan)
+        table[owner, column] = values[order]
+        return table
+
+    residual = slope.abs() / selected.slope_scale(u)
+    return StationaryPoints(padded(u), padded(value), padded(curvature), padded(residual), touching, iterations)
+
+
+class _Cells(NamedTuple):
+    """Intervals of log r with the slope and its derivative at both ends, and the problem that each belongs to."""
+
+    owner: Tensor
+    left: Tensor
+    right: Tensor
+    f_left: Tensor
+    f_right: Tensor
+    d_left: Tensor
+    d_right: Tensor
+
+    def select(self, index: Tensor) -> _Cells:
+        return _Cells(*(column[index] for column in self))
+
+
+def _cells_between(owner: Tensor, u: Tensor, f: Tensor, d: Tensor, keep: Tensor) -> _Cells:
+    """Cells between neighboring columns of ``n x G`` tables, those of the mask ``keep``; ``owner`` is ``n``."""
+    row, column = torch.nonzero(keep, as_tuple=True)
+    after = column + 1
+    ends = [table[row, index] for table in (u, f, d) for index in (column, after)]
+    return _Cells(owner[row], *ends)
+
+
+def _isolate(action: OuterAction) -> tuple[_Cells, Tensor]:
+    """Return cells with one sign change of the slope each, and which problems have points that touch zero."""
+    low, high = action.bracket()
+    everyone = torch.arange(action.num_problems, device=low.device)
+    touching = torch.zeros_like(low, dtype=torch.bool)
+    if action.zero_temperature:  # the slope is monotone: one root
+        (f_low, d_low), (f_high, d_high) = action.slope(low), action.slope(high)
+        return _Cells(everyone, low, high, f_low, f_high, d_low, d_high), touching
+    log_temperature = action.temperature.log()
+    first, last = float((low - log_temperature).min()), float((high - log_temperature).max())
+    grid = torch.linspace(first, last, max(3, int((last - first) / _GRID_STEP) + 2), dtype=low.dtype, device=low.device)
+    f, d = action.tabulated_data_terms(grid)
+    u = grid + log_temperature.unsqueeze(-1)
+    layers = action.chain.at_log_scale(u)
+    f, d = f + layers.pull, d + layers.stiffness
+    # Most cells are far from zero for their slope: the careful look is for the others only.
+    size, steep = f.abs(), d.abs() * (grid[1] - grid[0])
+    reach = 2.0 * (steep[:, :-1] + steep[:, 1:] + (f[:, 1:] - f[:, :-1]).abs())
+    near = torch.minimum(size[:, :-1], size[:, 1:]) <= reach
+    cells = _cells_between(everyone, u, f, d, near)
+    kept = []
+    parts = torch.linspace(0.0, 1.0, _REFINEMENT + 1, dtype=low.dtype, device=low.device)
+    for level in range(_MAX_LEVELS + 1):
+        clean, doubtful = _classify(cells)
+        kept.append(cells.select(torch.nonzero(clean).squeeze(-1)))
+        cells = cells.select(torch.nonzero(doubtful).squeeze(-1))
+        if len(cells.owner) == 0 or level == _MAX_LEVELS:
+            break
+        fine = cells.left.unsqueeze(-1) + (cells.right - cells.left).unsqueeze(-1) * parts
+        slope = action.select(cells.owner.repeat_interleave(len(parts))).slope(fine.reshape(-1))
+        f, d = (value.reshape(fine.shape) for value in slope)
+        cells = _cells_between(cells.owner, fine, f, d, torch.ones_like(f[:, 1:], dtype=torch.bool))
+    # What the last level still doubts lies within rounding of a double root; a sign change is a root all the same.
+    touching[cells.owner] = True
+    kept.append(cells.select(torch.nonzero((cells.f_left < 0) != (cells.f_right < 0)).squeeze(-1)))
+    return _Cells(*(torch.cat(columns) for columns in zip(*kept, strict=True))), touching
+
+
+def _classify(cells: _Cells) -> tuple[Tensor, Tensor]:
+    """Return which cells hold exactly one sign change and which have to be looked into; the others hold none.
+
+    The cubic Hermite interpolant stands for the slope inside a cell, with a margin for its error.
+    """
+    h = cells.right - cells.left
+    f0, f1, s0, s1 = cells.f_left, cells.f_right, cells.d_left * h, cells.d_right * h
+    crossing = (f0 < 0) != (f1 < 0)
+    # Derivative of the cubic in t in [0, 1]: s0 + 2 a t + 3 b t^2; it is one-signed unless it vanishes inside.
+    rise = f1 - f0
+    a, b = 3.0 * rise - 2.0 * s0 - s1, s0 + s1 - 2.0 * rise
+    margin = 0.05 * (s0.abs() + s1.abs() + rise.abs()) * h
+    middle = torch.where(b == 0, 0.5, -a / torch.where(b == 0, 1.0, 3.0 * b)).clamp(0.0, 1.0)
+    at_middle = s0 + 2.0 * a * middle + 3.0 * b * middle**2
+    slowest = torch.minimum(torch.minimum(s0, s1), at_middle)
+    fastest = torch.maximum(torch.maximum(s0, s1), at_middle)
+    monotone = (slowest > margin) | (fastest < -margin)
+    # A cell without a crossing is empty if its ends are further from zero than the cubic can travel inside.
+    reach = torch.maximum(slowest.abs(), fastest.abs())
+    empty = ~crossing & (monotone | (torch.minimum(f0.abs(), f1.abs()) > 1.1 * reach))
+    return crossing & monotone, ~(crossing & monotone) & ~empty
+
+
+def _start(cells: _Cells) -> Tensor:
+    """Root of the inverse cubic Hermite interpolant u(f) inside the cell; the secant's where it is not defined."""
+    rise = cells.f_right - cells.f_left
+    steep = (cells.d_left != 0) & (cells.d_right != 0) & (rise != 0)
+    t = (-cells.f_left / torch.where(rise == 0, torch.ones_like(rise), rise)).clamp(0.0, 1.0)
+    gap = cells.right - cells.left
+    m0, m1 = (rise / torch.where(steep, d, torch.ones_like(d)) for d in (cells.d_left, cells.d_right))
+    cubic = t * (1 - t) ** 2 * m0 + t**2 * (3 - 2 * t) * gap + t**2 * (t - 1) * m1
+    return cells.left + torch.where(steep & (cubic > 0) & (cubic < gap), cubic, t * gap)
+
+
+def _polish(action: OuterAction, cells: _Cells) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Newton steps kept inside brackets with one sign change each, until the slope is at rounding level.
+
+    Returns u, the slope there, its derivative, and the number of steps.
+    """
+    epsilon = torch.finfo(cells.left.dtype).eps
+    left, right, u = cells.left.clone(), cells.right.clone(), _start(cells)
+    rising = cells.f_right >= cells.f_left
+    slope, curvature = torch.zeros_like(u), torch.zeros_like(u)
+    active = torch.arange(len(u), device=u.device)
+    iterations = 0
+    while len(active):
+        now, part = u[active], action.select(active)
+        f, d = part.slope(now)
+        slope[active], curvature[active] = f, d
+        beyond = (f > 0) == rising[active]
+        right[active] = torch.where(beyond, now, right[active])
+        left[active] = torch.where(beyond, left[active], now)
+        proposal = now - f / torch.where(d == 0, torch.ones_like(d), d)
+        inside = (proposal >= left[active]) & (proposal <= right[active]) & (d != 0)
+        new = torch.where(inside, proposal, 0.5 * (left[active] + right[active]))
+        going = (f.abs() > epsilon * part.slope_scale(now)) & ((new - now).abs() > 2.0 * epsilon * (1.0 + now.abs()))
+        active, new = active[going], new[going]
+        if iterations == _MAX_NEWTON:
+            break
+        iterations += len(active) > 0
+        u[active] = new
+    return u, slope, curvature, iterations

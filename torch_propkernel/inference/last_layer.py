@@ -1,0 +1,55 @@
+"""The units of a model's last hidden layer: their pre-activations' covariance and the scale of the readout."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from gpytorch.kernels import Kernel, ScaleKernel
+from torch import Tensor
+
+from ..activations import Activation
+from ..kernels.recursion import propagate
+from .model_parts import ModelParts
+
+
+class LastLayer(NamedTuple):
+    """Units phi = sqrt(scale) sigma(h), h ~ N(0, covariance): E phi phi^T is the model's covariance at q = 1.
+
+    ``covariance`` is ``*b x n x n``, ``scale`` broadcasts against ``*b x 1 x 1``.
+    """
+
+    activation: Activation
+    covariance: Tensor
+    scale: Tensor
+
+
+def last_layer(parts: ModelParts, x: Tensor) -> LastLayer:
+    """Return the last hidden layer of a model at points ``*b x n x d``, in front of the first order parameter.
+
+    Raises:
+        ValueError: The model's covariance is not its renormalized kernel alone, possibly in ScaleKernels.
+    """
+    kernel = parts.kernel
+    outermost: Any = getattr(parts.model, "covar_module", None)
+    scale = _scale(outermost, kernel)
+    if outermost.active_dims is not None:  # a ScaleKernel takes over those of the kernel inside
+        x = x.index_select(-1, outermost.active_dims)
+    *lower, last = kernel.layers()
+    state = kernel.input_covariance(x, x)
+    for layer in lower:
+        state = propagate(state, layer, overwrite=True)
+    weight = last.weight_variance
+    return LastLayer(last.activation, state.xy, weight if scale is None else weight * scale)
+
+
+def _scale(module: Any, kernel: Kernel) -> Tensor | None:
+    """Product of the output scales around the kernel, ``*b x 1 x 1``, or None."""
+    if module is kernel:
+        return None
+    if isinstance(module, ScaleKernel):
+        inner, own = _scale(module.base_kernel, kernel), module.outputscale[..., None, None]
+        return own if inner is None else inner * own
+    raise ValueError(
+        "model: expected a covariance that is the renormalized kernel itself, possibly in ScaleKernels, so that its "
+        f"hidden units are known; got {type(module).__name__}"
+    )

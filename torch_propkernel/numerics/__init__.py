@@ -1,0 +1,1 @@
+"""Numerics without any physics: safe elementary functions and special functions."""

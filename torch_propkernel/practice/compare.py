@@ -1,0 +1,211 @@
+"""Theories against the sampled posterior of the real network, in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._validation import check_targets
+from ..inference.predictor import Units, evaluating, prepare_points
+from ..networks.sample_posterior import MonteCarloEstimate, SampledPosterior, sample_posterior
+from ..theories import (
+    FirstOrder,
+    FittedTheory,
+    FreeScaleBaseline,
+    Gated,
+    InfiniteWidth,
+    Mixture,
+    SaddlePoint,
+    Theory,
+    TwoParameterSaddle,
+)
+from .conversion import network_from_model
+
+QUANTITIES = ("test_error", "bias", "variance", "training_error", "order_parameter")
+"""What is compared: errors in the targets' squared units, and lambda_L |v|^2 / N_L, which the theories call q."""
+
+DEFAULT_THEORIES: tuple[Theory, ...] = (
+    InfiniteWidth(),
+    FreeScaleBaseline(),
+    SaddlePoint(),
+    Mixture(),
+    TwoParameterSaddle(),
+    Gated(),
+    FirstOrder(about="saddle_point"),
+)
+
+
+@dataclass(frozen=True)
+class NetworkComparison:
+    """Measured values of a sampled network, and what theories predict for them.
+
+    Attributes:
+        measured: By quantity (``QUANTITIES``), with standard errors, R-hat and effective sample sizes.
+        predicted: By theory, then by quantity.
+        skipped: Default theories that do not apply to this network, with the reason.
+        sampled: The whole result of the sampler, in the model's units.
+        fitted: The fitted theories.
+
+    Example:
+        >>> value = MonteCarloEstimate(torch.tensor(2.0), torch.tensor(0.1), torch.tensor(900.0), torch.tensor(1.0))
+        >>> comparison = NetworkComparison({"bias": value}, {"saddle point": {"bias": 2.2}})
+        >>> round(comparison.z_score("saddle point", "bias"), 6), round(comparison.error("saddle point", "bias"), 6)
+        (2.0, 0.1)
+    """
+
+    measured: dict[str, MonteCarloEstimate]
+    predicted: dict[str, dict[str, float]]
+    skipped: dict[str, str] = field(default_factory=dict)
+    sampled: SampledPosterior | None = None
+    fitted: dict[str, FittedTheory] = field(default_factory=dict)
+
+    def z_score(self, theory: str, quantity: str) -> float:
+        """Return (predicted - measured) / standard error of the measured value."""
+        measured = self.measured[quantity]
+        return (self.predicted[theory][quantity] - float(measured.mean)) / float(measured.standard_error)
+
+    def error(self, theory: str, quantity: str) -> float:
+        """Return (predicted - measured) / measured."""
+        measured = float(self.measured[quantity].mean)
+        return (self.predicted[theory][quantity] - measured) / measured
+
+    def __str__(self) -> str:
+        """Return a table: measured values, then each theory's prediction, relative error and z-score."""
+        rows = [["", *(name.replace("_", " ") for name in self.measured)]]
+        values = self.measured.values()
+        rows.append(["sampled network", *(f"{float(v.mean):.5g} +- {float(v.standard_error):.2g}" for v in values)])
+        for theory, predicted in self.predicted.items():
+            cells = [
+                f"{predicted[name]:.5g} ({100 * self.error(theory, name):+.1f} %, z {self.z_score(theory, name):+.1f})"
+                for name in self.measured
+            ]
+            rows.append([theory, *cells])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *(c.rjust(n) for c, n in zip(row[1:], widths[1:], strict=True))])
+            for row in rows
+        ]
+        if self.sampled is not None:
+            lines.append(f"sampler: {self.sampled.message}")
+        lines += [f"not applicable: {theory} ({reason})" for theory, reason in self.skipped.items()]
+        return "\n".join(lines)
+
+
+def compare_with_network(
+    model: Any,
+    x: Tensor,
+    y: Tensor,
+    *,
+    theories: Sequence[Theory] | None = None,
+    sampler: Any = None,
+    num_chains: int = 8,
+    num_samples: int = 1000,
+    warmup: int = 500,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> NetworkComparison:
+    r"""Sample the posterior of the finite network that a model describes and compare it with theories of it.
+
+    The network has the widths, prior variances and temperature of the model's renormalized kernel and likelihood
+    (:func:`network_from_model`); its posterior is sampled exactly, up to the Monte Carlo errors that are reported. For
+    test points with known targets the table has the expected squared error of a posterior network, its bias and
+    variance (formula (4)), the average training error, and :math:`\lambda_L |v|^2 / N_L`, which theories predict to be
+    q. Always among the default theories: infinite width, and the fair baseline of a free scale.
+
+    The reported z-scores are those of the sampler's standard errors alone: with enough samples every approximate theory
+    is rejected, and the relative error is what matters.
+
+    Shapes: x is ``m x d``, y is ``m``; no batch of models. Errors are in the targets' original units (BoTorch's
+    ``Standardize``), the order parameter in the model's. Cost: that of :func:`sample_posterior`, minutes for hundreds
+    of points and units.
+
+    Args:
+        model: An ExactGP-like model with one RenormalizedNNGPKernel and finite whole widths, with zero or other mean.
+        x: Test inputs.
+        y: Test targets, in original units.
+        theories: What to compare; all that apply if None. One that is given and does not apply raises.
+        sampler: As for :func:`sample_posterior`.
+        num_chains: As for :func:`sample_posterior`.
+        num_samples: As for :func:`sample_posterior`.
+        warmup: As for :func:`sample_posterior`.
+        seed: As for :func:`sample_posterior`.
+        progress: As for :func:`sample_posterior`.
+
+    Raises:
+        TypeError, ValueError: Not a suitable model (infinite or fractional widths, another kernel beside it, noise that
+            is not one temperature), or bad data.
+        ConvergenceError: The sampler diverged. A run that is only too short warns and says so.
+
+    Reference: Pacelli et al. (2023), arXiv:2209.04882; THEORY.md, section 7.
+
+    Example:
+        >>> import gpytorch, torch
+        >>> from torch_propkernel import Erf, NetworkGP, RenormalizedNNGPKernel
+        >>> from torch_propkernel.practice import compare_with_network
+        >>> x = torch.randn(12, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> likelihood = gpytorch.likelihoods.GaussianLikelihood().double()
+        >>> likelihood.noise = 0.1
+        >>> model = NetworkGP(x[:8], x[:8, 0], likelihood, RenormalizedNNGPKernel(Erf(), width=20).double())
+        >>> comparison = compare_with_network(model, x[8:], x[8:, 0], num_samples=500, warmup=200)
+        >>> abs(comparison.error("saddle point", "order_parameter")) < 0.05
+        True
+    """
+    with evaluating(model) as parts:
+        network = network_from_model(getattr(model, "covar_module", model), input_dim=parts.inputs.shape[-1])
+        if parts.temperature is None or parts.temperature.numel() != 1:
+            raise ValueError("likelihood: expected one homoskedastic temperature, got another noise model or a batch")
+        units = Units.of(model)
+        points = prepare_points(parts, x)
+        check_targets(y, points.shape[-2])
+        with torch.no_grad():
+            residuals = (y - units.shift) / units.scale - parts.prior(points).loc
+            train_residuals = parts.residuals()
+        inputs, temperature = parts.inputs, parts.temperature.item()
+    fitted, skipped = _fit_all(model, theories)
+    sampled = sample_posterior(
+        network,
+        inputs,
+        train_residuals,
+        temperature,
+        test_x=points,
+        test_y=residuals,
+        sampler=sampler,
+        num_chains=num_chains,
+        num_samples=num_samples,
+        warmup=warmup,
+        seed=seed,
+        progress=progress,
+    )
+    factor = float(torch.as_tensor(units.scale)) ** 2
+    measured = {}
+    for name in QUANTITIES:
+        estimate = getattr(sampled, name)
+        scale = 1.0 if name == "order_parameter" else factor
+        measured[name] = dataclasses.replace(
+            estimate, mean=scale * estimate.mean, standard_error=scale * estimate.standard_error
+        )
+    predicted = {}
+    for name, theory in fitted.items():
+        error = theory.error(x, y)
+        values = (error.mean_total, error.mean_bias, error.mean_variance, theory.training_error(), theory.readout_norm)
+        predicted[name] = {key: value.item() for key, value in zip(QUANTITIES, values, strict=True)}
+    return NetworkComparison(measured, predicted, skipped, sampled, fitted)
+
+
+def _fit_all(model: Any, theories: Sequence[Theory] | None) -> tuple[dict[str, FittedTheory], dict[str, str]]:
+    """Fit the given theories, or all default ones that apply."""
+    if theories is not None:
+        names = [theory.name for theory in theories]
+        return {t.name if names.count(t.name) == 1 else repr(t): t.fit(model) for t in theories}, {}
+    fitted, skipped = {}, {}
+    for theory in DEFAULT_THEORIES:
+        try:
+            fitted[theory.name] = theory.fit(model)
+        except (TypeError, ValueError) as reason:
+            skipped[theory.name] = str(reason)
+    return fitted, skipped
