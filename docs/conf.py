@@ -29,6 +29,7 @@ html_additional_pages = {"index": "index.html"}  # leads to the front page
 html_copy_source = False
 html_show_sphinx = False
 
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # result files are made of tables of several runs, each with its own heading
 
@@ -42,7 +43,7 @@ python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
 add_module_names = False
 
-HOSTS = "torch|gpytorch|linear_operator|botorch|pyro|numpy|sklearn|matplotlib|collections|pathlib|os|abc|enum"
+HOSTS = "torch|gpytorch|linear_operator|botorch|numpy|sklearn|matplotlib|collections|pathlib|os|abc|enum"
 # Hosts are documented elsewhere, and a build asks for no network: no inventory resolves their names. A class of this
 # package that is in no __all__ is named by its file and has no page.
 nitpick_ignore_regex = [

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 import shutil
 import sys
 from enum import Enum
@@ -19,9 +20,23 @@ SITE = ROOT / "docs" / "site"
 PACKAGE = torch_propkernel.__name__
 
 # Patterns below the root of the repository, in the order of the table of contents.
-PAGES = ["torch_propkernel/THEORY.md", "docs/*.md", "examples/**/*.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-LINKED = ["docs/*.png", "examples/**/*.py", "examples/**/*.png", "CITATION.cff", "LICENSE"]  # what pages offer
-PLAIN = "```{highlight} none\n```\n"  # indented blocks are equations and commands
+PAGES = [
+    "docs/gallery.md",
+    "torch_propkernel/THEORY.md",
+    "docs/*.md",
+    "examples/**/*.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+]
+LINKED = [
+    "docs/*.png",
+    "docs/gallery/*.png",
+    "examples/**/*.py",
+    "examples/**/*.png",
+    "CITATION.cff",
+    "LICENSE",
+]  # what pages offer
+PLAIN = "```{highlight} none\n```\n"  # indented blocks are commands
 
 METHODS = (FunctionType, property, cached_property, classmethod, staticmethod)
 
@@ -59,6 +74,8 @@ class Reference:
     def module_page(self, module: str) -> list[str]:
         """Return the page of a module: its docstring, then every name with its first sentence."""
         lines = [*title(module), f".. automodule:: {module}", "   :no-members:", ""]
+        if not self.modules[module]:  # the root, whose names all have a page in their rooms
+            return lines
         lines += [".. list-table::", "   :widths: 1 2", ""]
         for name in self.modules[module]:
             lines += [f"   * - :py:obj:`{name} <{module}.{name}>`", f"     - {self.summary(module, name)}"]
@@ -117,14 +134,24 @@ def headline(path: Path) -> str:
 
 
 def files(patterns: list[str]) -> list[Path]:
-    """Return the files of these patterns, relative to the root, in order."""
-    return [path.relative_to(ROOT) for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    """Return the files of these patterns, relative to the root, in order and each once."""
+    found = (path.relative_to(ROOT) for pattern in patterns for path in sorted(ROOT.glob(pattern)))
+    return list(dict.fromkeys(found))
+
+
+def rendered(text: str) -> str:
+    """Return a Markdown file as Sphinx reads it: GitHub's displayed equations as MathJax's own, with their tags."""
+    return re.sub(
+        r"^```math\n(.*?)^```$", r"```{math}\n:nowrap:\n\n\\[\n\1\\]\n```", text, flags=re.MULTILINE | re.DOTALL
+    )
 
 
 def write_site() -> None:
     """Write docs/site; a page whose text is that of an earlier build is not touched, so that Sphinx skips it."""
     reference = Reference()
-    pages = {path: [PLAIN, (ROOT / path).read_text(encoding="utf-8")] for path in files(["README.md", *PAGES])}
+    pages = {
+        path: [PLAIN, rendered((ROOT / path).read_text(encoding="utf-8"))] for path in files(["README.md", *PAGES])
+    }
     pages[Path("README.md")] += [
         toctree("Pages", [f"{headline(path)} <{path.with_suffix('').as_posix()}>" for path in files(PAGES)]),
         toctree("Reference", [f"{module.rpartition('.')[2]} <api/{module}>" for module in reference.modules]),

@@ -30,9 +30,10 @@ DIR holds ``finite_networks.json``, a list of cases, and the arrays they name. T
 For every case the measured value and the predictions are printed, each with its squared bias, variance, order
 parameters, predicted lambda_L |v|^2 / N_L, relative error and z = (prediction - measured) / standard error. The bias is
 computed at the given test targets. Predictions are named ``inf`` (infinite width), ``saddle``, ``mix`` (exact mixture)
-and ``first`` (first order in 1/N) for one hidden layer, with relu also ``saddle_qs`` and ``mix_qc`` (the mean apart);
+and ``first`` (first order in 1/N) for one hidden layer, with relu also ``saddle_qs`` (the mean apart);
 for more layers ``saddle_nested``, ``saddle_outer`` and ``saddle_lin`` (compositions), ``mix_outer``, and for two relu
-layers ``saddle_gated``. A theory that refuses a case says so. Then follow medians by regime, the number of hidden
+layers ``saddle_gated``. (``mix_qc``, the mixture with the mean apart, was dropped in 0.2.0: files may still list it.) A
+theory that refuses a case says so. Then follow medians by regime, the number of hidden
 layers, the activation and the inputs: the regimes of THEORY.md, section 7.
 
 With ``--json OUT`` a list of ``{"id", "regime", "predictions": {name: {"mse", "bias2", "var", "readout_norm", ...}}}``
@@ -51,15 +52,15 @@ import gpytorch
 import numpy as np
 import torch
 
-from torch_propkernel import ConvergenceError, NetworkGP, PropKernelWarning, RenormalizedNNGPKernel, participation_ratio
+from torch_propkernel import ConvergenceError, NetworkGP, PropKernelWarning, RenormalizedNNGPKernel
 from torch_propkernel.activations import get_activation
+from torch_propkernel.reliability import participation_ratio
 from torch_propkernel.theories import (
     FirstOrder,
     Gated,
     InfiniteWidth,
     Mixture,
     SaddlePoint,
-    TwoParameterMixture,
     TwoParameterSaddle,
 )
 
@@ -71,7 +72,7 @@ def theories_for(case: dict) -> dict:
     if depth == 1:
         chosen |= {"saddle": ("outer", SaddlePoint()), "mix": ("outer", Mixture()), "first": ("outer", FirstOrder())}
         if relu:
-            chosen |= {"saddle_qs": ("outer", TwoParameterSaddle()), "mix_qc": ("outer", TwoParameterMixture())}
+            chosen["saddle_qs"] = ("outer", TwoParameterSaddle())
         return chosen
     short = {"nested": "nested", "outer": "outer", "linear_part": "lin"}
     chosen |= {f"saddle_{name}": (composition, SaddlePoint()) for composition, name in short.items()}

@@ -20,8 +20,9 @@ from pathlib import Path
 import gpytorch
 import torch
 
-from torch_propkernel import Erf, ReLU, RenormalizedNNGPKernel, fit_free_scale, fit_order_parameters, width_sweep
+from torch_propkernel import Erf, ReLU, RenormalizedNNGPKernel, fit_order_parameters, width_sweep
 from torch_propkernel.datasets import YACHT, load_yacht
+from torch_propkernel.theories import FreeScale
 
 LBFGS = {
     "lr": 1.0,
@@ -165,8 +166,11 @@ def main() -> None:
     # All widths from one factorization, and the two baselines.
     widths = torch.tensor([20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 2000.0])
     sweep = width_sweep(model, widths, test_x, test_y)
-    free = fit_free_scale(model, test_x, test_y)
-    baseline = {"leave_one_out": free.leave_one_out.mean_total.item(), "test": free.test.mean_total.item()}
+    free = FreeScale().fit(model)
+    baseline = {
+        "leave_one_out": free.leave_one_out().mean_total.item(),
+        "test": free.error(test_x, test_y).mean_total.item(),
+    }
     print(f"\nexpected squared error {'':22s}{'infinite width':>16s}{f'N = {width}':>12s}{'free scale':>12s}")
     for label, key, error in (
         ("from training rows (leave-one-out)", "leave_one_out", sweep.leave_one_out),
@@ -174,7 +178,8 @@ def main() -> None:
     ):
         finite = error.mean_total[widths == width].item()
         print(f"  {label:42s}{error.infinite_width.mean_total:16.4f}{finite:12.4f}{baseline[key]:12.4f}")
-    print(f"  q = {sweep.order_parameter[widths == width].item():.3f} at N = {width}; free scale r = {free.scale:.3f}")
+    q = sweep.order_parameter[widths == width].item()
+    print(f"  q = {q:.3f} at N = {width}; free scale r = {free.readout_norm:.3f}")
     try:
         from torch_propkernel.plotting import plot_sweep
 

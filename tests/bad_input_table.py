@@ -5,7 +5,9 @@ python tests/bad_input_table.py    writes docs/bad_inputs.md anew
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +19,13 @@ import torch
 from torch_propkernel import (
     Erf,
     FiniteWidthProcess,
-    MultivariateStudentT,
     NNGPKernel,
     NotPositiveDefiniteError,
     ReLU,
     RenormalizedNNGPKernel,
-    ScaleMixtureMultivariateNormal,
     Spectrum,
     StudentTProcess,
-    compare_widths,
     expected_accuracy,
-    fit_free_scale,
     fit_order_parameters,
     generalization_error,
     leave_one_out_error,
@@ -35,7 +33,11 @@ from torch_propkernel import (
     training_error,
     width_sweep,
 )
+from torch_propkernel.commands.output import Output
+from torch_propkernel.datasets import load_csv
+from torch_propkernel.distributions import MultivariateStudentT, ScaleMixtureMultivariateNormal
 from torch_propkernel.sklearn_support import PropKernelClassifier, PropKernelRegressor
+from torch_propkernel.theories import FreeScale
 
 F = torch.float64
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "bad_inputs.md"
@@ -102,9 +104,31 @@ def with_likelihood(model, likelihood):
     return model
 
 
+def csv(what: str, message: str, text: str, *arguments: Any, **options: Any) -> BadInput:
+    """Return a case of a table's reader."""
+
+    def read():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "d.csv")
+            path.write_text(text, encoding="utf-8")
+            try:
+                load_csv(path, *arguments, **options)
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(path), path.name)) from error  # the same on every machine
+
+    return BadInput(what, {"load_csv": read}, ValueError, message)
+
+
+def outputs(what: str, message: str, paths: dict[str, str]) -> BadInput:
+    """Return a case of the command line's outputs."""
+    name = "fit " + " ".join(paths)
+    writes = {option: Path(path) for option, path in paths.items()}
+    return BadInput(what, {name: lambda: Output({"DATA.csv": Path("d.csv")}, writes)}, ValueError, message)
+
+
 X, Y, EYE = points(), points()[:, 0], torch.eye(6, dtype=F)
 FIT_AND_ERRORS = (fit_order_parameters, leave_one_out_error, training_error)
-AT_POINTS = (generalization_error, expected_accuracy, fit_free_scale)
+AT_POINTS = (generalization_error, expected_accuracy)
 
 
 def by_each(functions, make: Callable[[], tuple]) -> dict[str, Callable[[], Any]]:
@@ -158,9 +182,7 @@ def two_layers(composition):
 
 
 KERNELS = [
-    kernel(
-        "activation as a string", TypeError, r"activation: expected an Activation object such as ReLU\(\)", "relu", 9
-    ),
+    kernel("unknown activation", ValueError, "expected an Activation or one of the names .*got 'rulu'", "rulu", 9),
     kernel("width zero", ValueError, "width: expected positive numbers", ReLU(), 0),
     kernel("width NaN", ValueError, "width: expected positive numbers", ReLU(), math.nan),
     kernel("width as a string", TypeError, "width: expected a positive number", ReLU(), "100"),
@@ -186,6 +208,20 @@ KERNELS = [
         NotImplementedError,
         "last_dim_is_batch: expected False, got True",
         lambda: NNGPKernel(ReLU()).double().forward(X, X, last_dim_is_batch=True),
+    ),
+    call(
+        "an order parameter of a wrong length",
+        "RenormalizedNNGPKernel.initialize",
+        ValueError,
+        r"order_parameter: expected shape \(1, 2\) or one that broadcasts to it, got \(3,\)",
+        lambda: RenormalizedNNGPKernel(ReLU(), [9, 9]).initialize(order_parameter=torch.ones(3)),
+    ),
+    call(
+        "a bias variance beyond its bound",
+        "NNGPKernel.bias_variance",
+        ValueError,
+        r"bias_variance: expected numbers between 0.0 and 1000.0, got \[\[2000.0\]\]",
+        lambda: setattr(NNGPKernel(ReLU(), bias_variance=1.0), "bias_variance", 2000.0),
     ),
 ]
 
@@ -250,15 +286,15 @@ MODELS = [
     ),
     BadInput(
         "several order parameters where one is needed",
-        by_each((width_sweep, compare_widths), lambda: (two_layers("nested"), [9.0])),
+        {"width_sweep": lambda: width_sweep(two_layers("nested"), [9.0], theory="mixture")},
         ValueError,
         "composition: expected one in which only the product of the order parameters enters",
     ),
     BadInput(
         "a batch of models where one is needed",
         {
-            "compare_widths": lambda: compare_widths(batch_of_two(), [9.0]),
-            "fit_free_scale": lambda: fit_free_scale(batch_of_two()),
+            "theory='mixture'": lambda: width_sweep(batch_of_two(), [9.0], theory="mixture"),
+            "FreeScale.fit": lambda: FreeScale().fit(batch_of_two()),
         },
         ValueError,
         "model: expected no batch dimensions",
@@ -328,11 +364,11 @@ MATRICES = [
 
 PROCESSES = [
     call(
-        "unknown form of the predictive",
+        "unknown theory of a process",
         "FiniteWidthProcess",
         ValueError,
-        r"predictive: expected one of \('saddle', 'mixture', 'student_t'\), got 'exact'",
-        lambda: FiniteWidthProcess(X, Y, gpytorch.likelihoods.GaussianLikelihood(), predictive="exact"),
+        r"theory: expected one of \('mixture', 'saddle'\), got 'exact'",
+        lambda: FiniteWidthProcess(X, Y, gpytorch.likelihoods.GaussianLikelihood(), theory="exact"),
     ),
     call(
         "mixing that is no law",
@@ -372,19 +408,27 @@ PROCESSES = [
 ]
 
 ESTIMATORS = [
-    estimator("unknown process", "process: expected one of .*got 'exact'", process="exact"),
+    estimator("unknown theory", "theory: expected a Theory or one of the names .*got 'exact'", theory="exact"),
     estimator("temperature zero", "temperature: expected a finite number > 0, got 0.0", temperature=0.0),
-    estimator("unknown temperature", "temperature: expected a number > 0 or 'auto', got 'cold'", temperature="cold"),
+    estimator(
+        "unknown temperature",
+        "temperature: expected a number > 0, or None to fit it, got 'cold'",
+        temperature="cold",
+    ),
     estimator("width negative", "width: expected positive numbers", width=-3),
     estimator("unknown activation", "activation: expected an Activation or one of the names", activation="rellu"),
     estimator("too many variances", "weight_variance: expected 1 or 2 numbers", weight_variance=(1.0, 1.0, 1.0)),
     estimator(
         "a mixture of several scales",
-        "process: expected 'saddle' or 'infinite_width' with a composition .* here 'nested', got 'mixture'",
-        process="mixture",
+        "composition: expected one in which only the product of the order parameters enters",
+        theory="mixture",
         composition="nested",
         width=(9, 9),
         activation="erf",
+        temperature=0.1,
+        weight_variance=1.0,
+        bias_variance=1.0,
+        ard_weights=1.0,
     ),
     call(
         "both spreads",
@@ -394,19 +438,98 @@ ESTIMATORS = [
         lambda: PropKernelRegressor().predict(X.numpy(), return_std=True, return_cov=True),
     ),
     call(
-        "three classes",
-        "PropKernelClassifier.fit",
+        "sample weights",
+        "PropKernelRegressor.fit",
+        TypeError,
+        "unexpected keyword argument 'sample_weight'",
+        lambda: PropKernelRegressor().fit(X.numpy(), Y.numpy(), sample_weight=Y.numpy()),
+    ),
+    call(
+        "a likelihood of other hyperparameters",
+        "PropKernelRegressor.log_marginal_likelihood",
         ValueError,
-        "Only binary classification is supported.*matrix order parameters",
-        lambda: PropKernelClassifier().fit(X.numpy(), [0, 1, 2, 0, 1, 2]),
+        "theta: expected None, the fitted hyperparameters, got",
+        lambda: PropKernelRegressor().fit(X.numpy(), Y.numpy()).log_marginal_likelihood([0.0]),
     ),
     call(
         "one class",
         "PropKernelClassifier.fit",
         ValueError,
-        "y: expected two classes, got one class, 'only'",
+        "y: expected two classes or more, got one class, 'only'",
         lambda: PropKernelClassifier().fit(X.numpy(), ["only"] * 6),
     ),
+]
+
+
+def botorch_cases() -> list[BadInput]:
+    """Return the cases of BoTorch models: what would apply formulas for normal processes."""
+    from botorch.acquisition import UpperConfidenceBound
+    from botorch.acquisition.active_learning import qNegIntegratedPosteriorVariance
+    from botorch.cross_validation import efficient_loo_cv, loo_cv
+    from botorch.exceptions import UnsupportedError
+    from botorch.sampling.pathwise import draw_kernel_feature_paths, draw_matheron_paths, get_matheron_path_model
+    from gpytorch.mlls import ExactMarginalLogLikelihood
+
+    from torch_propkernel.botorch_support import SingleTaskStudentTProcess
+
+    x, y = torch.sigmoid(X), Y.unsqueeze(-1)
+    made = SingleTaskStudentTProcess(x, y)
+    calls: dict[str, tuple[str, dict[str, Callable[[], Any]]]] = {
+        "leave-one-out by a normal's formulas": (
+            "must return a MultivariateNormal, got NormalGivenScale",
+            {"loo_cv": lambda: loo_cv(made), "efficient_loo_cv": lambda: efficient_loo_cv(made)},
+        ),
+        "sample paths of a normal process": (
+            "pathwise sampling: expected a normal process, got SingleTaskStudentTProcess",
+            {
+                "draw_matheron_paths": lambda: draw_matheron_paths(made, torch.Size([2])),
+                "draw_kernel_feature_paths": lambda: draw_kernel_feature_paths(made, torch.Size([2])),
+                "get_matheron_path_model": lambda: get_matheron_path_model(made),
+            },
+        ),
+        "an analytic acquisition function": (
+            "expected a model with a normal posterior, got SingleTaskStudentTProcess",
+            {"UpperConfidenceBound": lambda: UpperConfidenceBound(made, 1.0)},
+        ),
+        "a variance after an observation that depends on its value": (
+            "expected a model with a normal posterior, got SingleTaskStudentTProcess",
+            {"qNegIntegratedPosteriorVariance": lambda: qNegIntegratedPosteriorVariance(made, x)},
+        ),
+    }
+    cases = [BadInput(what, named, UnsupportedError, message) for what, (message, named) in calls.items()]
+    objective = ExactMarginalLogLikelihood(made.likelihood, made)
+    normal = call(
+        "a normal's evidence",
+        "ExactMarginalLogLikelihood",
+        RuntimeError,
+        "can only operate on Gaussian random variables",
+        lambda: objective(made.train()(*made.train_inputs), made.train_targets),
+    )
+    return [*cases, normal]
+
+
+FILES = [
+    csv("a text", r"got 'red', which is not a number; encode categorical columns first", "a,b\n1,2\nred,4\n"),
+    csv("a missing value", r"got a missing value \(''\); drop or impute such rows first", "a,b\n1,2\n,4\n"),
+    csv("marks between digits", "got '1,029.8', write it without marks between its digits", "a;b\n1;2\n1,029.8;4\n"),
+    csv("an underscore", "got '1_000', write it without marks between its digits", "a,b\n1,2\n1_000,4\n"),
+    csv("a decimal comma", "got '1,5', write it with a decimal point", "a;b\n1;2\n1,5;4\n"),
+    csv("a percentage", "got '5 %', a percentage: write the number alone", "a,b\n1,2\n5 %,4\n"),
+    csv("a date", "got '2024-01-31', a date or a time", "a,b\n1,2\n2024-01-31,4\n"),
+    csv("a long identifier", "more digits than double precision holds", "a,b\n1,2\n12345678901234567891,4\n"),
+    csv("a huge number", r"got '1e300', larger than 1e\+100: rescale the column", "a,b\n1,2\n1e300,4\n"),
+    csv("infinity", "got 'inf', if it stands for a missing value, leave the cell empty", "a,b\n1,2\ninf,4\n"),
+    csv("a first row that may be a header", "expected names or data, got 0, 1, 2", "0,1,2\n3,5,4\n6,2,1\n"),
+    csv("a header without a name", "expected a name for every column of the header", ",a,b\n0,1,2\n1,3,4\n"),
+    csv("a short row", "line 2: expected 2 columns separated by ',', got 1", "1,2\n3\n"),
+    csv("an unknown target", "expected a target that names one column", "a,b\n1,2\n3,4\n", target="c"),
+    csv(
+        "a target that is left out", "expected a target that is not left out", "a,b,c\n1,2,3\n4,5,6\n", "c", drop=["c"]
+    ),
+    outputs("an output that is an input", "expected two files, got d.csv for both", {"--predictions": "d.csv"}),
+    outputs("two outputs of one path", "expected two files, got a for both", {"--json": "a", "--save": "a"}),
+    outputs("a plot of no known kind", "expected an ending that matplotlib writes", {"--plot": "x.txt"}),
+    outputs("a model to stdout", "expected a file, got -", {"--save": "-"}),
 ]
 
 GROUPS = {
@@ -416,7 +539,10 @@ GROUPS = {
     "Matrices and spectra": MATRICES,
     "Processes and distributions": PROCESSES,
     "scikit-learn estimators": ESTIMATORS,
+    "Files": FILES,
 }
+if importlib.util.find_spec("botorch"):
+    GROUPS["BoTorch models"] = botorch_cases()
 
 
 def document() -> str:

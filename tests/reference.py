@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import integrate, optimize, special
 
 Array = NDArray[np.float64]
-COMPOSITIONS = ("nested", "outer", "linearized", "linear_part")
+COMPOSITIONS = ("nested", "outer", "linear_part")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def renormalized_kernel(
 ) -> Callable[[ArrayLike], Array]:
     """A function q -> K_R on the symmetric set of rows with input covariance C (which includes b_0).
 
-    nested (6), outer (7), linearized (8: dK^L/dq_l of the nested recursion by the complex step, exact to rounding),
+    nested (6), outer (7),
     linear_part (8b): K_R^l = (q_l/lambda_l)[kappa(K^{l-1}) + D (K_R^{l-1} - K^{l-1}) D] + b_l (l < L), K_R^0 = K^0.
     """
     depth = len(precisions) - 1
@@ -257,14 +257,6 @@ def renormalized_kernel(
     kernels = hidden_kernels(C, dual, precisions, biases)
     if composition == "outer":
         return lambda q: np.prod(q) * kernels[-1]
-    if composition == "linearized":
-        step = 1e-30
-        slopes = []
-        for layer in range(depth - 1):
-            q = np.ones(depth, dtype=complex)
-            q[layer] += 1j * step
-            slopes.append(nested_kernel(C, dual, precisions, biases, q).imag / step)
-        return lambda q: q[-1] * (kernels[-1] + sum((q[i] - 1) * slopes[i] for i in range(depth - 1)))
     if composition == "linear_part":
         b = [0.0] * depth if biases is None else list(biases)
         images = [_apply(dual, K) for K in kernels[:-1]]
@@ -559,58 +551,6 @@ def two_parameter_saddle(D: Array, w: Array, y: Array, width: float, T: float) -
 
     u, S = search(lambda u: -over_s(u)[1], np.linspace(-7, 5, 61))
     return math.exp(u), math.exp(-over_s(u)[0]) - 1, S
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Averages over the posterior of two order parameters."""
-
-    log_evidence: float
-    q: float
-    c: float
-    c_squared: float
-    mean: Array
-    variance: Array
-    training_error: float
-
-
-def two_parameter_mixture(
-    D: Array, w: Array, y: Array, width: float, T: float, reach: float = 8.0, points: int = 121
-) -> Moments:
-    """f | v ~ N(c' w, q D), c' ~ N(0, 1), N q = c'^2 + chi^2_{N-1}: the trapezoidal rule in c' and log chi^2.
-
-    D and w also cover test rows after the P = len(y) training ones. c' is sqrt(lambda_1) c.
-    """
-    P = len(y)
-    half = (width - 1) / 2
-    c = np.linspace(-reach, reach, points)
-    log_chi = math.log(2 * half) + np.linspace(-16, 5, points) / math.sqrt(half)
-    prior_c = -(c**2) / 2 - math.log(2 * math.pi) / 2
-    prior_chi = half * log_chi - np.exp(log_chi) / 2 - half * math.log(2) - special.gammaln(half)
-    log_weight, means, variances, qs, cs, errors = [], [], [], [], [], []
-    for a, pa in zip(c, prior_c, strict=True):
-        for l, pl in zip(log_chi, prior_chi, strict=True):
-            q = (math.exp(l) + a**2) / width
-            A = T * np.eye(P) + q * D[:P, :P]
-            residual = y - a * w[:P]
-            factor = np.linalg.cholesky(A)
-            solved = np.linalg.solve(A, np.column_stack([residual, q * D[:P]]))
-            twice = 2 * np.log(np.diagonal(factor)).sum() + residual @ solved[:, 0] + P * math.log(2 * math.pi)
-            mean = a * w + q * D[:P].T @ solved[:, 0]
-            variance = q * np.diagonal(D) - np.sum(q * D[:P] * solved[:, 1:], axis=0)
-            log_weight.append(pa + pl - twice / 2)
-            means.append(mean[P:])
-            variances.append(variance[P:])
-            errors.append(np.mean((y - mean[:P]) ** 2 + variance[:P]))
-            qs.append(q)
-            cs.append(a)
-    total = special.logsumexp(log_weight)
-    p = np.exp(np.array(log_weight) - total)
-    mean = p @ np.array(means)
-    variance = p @ (np.array(variances) + (np.array(means) - mean) ** 2)
-    evidence = total + math.log((c[1] - c[0]) * (log_chi[1] - log_chi[0]))
-    q, c_mean, c_squared = p @ np.array(qs), p @ np.array(cs), p @ np.array(cs) ** 2
-    return Moments(evidence, q, c_mean, c_squared, mean, variance, float(p @ np.array(errors)))
 
 
 _GATE = 1 / math.sqrt(math.pi - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import gpytorch
 import pytest
@@ -12,12 +13,12 @@ import torch
 from torch_propkernel import (
     EffectiveAction,
     Erf,
-    IdentifiabilityWarning,
     ReliabilityWarning,
     RenormalizedNNGPKernel,
     fit_order_parameters,
     solve_order_parameters,
 )
+from torch_propkernel.exceptions import IdentifiabilityWarning
 
 # 1e-6 relative is asked for; Adam is the coarsest of the four. The width is a third of P, so that |q - 1| > 0.3.
 TOLERANCE = 1e-6
@@ -125,13 +126,10 @@ def test_botorch(solved):
         outcome_transform=None,
     )  # fmt: skip
     mll = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
-    with pytest.MonkeyPatch.context():
-        import warnings
-
-        with warnings.catch_warnings():
-            # BoTorch asks for inputs in the unit cube and standardized targets
-            warnings.filterwarnings("ignore", module="botorch")
-            botorch.fit.fit_gpytorch_mll(mll, optimizer_kwargs={"options": {"gtol": 1e-12, "ftol": 0.0}})
+    with warnings.catch_warnings():
+        # BoTorch asks for inputs in the unit cube and standardized targets
+        warnings.filterwarnings("ignore", module="botorch")
+        botorch.fit.fit_gpytorch_mll(mll, optimizer_kwargs={"options": {"gtol": 1e-12, "ftol": 0.0}})
     assert model.covar_module.order_parameter.item() == pytest.approx(q, rel=TOLERANCE)
     model.covar_module.order_parameter = 1.0
     assert fit_order_parameters(model, warn=False).order_parameter.item() == pytest.approx(q, rel=1e-10)
@@ -294,8 +292,7 @@ def test_fixed_noise_likelihood():
 
     model = FixedNoiseModel()
     solution = fit_order_parameters(model, warn=False)
-    with model.covar_module.assigned_order_parameter(1.0):
-        kernel_matrix = model.covar_module(x).to_dense()
+    kernel_matrix = model.covar_module.at(torch.ones(1))(x).to_dense()
     expected = solve_order_parameters(kernel_matrix.detach(), y, width=20, temperature=1.0, base=noise)
     assert torch.allclose(solution.order_parameter, expected.order_parameter, rtol=1e-12)
     dense = solve_order_parameters(kernel_matrix.detach(), y, width=20, temperature=1.0, base=torch.diag(noise))

@@ -14,7 +14,7 @@ PACKAGE = "torch_propkernel"
 # From the bottom up. A module may import its own layer and everything below. Tests of a new top-level module start by
 # placing it here.
 LAYERS = [
-    {"exceptions", "_validation", "datasets"},  # anything may import these
+    {"exceptions", "_validation", "_views", "_files", "_memory", "datasets"},  # anything may import these
     {"numerics"},
     {"activations"},
     {"order_parameters"},
@@ -34,14 +34,14 @@ LAYERS = [
     {"practice"},
     {"saving"},
     # Faces; the root does not import them.
-    {"botorch_support", "sklearn_support", "plotting", "progress", "pyro_support", "commands", "__main__"},
+    {"botorch_support", "sklearn_support", "plotting", "progress", "commands", "__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FACES = LAYERS[-1]
 # What the flat public face torch_propkernel/__init__.py may be imported by, and may import: all below the faces.
 ROOT_RANK = len(LAYERS) - 1.5
 
-OPTIONAL_HOSTS = {"matplotlib", "botorch", "sklearn", "tqdm", "pyro"}
+OPTIONAL_HOSTS = {"matplotlib", "botorch", "sklearn", "tqdm"}
 
 
 def source_folder() -> Path:

@@ -40,6 +40,8 @@ def test_the_examples_of_the_help_run(name, capsys, tmp_path, monkeypatch, rng):
     for path, columns in (("data.csv", "a,b,price"), ("new.csv", "b,a")):
         rows = [columns] + [",".join(f"{v:.5f}" for v in rng.normal(size=columns.count(",") + 1)) for _ in range(30)]
         (tmp_path / path).write_text("\n".join(rows))
+    rows = ["id;date;size;price"] + [f"X{i};2024-01-31;{i};{i * i % 7}" for i in range(30)]
+    (tmp_path / "export.csv").write_text("\n".join(rows))
     assert main([name, "--help"]) == 0
     examples = re.findall(r"^  torch-propkernel (.*)$", capsys.readouterr().out, re.MULTILINE)
     assert len(examples) >= 2
@@ -48,7 +50,8 @@ def test_the_examples_of_the_help_run(name, capsys, tmp_path, monkeypatch, rng):
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(ValueError("a"), 2), (TypeError("a"), 2), (OSError("a"), 2), (ConvergenceError("a"), 1)]
+    ("error", "code"),
+    [(ValueError("a"), 2), (TypeError("a"), 2), (OSError("a"), 2), (MemoryError("a"), 2), (ConvergenceError("a"), 1)],
 )
 def test_exit_codes(error, code, monkeypatch, capsys):
     def fail(arguments):

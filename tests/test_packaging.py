@@ -1,6 +1,7 @@
 """What an installed copy must carry, and what its documentation promises."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -14,6 +15,7 @@ import torch_propkernel
 
 CITATION = re.compile(r"\b(?:eqs?\.|equations?)\s+((?:\(\d+[a-z]?\)(?:\s*(?:,|and|or|to|-|–)\s*)*)+)", re.IGNORECASE)
 NUMBER = re.compile(r"\((\d+[a-z]?)\)")
+SECTION = re.compile(r"THEORY\.md,\s+section\s+(\d+)")
 ROOT = Path(__file__).resolve().parents[1]
 YEAR = re.compile(r"\b(?:19|20)\d\d\b")
 
@@ -32,8 +34,13 @@ def cited_equations(text: str) -> set[str]:
 
 
 def numbered_equations(theory: str) -> set[str]:
-    """Return the numbers at the end of displayed (indented) equations."""
-    return set(re.findall(r"^ {4}.*\((\d+[a-z]?)\)\s*$", theory, flags=re.MULTILINE))
+    """Return the tags of the displayed equations."""
+    return {tag for block in displayed(theory) for tag in re.findall(r"\\tag\{(\d+[a-z]?)\}", block)}
+
+
+def displayed(text: str) -> list[str]:
+    """Return the displayed equations of a Markdown file, in TeX."""
+    return re.findall(r"^```math\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def theory() -> str:
@@ -95,21 +102,41 @@ def test_public_names_exist():
     assert torch_propkernel.__all__
 
 
-def test_public_names_have_documentation_with_an_example():
+def is_result(value) -> bool:
+    """Whether users only ever receive this: an exception, a named tuple, or a frozen dataclass of such ones.
+
+    Dataclasses with a constructor of their own (a class method) are made by users.
+    """
+    if not inspect.isclass(value):
+        return False
+    if issubclass(value, BaseException) or (issubclass(value, tuple) and hasattr(value, "_fields")):
+        return True
+    frozen = dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen
+    made = any(isinstance(member, classmethod) for member in vars(value).values())
+    return frozen and not made and all(base is object or is_result(base) for base in value.__bases__)
+
+
+def test_what_users_call_or_construct_has_an_example_and_results_have_a_sentence():
     undocumented = [name for name, value in public_objects().items() if not value.__doc__]
     assert not undocumented
-    # Exceptions and warnings need a sentence, not an example.
-    without = [
-        name
-        for name, value in public_objects().items()
-        if ">>>" not in value.__doc__ and not (inspect.isclass(value) and issubclass(value, BaseException))
-    ]
+    # Of a dataclass or named tuple without a docstring, Python writes "Name(fields)" itself.
+    generated = [name for name, value in public_objects().items() if value.__doc__.startswith(f"{value.__name__}(")]
+    assert not generated, f"public names without a docstring: {sorted(generated)}"
+    without = [name for name, value in public_objects().items() if ">>>" not in value.__doc__ and not is_result(value)]
     assert not without, f"public names whose docstring has no example: {sorted(without)}"
+
+
+def test_results_are_told_from_what_users_construct():
+    public = {value.__name__: value for value in public_objects().values()}
+    for name in ("Reliability", "ModelSolution", "Observables", "ConvergenceError", "Solution"):
+        assert is_result(public[name]), name
+    for name in ("Erf", "LeakyReLU", "Spectrum", "RenormalizedNNGPKernel", "save"):
+        assert not is_result(public[name]), name
 
 
 def test_cited_equations_are_in_the_theory():
     known = numbered_equations(theory())
-    assert {"1", "2", "3", "4", "6", "7", "8", "8b"} <= known
+    assert {"1", "2", "3", "4", "6", "7", "8b"} <= known
     unknown = {place: sorted(cited_equations(text) - known) for place, text in docstrings()}
     unknown = {place: numbers for place, numbers in unknown.items() if numbers}
     assert not unknown, f"equations cited in docstrings that THEORY.md does not have: {unknown}"
@@ -133,5 +160,29 @@ def test_citations_are_recognized(text, numbers):
 
 
 def test_theory_cites_only_its_own_equations():
+    """In its text equations are cited as (2) alone; a number in TeX is no citation."""
     text = theory()
-    assert cited_equations(text) <= numbered_equations(text)
+    prose = re.sub(r"^```math\n.*?^```$|\$[^$]+\$", "", text, flags=re.MULTILINE | re.DOTALL)
+    assert prose != text and "(2)" in prose
+    below_100 = set(re.findall(r"\((\d\d?[a-z]?)\)", prose))  # larger ones are percentages in tables, and years
+    assert cited_equations(text) | below_100 <= numbered_equations(text)
+
+
+def test_equations_are_numbered_once_and_are_balanced():
+    tags = re.findall(r"\\tag\{(\w+)\}", theory())
+    assert len(tags) == len(set(tags)) and set(tags) == numbered_equations(theory())
+    for block in displayed(theory()):
+        assert block.count(r"\begin{") == block.count(r"\end{"), block
+        assert block.count(r"\left") == block.count(r"\right"), block
+        assert block.count("{") == block.count("}"), block
+
+
+def test_shipped_code_cites_sections_that_exist():
+    """A section says something: none is an announcement of a later release."""
+    text = theory()
+    titles = set(re.findall(r"^## (\d+)\.", text, flags=re.MULTILINE))
+    cited = {(place, number) for place, doc in docstrings() for number in SECTION.findall(doc)}
+    assert cited and {number for _, number in cited} <= titles, cited
+    bodies = dict(re.findall(r"^## (\d+)\.[^\n]*\n(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL))
+    assert all("```math" in bodies[number] for number in titles - {"7"}), "a section without an equation"
+    assert "not in this release" not in text.lower()

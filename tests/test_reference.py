@@ -146,20 +146,6 @@ def test_linear_part_of_two_layers_is_equation_8b(rng):
     )
 
 
-@pytest.mark.parametrize("name", ["erf", "relu", "gelu"])
-def test_linearized_is_the_first_order_of_nested(rng, name):
-    X, _, _ = problem(rng)
-    X[3] = X[1]  # duplicate row: the kernel's derivative is finite there
-    precisions, biases = (0.7, 1.3, 2.0, 0.9), (0.2, 0.1, 0.3)
-    C = input_covariance(X, X, precisions, biases)
-    direction, h = np.array([1.0, -0.5, 0.0]), 1e-4
-    nested, linear = (renormalized_kernel(C, DUALS[name], precisions, biases, c) for c in ("nested", "linearized"))
-    difference = (nested(1 + h * direction) - nested(1 - h * direction)) / (2 * h)
-    # central differences with h = 1e-4: truncation 1e-8, rounding 1e-12
-    np.testing.assert_allclose(difference, (linear(1 + direction) - linear(np.ones(3))), atol=2e-8)
-    np.testing.assert_allclose(linear(np.array([1, 1, 1.7])), nested(np.array([1, 1, 1.7])), rtol=1e-13)
-
-
 def test_hidden_biases_are_never_multiplied():
     dual = DUALS["relu"]
     C = np.array([[2.0]])
@@ -297,7 +283,7 @@ def test_dense_minimization_agrees_with_the_spectrum(rng):
     assert np.ptp(np.array(widths) * (scan.order_parameter - 1)) < 1e-10
 
 
-@pytest.mark.parametrize("composition", ["nested", "linearized", "linear_part"])
+@pytest.mark.parametrize("composition", ["nested", "linear_part"])
 def test_dense_minimum_is_stationary_by_finite_differences(rng, composition):
     X, y, _ = problem(rng, P=40, test=0)
     precisions, biases, widths, T = (1.0, 1.0, 2.0), (0.1, 0.2), (50, 80), 0.5

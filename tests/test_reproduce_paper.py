@@ -18,12 +18,12 @@ from torch_propkernel import (
     NetworkGP,
     ReLU,
     RenormalizedNNGPKernel,
-    fit_free_scale,
     fit_order_parameters,
     generalization_error,
 )
 from torch_propkernel.exceptions import SamplingWarning
 from torch_propkernel.networks import FiniteNetwork, sample_posterior
+from torch_propkernel.theories import FreeScale
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -124,11 +124,11 @@ def test_predictions_are_those_of_direct_calls(example):
         gp = model(task, Erf(), [width], 0.1)
         q = fit_order_parameters(gp, warn=False).order_parameter
         error = generalization_error(gp, task.test_x, task.test_y)
-        free = fit_free_scale(gp, task.test_x, task.test_y)
+        free = FreeScale().fit(gp)
         expected = {
             "saddle point": (error.mean_total, q[0]),
             "infinite width": (error.infinite_width.mean_total, 1.0),
-            "free scale": (free.test.mean_total, free.scale),
+            "free scale": (free.error(task.test_x, task.test_y).mean_total, free.order_parameters["r"]),
         }
         point = example.theory.predict(task, curve.point(width))
         for name, (value, scale) in expected.items():

@@ -7,48 +7,43 @@ that of evidences and predictions by quadrature with mpmath. Examples are the sa
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import gpytorch
 import mpmath
 import numpy as np
 import pytest
 import torch
-from conftest import double_precision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import double_precision
 from torch_propkernel import (
-    GELU,
     ConvergenceError,
     Erf,
     FiniteWidthProcess,
-    Identity,
-    LeakyReLU,
     NetworkGP,
     NNGPKernel,
     ReLU,
     RenormalizedNNGPKernel,
-    Sign,
-    Sin,
     Spectrum,
-    Step,
     StudentTProcess,
     StudentTProcessLikelihood,
-    compare_widths,
     fit_order_parameters,
     generalization_error,
     leave_one_out_error,
-    posterior_of_scale,
     solve_order_parameters,
     training_error,
 )
-from torch_propkernel.mixing import ProductGammaMixing
+from torch_propkernel.activations import GELU, Identity, LeakyReLU, Sign, Sin, Step
+from torch_propkernel.mixing import ProductGammaMixing, posterior_of_scale
+from torch_propkernel.theories import width_sweep
 
 F = torch.float64
 REFUSALS = (ConvergenceError, ValueError)  # NotPositiveDefiniteError is a ValueError
 deterministic = settings(derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::torch_propkernel.ReliabilityWarning", "ignore::torch_propkernel.InputScaleWarning"
+    "ignore::torch_propkernel.exceptions.ReliabilityWarning", "ignore::torch_propkernel.exceptions.InputScaleWarning"
 )
 
 
@@ -326,12 +321,17 @@ def test_errors_of_models_at_any_scale(problem):
 def test_processes_at_any_scale(problem):
     x, y, activation, layers, temperature, bias, x_test = problem
     process = network_of(problem, NetworkProcess).eval()
-    for form in ("mixture", "saddle", "student_t"):
-        moments = finite_or_refused(lambda form=form: [(f := process.predict(x_test, form)).mean, f.variance])
+    for form in (process.predict, partial(process.predict, theory="saddle"), process.student_t):
+        moments = finite_or_refused(lambda form=form: [(f := form(x_test)).mean, f.variance])
         assert moments is None or bool((moments[1] >= -1e-9 * moments[1].abs().max()).all())
-    names = ("log_evidence", "leave_one_out_log_density", "leave_one_out_error", "mean_scale", "deviation_scale")
     model = network_of(problem)
-    finite_or_refused(lambda: [getattr(compare_widths(model, [1.0, layers[0], math.inf]), name) for name in names])
+
+    def of_mixtures():
+        sweep = width_sweep(model, [1.0, layers[0], math.inf], theory="mixture")
+        left_out = sweep.leave_one_out
+        return [sweep.log_evidence, left_out.log_density, left_out.total, sweep.scale, sweep.scale_deviation]
+
+    finite_or_refused(of_mixtures)
     with double_precision():
         likelihood = StudentTProcessLikelihood(noise_constraint=positive())
         likelihood.noise = torch.tensor(temperature)

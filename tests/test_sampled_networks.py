@@ -15,7 +15,7 @@ import torch
 from torch_propkernel import Erf, ReLU, fit_order_parameters, generalization_error, training_error
 
 # random labels and small widths are outside the validated regime on purpose: the package is right to warn
-pytestmark = pytest.mark.filterwarnings("ignore::torch_propkernel.ReliabilityWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.ReliabilityWarning")
 
 ACTIVATIONS = {"erf": Erf, "relu": ReLU}
 COMPOSITION = {"saddle": "outer", "saddle_nested": "nested", "saddle_outer": "outer", "saddle_lin": "linear_part"}

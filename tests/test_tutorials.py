@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import runpy
 import sys
@@ -36,6 +37,24 @@ def sentences(output: str) -> list[str]:
     return output.partition(f"\n{HEADING}\n")[2].splitlines()
 
 
+def overlapping_labels(figure) -> list[str]:
+    """Return the neighboring tick labels of a drawn figure that lie on each other."""
+    found = []
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            shown = [
+                tick.label1
+                for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+                if low <= tick.get_loc() <= high and tick.label1.get_visible() and tick.label1.get_text()
+            ]
+            boxes = [label.get_window_extent() for label in shown]
+            for first, second in itertools.combinations(range(len(shown)), 2):
+                if boxes[first].overlaps(boxes[second]):
+                    found.append(f"{shown[first].get_text()} and {shown[second].get_text()}")
+    return found
+
+
 def test_there_are_seven_and_the_index_has_them_all():
     index = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert len(TUTORIALS) == 7
@@ -65,10 +84,12 @@ def test_percent_format(name):
 @pytest.mark.filterwarnings("ignore::linear_operator.utils.warnings.NumericalWarning")
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_runs(name, tmp_path, capsys, monkeypatch):
-    pytest.importorskip("matplotlib")
+    figures = pytest.importorskip("matplotlib.figure")
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     picture, before = tmp_path / "picture.png", torch.get_default_dtype()
+    drawn, savefig = [], figures.Figure.savefig
+    monkeypatch.setattr(figures.Figure, "savefig", lambda self, *a, **k: (drawn.append(self), savefig(self, *a, **k)))
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--small", "--plot", str(picture)])
     monkeypatch.chdir(tmp_path)
     try:
@@ -76,6 +97,8 @@ def test_runs(name, tmp_path, capsys, monkeypatch):
     finally:
         torch.set_default_dtype(before)
     assert picture.stat().st_size > 10_000
+    [figure] = drawn
+    assert overlapping_labels(figure) == []
     assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
     found = sentences(capsys.readouterr().out)
     assert len(found) == 3, found
@@ -92,6 +115,14 @@ class TestTheseChecksCanFail:
     def test_misspelled_marker(self):
         with pytest.raises(AssertionError, match="not a marker"):
             cells("# %%[markdown]\n# # Title\n")
+
+    def test_labels_on_each_other(self):
+        figures = pytest.importorskip("matplotlib.figure")
+        figure = figures.Figure()
+        axes = figure.subplots()
+        axes.set_xticks([0.5, 0.501, 0.9], ["first", "second", "third"])
+        figure.draw_without_rendering()
+        assert overlapping_labels(figure) == ["first and second"]
 
     def test_sentences_are_counted(self):
         assert sentences(f"1.0\n\n{HEADING}\nOne.\nTwo.\n") == ["One.", "Two."]

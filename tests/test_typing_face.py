@@ -8,23 +8,12 @@ from torch import Tensor
 from typing_extensions import assert_type
 
 from torch_propkernel import (
-    Activation,
-    Composition,
     Erf,
-    ErrorEstimate,
-    FreeScale,
-    GammaMixing,
-    LearningCurve,
-    MixingLaw,
     NetworkGP,
     NNGPKernel,
-    Outer,
     ReLU,
     RenormalizedNNGPKernel,
-    Solution,
     Spectrum,
-    WidthSweep,
-    fit_free_scale,
     fit_order_parameters,
     generalization_error,
     learning_curve,
@@ -33,7 +22,13 @@ from torch_propkernel import (
     training_error,
     width_sweep,
 )
+from torch_propkernel.actions import Solution
+from torch_propkernel.activations import Activation
 from torch_propkernel.datasets import load_yacht
+from torch_propkernel.inference import ErrorEstimate
+from torch_propkernel.kernels import Composition, Outer
+from torch_propkernel.mixing import GammaMixing, MixingLaw
+from torch_propkernel.theories import FittedTheory, FreeScale, LearningCurve, ModelSolution, WidthSweep
 
 
 def some_model(width: float | list[float] = 20, points: int = 15) -> NetworkGP:
@@ -44,7 +39,7 @@ def some_model(width: float | list[float] = 20, points: int = 15) -> NetworkGP:
 
 def test_fit_and_predict() -> None:
     model = some_model()
-    solution = assert_type(fit_order_parameters(model, warn=False), Solution)
+    solution = assert_type(fit_order_parameters(model, warn=False), ModelSolution)
     assert_type(solution.order_parameter, Tensor)
     assert_type(solution.message, str)
     errors = assert_type(leave_one_out_error(model), ErrorEstimate)
@@ -52,7 +47,7 @@ def test_fit_and_predict() -> None:
     x, y = assert_type(load_yacht(), tuple[Tensor, Tensor])
     assert_type(generalization_error(model, x[20:25].float(), y[20:25].float()), ErrorEstimate)
     assert_type(training_error(model), Tensor)
-    assert_type(fit_free_scale(model), FreeScale)
+    assert_type(FreeScale().fit(model), FittedTheory)
 
 
 def test_kernels_and_activations() -> None:

@@ -2,108 +2,27 @@
 
 A kernel that owns its order parameters, with the prior that the width dictates (:class:`RenormalizedNNGPKernel`), a
 solver of the saddle point (:func:`fit_order_parameters`), and the predicted errors (:func:`generalization_error`,
-:func:`leave_one_out_error`), always beside those of the infinitely wide network; the networks themselves, samplers of
-their posterior and the comparison of both (:func:`compare_with_network`). The equations are in ``THEORY.md`` of
-this package; the source is Pacelli et al., Nature Machine Intelligence 5, 1497 (2023), arXiv:2209.04882.
+:func:`~torch_propkernel.theories.leave_one_out_error`), always beside those of the infinitely wide network; the
+networks themselves, samplers of their posterior and the comparison of both (:func:`compare_with_network`). What is not
+at the top is in the rooms, each named by what is in it. The equations are in ``THEORY.md`` of this package; the source
+is Pacelli et al., Nature Machine Intelligence 5, 1497 (2023), arXiv:2209.04882.
 """
 
 from importlib.metadata import PackageNotFoundError, version
 
-from .actions import Solution, SolveResult, solve_order_parameters
-from .activations import (
-    GELU,
-    Activation,
-    Cos,
-    Erf,
-    Exp,
-    Identity,
-    LeakyReLU,
-    Quadrature,
-    RectifiedQuadratic,
-    ReLU,
-    Sign,
-    SiLU,
-    Sin,
-    Square,
-    Step,
-    Tanh,
-)
-from .distributions import MultivariateStudentT, ScaleMixtureMultivariateNormal
-from .exceptions import (
-    BoundaryWarning,
-    ConvergenceError,
-    IdentifiabilityWarning,
-    InputScaleWarning,
-    NotPositiveDefiniteError,
-    PropKernelWarning,
-    ReliabilityWarning,
-    SamplingWarning,
-)
-from .kernels import (
-    ArcCosineKernel,
-    ArcSineKernel,
-    Composition,
-    Linearized,
-    LinearPart,
-    Nested,
-    NNGPKernel,
-    Outer,
-    RenormalizedNNGPKernel,
-)
+from .actions import solve_order_parameters
+from .activations import Erf, ReLU
+from .exceptions import ConvergenceError, NotPositiveDefiniteError, PropKernelWarning, ReliabilityWarning
+from .kernels import ArcCosineKernel, ArcSineKernel, NNGPKernel, RenormalizedNNGPKernel
 from .likelihoods import FiniteWidthLikelihood, StudentTProcessLikelihood
-from .mixing import (
-    GammaMixing,
-    GeneralizedInverseGaussianMixing,
-    InverseGammaMixing,
-    LogNormalMixing,
-    MixingLaw,
-    PointMass,
-    ProductGammaMixing,
-    posterior_of_scale,
-)
 from .mlls import EffectiveAction, FiniteWidthMarginalLogLikelihood, StudentTMarginalLogLikelihood
 from .models import FiniteWidthProcess, NetworkFiniteWidthProcess, NetworkGP, NetworkStudentTProcess, StudentTProcess
-from .networks import (
-    ConvolutionalNetwork,
-    FiniteNetwork,
-    HamiltonianMonteCarlo,
-    LangevinDynamics,
-    MonteCarloEstimate,
-    SampledPosterior,
-    sample_posterior,
-)
-from .order_parameters import OrderParameterPrior
-from .practice import (
-    GibbsParameters,
-    NetworkComparison,
-    compare_with_network,
-    gibbs_parameters,
-    measure_order_parameters,
-    model_from_network,
-    network_from_model,
-)
-from .reliability import Reliability, assess_reliability, participation_ratio
-from .saving import SavedModel, SavedModelError, load, save
+from .practice import compare_with_network
+from .saving import load, save
 from .spectra import Spectrum
 from .theories import (
-    ErrorEstimate,
-    FirstOrder,
-    FittedTheory,
-    FreeScale,
-    FreeScaleBaseline,
-    Gated,
-    InfiniteWidth,
-    LearningCurve,
-    Mixture,
-    SaddlePoint,
     Theory,
-    TwoParameterMixture,
-    TwoParameterSaddle,
-    WidthComparison,
-    WidthSweep,
-    compare_widths,
     expected_accuracy,
-    fit_free_scale,
     fit_order_parameters,
     generalization_error,
     learning_curve,
@@ -111,7 +30,7 @@ from .theories import (
     training_error,
     width_sweep,
 )
-from .tuning import Baseline, HyperparameterFit, NetworkChoice, choose_network, fit_hyperparameters
+from .tuning import choose_network, fit_hyperparameters
 
 try:
     __version__ = version("torch_propkernel")
@@ -119,110 +38,37 @@ except PackageNotFoundError:  # used from a source tree that is not installed
     __version__ = "0.0.0"
 
 __all__ = [
-    "Activation",
     "ArcCosineKernel",
     "ArcSineKernel",
-    "Baseline",
-    "BoundaryWarning",
-    "Composition",
     "ConvergenceError",
-    "ConvolutionalNetwork",
-    "Cos",
     "EffectiveAction",
     "Erf",
-    "ErrorEstimate",
-    "Exp",
-    "FiniteNetwork",
     "FiniteWidthLikelihood",
     "FiniteWidthMarginalLogLikelihood",
     "FiniteWidthProcess",
-    "FirstOrder",
-    "FittedTheory",
-    "FreeScale",
-    "FreeScaleBaseline",
-    "GELU",
-    "GammaMixing",
-    "Gated",
-    "GeneralizedInverseGaussianMixing",
-    "GibbsParameters",
-    "HamiltonianMonteCarlo",
-    "HyperparameterFit",
-    "IdentifiabilityWarning",
-    "Identity",
-    "InfiniteWidth",
-    "InputScaleWarning",
-    "InverseGammaMixing",
-    "LangevinDynamics",
-    "LeakyReLU",
-    "LearningCurve",
-    "LinearPart",
-    "Linearized",
-    "LogNormalMixing",
-    "MixingLaw",
-    "Mixture",
-    "MonteCarloEstimate",
-    "MultivariateStudentT",
     "NNGPKernel",
-    "Nested",
-    "NetworkChoice",
-    "NetworkComparison",
     "NetworkFiniteWidthProcess",
     "NetworkGP",
     "NetworkStudentTProcess",
     "NotPositiveDefiniteError",
-    "OrderParameterPrior",
-    "Outer",
-    "PointMass",
-    "ProductGammaMixing",
     "PropKernelWarning",
-    "Quadrature",
     "ReLU",
-    "RectifiedQuadratic",
-    "Reliability",
     "ReliabilityWarning",
     "RenormalizedNNGPKernel",
-    "SaddlePoint",
-    "SampledPosterior",
-    "SamplingWarning",
-    "SavedModel",
-    "SavedModelError",
-    "ScaleMixtureMultivariateNormal",
-    "SiLU",
-    "Sign",
-    "Sin",
-    "Solution",
-    "SolveResult",
     "Spectrum",
-    "Square",
-    "Step",
     "StudentTMarginalLogLikelihood",
     "StudentTProcess",
     "StudentTProcessLikelihood",
-    "Tanh",
     "Theory",
-    "TwoParameterMixture",
-    "TwoParameterSaddle",
-    "WidthComparison",
-    "WidthSweep",
-    "assess_reliability",
     "choose_network",
-    "compare_widths",
     "compare_with_network",
     "expected_accuracy",
-    "fit_free_scale",
     "fit_hyperparameters",
     "fit_order_parameters",
     "generalization_error",
-    "gibbs_parameters",
     "learning_curve",
     "leave_one_out_error",
     "load",
-    "measure_order_parameters",
-    "model_from_network",
-    "network_from_model",
-    "participation_ratio",
-    "posterior_of_scale",
-    "sample_posterior",
     "save",
     "solve_order_parameters",
     "training_error",

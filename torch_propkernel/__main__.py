@@ -28,7 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0: done; 1: a solve or a search did not converge; 2: bad input or arguments. The message is on stderr.
+    0: done; 1: a solve or a search did not converge; 2: bad input or arguments, or not enough memory; 130: interrupted.
+    The message is on stderr.
 
     Args:
         argv: The arguments; those of the process if None.
@@ -39,9 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 2
     try:
         return int(arguments.run(arguments))
-    except (ValueError, TypeError, OSError, ConvergenceError) as error:
+    except (ValueError, TypeError, OSError, MemoryError, ConvergenceError) as error:
         print(f"torch-propkernel {arguments.command}: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, ConvergenceError) else 2
+    except KeyboardInterrupt:
+        print(f"torch-propkernel {arguments.command}: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -10,6 +10,17 @@ import torch
 from torch import Tensor
 
 
+def present(value: Any, name: str) -> Any:
+    """Return a value that is there; a theory that has none says so by None.
+
+    Raises:
+        ValueError: It is None.
+    """
+    if value is None:
+        raise ValueError(f"{name}: expected a value, got None; this theory has none")
+    return value
+
+
 def check_floating(name: str, value: Any) -> Tensor:
     """Return ``value`` if it is a floating-point tensor, else raise ``TypeError``."""
     if not isinstance(value, Tensor):
@@ -66,7 +77,18 @@ def check_kernel_and_targets(kernel_matrix: Tensor, targets: Tensor) -> None:
         raise ValueError(f"kernel matrix: expected shape (..., P, P) with P >= 1, got {tuple(kernel_matrix.shape)}")
     check_floating("targets", targets)
     check_same_kind(kernel_matrix=kernel_matrix, targets=targets)
-    check_targets(targets, kernel_matrix.shape[-1], "targets")
+    size = kernel_matrix.shape[-1]
+    check_targets(targets, size, "targets")
+    if size > 1 and kernel_matrix.dim() == 2 and targets.shape == (size, size):
+        raise ValueError(
+            f"targets: expected shape ({size},), got {(size, size)}, which reads as {size} problems or as {size} "
+            f"outputs; give the kernel matrix a batch dimension for {size} problems"
+        )
+    largest = float(targets.detach().abs().max())
+    if largest > 1e100:
+        raise ValueError(
+            f"targets: expected numbers up to 1e100, got {largest:.3g}, whose square overflows; rescale them"
+        )
     check_finite("kernel matrix", kernel_matrix)
 
 

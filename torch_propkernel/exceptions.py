@@ -27,9 +27,31 @@ class SamplingWarning(PropKernelWarning):
     """Markov chains have not converged: too few effective draws, chains that disagree, or divergent transitions."""
 
 
+class PrecisionWarning(PropKernelWarning):
+    """Rounding of a single-precision kernel matrix is not small against the temperature."""
+
+
 class ConvergenceError(RuntimeError):
     """A solve did not reach its tolerance."""
 
 
 class NotPositiveDefiniteError(ValueError):
     """A covariance matrix is not positive semi-definite beyond rounding."""
+
+
+class NotEnoughMemoryError(MemoryError):
+    """A computation would need more memory than the machine has available; said before anything is allocated."""
+
+
+__all__ = [
+    "BoundaryWarning",
+    "ConvergenceError",
+    "IdentifiabilityWarning",
+    "InputScaleWarning",
+    "NotEnoughMemoryError",
+    "NotPositiveDefiniteError",
+    "PrecisionWarning",
+    "PropKernelWarning",
+    "ReliabilityWarning",
+    "SamplingWarning",
+]

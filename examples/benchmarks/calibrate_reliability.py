@@ -36,8 +36,8 @@ from torch_propkernel import (  # noqa: E402
 )
 from torch_propkernel.actions import draw_pre_activations  # noqa: E402
 from torch_propkernel.activations import get_activation  # noqa: E402
+from torch_propkernel.inference import Problem  # noqa: E402
 from torch_propkernel.inference.last_layer import last_layer  # noqa: E402
-from torch_propkernel.inference.model_parts import take_apart  # noqa: E402
 from torch_propkernel.networks import FiniteNetwork, sample_posterior  # noqa: E402
 from torch_propkernel.reliability.score import reliability_score  # noqa: E402
 
@@ -111,7 +111,7 @@ def measure(case: dict, folder: Path) -> dict:
     solution = fit_order_parameters(model, warn=False)
     measured = case["measured"]["mse"]
     error = abs(generalization_error(model, test_x, test_y).mean_total.item() / measured["mean"] - 1.0)
-    parts = take_apart(model)
+    parts = Problem.of(model)
     scores = [reliability_score(parts, solution.order_parameter, seed=seed).item() for seed in range(SEEDS)]
     saturating = case["activation"] == "erf"
     directions, alpha = solution.reliability.participation_ratio, solution.reliability.alpha

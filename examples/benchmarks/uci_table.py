@@ -158,10 +158,10 @@ def fit(
     model.likelihood.noise = START_TEMPERATURE
     if start is not None:
         start_at(model, start["values"])
-    evidence = "saddle" if name.startswith("saddle") else "mixture"
+    theory = "saddle" if name.startswith("saddle") else "mixture"
     clock = time.process_time()
     starts = STARTS if start is None else 1
-    found = fit_hyperparameters(model, train=train, evidence=evidence, throw=False, warn=False, starts=starts)
+    found = fit_hyperparameters(model, train=train, theory=theory, throw=False, warn=False, starts=starts)
     seconds = time.process_time() - clock
     if len(x) > cut.fit:
         model.set_train_data(x, y, strict=False)
@@ -169,7 +169,7 @@ def fit(
     with torch.no_grad(), gpytorch.settings.fast_computations(False, False, False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="A not p.d.")  # jitter, of fits at their smallest noise
         if isinstance(model, NetworkFiniteWidthProcess):
-            latent = model.predict(x_test, "saddle" if evidence == "saddle" else "mixture", joint=False)
+            latent = model.predict(x_test, theory, joint=False)
         else:
             latent = model(x_test)
         law = model.likelihood(latent)

@@ -13,13 +13,12 @@ from torch_propkernel import (
     NetworkGP,
     PropKernelWarning,
     RenormalizedNNGPKernel,
-    fit_free_scale,
     fit_order_parameters,
     generalization_error,
     width_sweep,
 )
 from torch_propkernel.activations import get_activation
-from torch_propkernel.theories import FirstOrder, Gated, Mixture
+from torch_propkernel.theories import CorrectedSaddle, FreeScale, Gated, Mixture
 
 from .data import Source, Task, load_task
 from .experiments import Curve, Point
@@ -72,8 +71,8 @@ def predict(task: Task, point: Point) -> dict[str, dict]:
             error = generalization_error(model, task.test_x, task.test_y)
             if not found:
                 found["infinite width"] = _entry(error.infinite_width, 1.0)
-                baseline = fit_free_scale(model, task.test_x, task.test_y)
-                found["free scale"] = _entry(baseline.test, baseline.scale)
+                baseline = FreeScale().fit(model)
+                found["free scale"] = _entry(baseline.error(task.test_x, task.test_y), float(baseline.readout_norm))
                 reliability = solution.reliability
             found[name] = _entry(error, solution.order_parameter[-1]) | {"solution": solution.message}
             found[name]["order_parameters"] = solution.order_parameter.tolist()
@@ -87,7 +86,7 @@ def predict(task: Task, point: Point) -> dict[str, dict]:
 
 def _others(point: Point) -> dict:
     if len(point.widths) == 1:
-        return {"mixture": Mixture(), "saddle + 1/N": FirstOrder("saddle_point")}
+        return {"mixture": Mixture(), "saddle + 1/N": CorrectedSaddle()}
     return {"gated": Gated()} if point.activation == "relu" and len(point.widths) == 2 else {}
 
 
@@ -113,7 +112,8 @@ def _along_width(curve: Curve, grid: list[float], num_test: int, source: Source)
     with double_precision():
         point = curve.point(curve.values[0])
         model = build_model(task, point)
-        baseline = _entry((scale := fit_free_scale(model, task.test_x, task.test_y)).test, scale.scale)
+        free = FreeScale().fit(model)
+        baseline = _entry(free.error(task.test_x, task.test_y), float(free.readout_norm))
         sweep = width_sweep(model, grid, task.test_x, task.test_y)
         wide = _entry(sweep.test.infinite_width, 1.0)
         for name, entry in zip(BASELINES, (wide, baseline), strict=True):
@@ -144,9 +144,13 @@ def _along_data(curve: Curve, grid: list[int], num_test: int, source: Source) ->
             model = build_model(task, point)
             q = fit_order_parameters(model, warn=False).order_parameter[-1]
             error = generalization_error(model, task.test_x, task.test_y)
-            baseline = fit_free_scale(model, task.test_x, task.test_y)
+            baseline = FreeScale().fit(model)
         names = (*BASELINES, next(iter(compositions(point))))
-        rows = _entry(error.infinite_width, 1.0), _entry(baseline.test, baseline.scale), _entry(error, q)
+        rows = (
+            _entry(error.infinite_width, 1.0),
+            _entry(baseline.error(task.test_x, task.test_y), float(baseline.readout_norm)),
+            _entry(error, q),
+        )
         entries.append(dict(zip(names, rows, strict=True)))
     return {name: _columns(grid, [entry[name] for entry in entries]) for name in entries[0]}
 

@@ -4,7 +4,7 @@
 # With one hidden layer all forms of the theory are equal. With two or three one has to say how the order parameters of
 # the layers enter the kernel, and the answers differ. You learn
 #
-# - the four compositions of `RenormalizedNNGPKernel`, and the `Gated` theory of two relu layers;
+# - the three compositions of `RenormalizedNNGPKernel`, and the `Gated` theory of two relu layers;
 # - that every theory has one interface, `SaddlePoint().fit(model).error(x, y)`;
 # - to sample the posterior of the real two-layer network with `sample_posterior`, and to judge the theories by it.
 #
@@ -18,16 +18,16 @@ import gpytorch
 import torch
 from matplotlib.figure import Figure
 
-from torch_propkernel import Erf, NetworkGP, ReLU, RenormalizedNNGPKernel, fit_free_scale
+from torch_propkernel import Erf, NetworkGP, ReLU, RenormalizedNNGPKernel
 from torch_propkernel.networks import sample_posterior
-from torch_propkernel.plotting import BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+from torch_propkernel.plotting import BLUE, GRAY, GREEN, ORANGE, SKY, VERMILLION
 from torch_propkernel.practice import network_from_model
-from torch_propkernel.theories import Gated, InfiniteWidth, SaddlePoint
+from torch_propkernel.theories import FreeScale, Gated, InfiniteWidth, SaddlePoint
 
 SMALL = "--small" in sys.argv
 PLOT = sys.argv[sys.argv.index("--plot") + 1] if "--plot" in sys.argv else "deep_networks.png"
 WIDTH, ROWS, DRAWS, TEMPERATURE = (5, 8, 150, 0.3) if SMALL else (20, 40, 250, 0.1)
-COMPOSITIONS = {"outer": BLUE, "nested": ORANGE, "linear_part": GREEN, "linearized": PURPLE}
+COMPOSITIONS = {"outer": BLUE, "nested": ORANGE, "linear_part": GREEN}
 torch.set_default_dtype(torch.float64)
 
 # %% [markdown]
@@ -57,7 +57,7 @@ for activation in (Erf(), ReLU()):
     for depth in DEPTHS:
         model = network(activation, depth)
         curves["infinite width"].append(InfiniteWidth().fit(model).error(*test).mean_total.item())
-        curves["free scale"].append(fit_free_scale(model, *test).test.mean_total.item())
+        curves["free scale"].append(FreeScale().fit(model).error(*test).mean_total.item())
         for composition in COMPOSITIONS:
             theory = SaddlePoint().fit(network(activation, depth, composition))
             curves[composition].append(theory.error(*test).mean_total.item())

@@ -70,7 +70,10 @@ for name, (model, names) in models.items():
 def predictive(name, points):
     process, _, form = name.partition(": ")
     model = models[process][0]
-    latent = model.predict(points, form) if form else model(points)
+    if form == "student_t":
+        latent = model.student_t(points)
+    else:
+        latent = model.predict(points, form) if form else model(points)
     law = model.likelihood(latent)
     normal = isinstance(law, torch.distributions.MultivariateNormal)
     return torch.distributions.Normal(law.mean, law.stddev) if normal else law

@@ -78,7 +78,7 @@ figure.savefig(PLOT, dpi=130)
 def sentence(activation):
     comparison, note = comparisons[activation], notes[activation]
     saddle, infinite, free = (
-        100 * comparison.error(theory, "test_error") for theory in ("saddle point", "infinite width", "free scale")
+        100 * comparison.error(theory, "test_error") for theory in ("saddle", "infinite_width", "free_scale")
     )
     closer = (abs(saddle) < abs(infinite)) + (abs(saddle) < abs(free))
     word = ("further off than both", "between", "closer than both")[closer]
@@ -90,9 +90,9 @@ def sentence(activation):
     )
 
 
-off = [f"{100 * comparisons[a].error('saddle point', 'order_parameter'):+.0f} % ({a!r})" for a in comparisons]
+off = [f"{100 * comparisons[a].error('saddle', 'order_parameter'):+.0f} % ({a!r})" for a in comparisons]
 why = "a rescaled kernel cannot describe hidden units that turn toward a few directions of the inputs"
-if abs(comparisons[Erf()].error("saddle point", "test_error")) < 0.1:
+if abs(comparisons[Erf()].error("saddle", "test_error")) < 0.1:
     why = "few directions, but here a rescaled kernel describes erf units within 10 %"
 print("\nWhat it means:")
 print(sentence(ReLU()))

@@ -24,14 +24,15 @@ from torch_propkernel import (
     FiniteWidthMarginalLogLikelihood,
     ReLU,
     RenormalizedNNGPKernel,
-    fit_free_scale,
     generalization_error,
     leave_one_out_error,
 )
 from torch_propkernel.datasets import YACHT, load_yacht
+from torch_propkernel.inference import Normalization
 from torch_propkernel.models import NetworkFiniteWidthProcess
 from torch_propkernel.plotting import BLUE, GRAY, VERMILLION
-from torch_propkernel.saving import Normalization, load, save
+from torch_propkernel.saving import load, save
+from torch_propkernel.theories import FreeScale
 from torch_propkernel.tuning import fit_hyperparameters
 
 SMALL = "--small" in sys.argv
@@ -48,7 +49,7 @@ x, y = load_yacht()
 rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
 train, test = rows[:ROWS], rows[ROWS:]
 units = Normalization.of(x[train], y[train])
-x, y = units.to_model(x).to(DEVICE), units.targets_to_model(y).to(DEVICE)
+x, y = units.to_model(x).to(DEVICE), units.targets.to_model(y).to(DEVICE)
 
 
 def new_model():
@@ -94,8 +95,9 @@ print(f"call: log posterior {fit.log_posterior:.3f}, {call_seconds:.1f} s; {fit}
 
 # %%
 left_out, held_out = leave_one_out_error(by_call), generalization_error(by_call, x[test], y[test])
-free = fit_free_scale(by_call, x[test], y[test])  # the fair baseline: infinite width with a free overall scale
-print(f"q = {q:.3f}; leave-one-out: {left_out}; held-out: {held_out}; held-out, free scale: {free.test}")
+# The fair baseline: infinite width with a free overall scale.
+free = FreeScale().fit(by_call).error(x[test], y[test])
+print(f"q = {q:.3f}; leave-one-out: {left_out}; held-out: {held_out}; held-out, free scale: {free}")
 with tempfile.TemporaryDirectory() as folder:
     file = Path(folder, "yacht.zip")
     save(by_call, file, normalization=units, extra={"target": YACHT.target_name})
@@ -103,7 +105,7 @@ with tempfile.TemporaryDirectory() as folder:
 with torch.no_grad():
     before, after = by_call.eval()(x[test]).mean.cpu(), loaded.model(x[test].cpu()).mean
 print(f"largest difference after saving and loading: {(before - after).abs().max():.1e}")
-print(f"first prediction, as {loaded.extra['target']}: {loaded.normalization.mean_of_targets(after)[0]:.3f}")
+print(f"first prediction, as {loaded.extra['target']}: {loaded.normalization.targets.value(after)[0]:.3f}")
 
 # %% [markdown]
 # The picture: how far the loop is from the call's maximum, and the ARD weights (mean one) that both find.
@@ -120,6 +122,8 @@ for label, model, color, marker, size in ends:
     right.plot(weights, range(6), color=color, marker=marker, markersize=size, linestyle="none", label=label)
 right.axvline(1.0, color=GRAY, linewidth=1, label="all inputs alike")
 right.set_xscale("log")
+right.set_xticks([0.03, 0.1, 0.3, 1, 3], ["0.03", "0.1", "0.3", "1", "3"])
+right.minorticks_off()
 right.set_yticks(range(6), YACHT.feature_names)
 right.set(xlabel="relative prior variance of the input's weights", ylim=(5.5, -0.5))
 right.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, fontsize="small", frameon=False)
@@ -140,5 +144,5 @@ print(
 )
 print(
     f"Leave-one-out predicts a squared error of {predicted:.4f} where held-out rows give {measured:.4f}; with the same "
-    f"hyperparameters infinite width gives {infinite:.4f} there, a free scale {free.test.mean_total:.4f}."
+    f"hyperparameters infinite width gives {infinite:.4f} there, a free scale {free.mean_total:.4f}."
 )

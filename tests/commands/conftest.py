@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from given_network import GIVEN
 
 from torch_propkernel.__main__ import main
 
@@ -35,11 +36,11 @@ def table(tmp_path, rng):
 
 @pytest.fixture
 def run_json(tmp_path):
-    """Return run(*arguments) -> the numbers of a command that must succeed."""
+    """Return run(command, *arguments) -> its numbers; hyperparameters are given where the arguments do not say auto."""
 
-    def run(*arguments):
+    def run(command, *arguments):
         path = tmp_path / "numbers.json"
-        assert main([*arguments, "--json", str(path)]) == 0
+        assert main([command, *GIVEN, *arguments, "--json", str(path)]) == 0
         return json.loads(path.read_text())
 
     return run

@@ -10,6 +10,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
+from given_network import GIVEN
 
 from torch_propkernel import FiniteWidthLikelihood, ReLU, RenormalizedNNGPKernel
 from torch_propkernel.__main__ import main
@@ -21,7 +22,9 @@ from torch_propkernel.saving import load, save
 @pytest.fixture
 def model(table):
     """Path of a model of a table with columns a, b, c and a target."""
-    assert main(["fit", table(), "--target", "price", "--temperature", "0.1", "--no-plot", "--save", "model"]) == 0
+    assert (
+        main(["fit", table(), *GIVEN, "--target", "price", "--temperature", "0.1", "--no-plot", "--save", "model"]) == 0
+    )
     return "model"
 
 
@@ -64,8 +67,9 @@ def test_numbers_are_those_of_gpytorch(model, new, capsys):
 
 def test_training_rows_are_predicted_as_fit_does(table, capsys):
     path = table()
-    files = ("--predictions", "p.csv", "--save", "model")
-    assert main(["fit", path, "--test-fraction", "0.4", "--no-plot", *files]) == 0
+    # The limit keeps the held-out rows out of the saved model.
+    files = ("--max-rows", "18", "--predictions", "p.csv", "--save", "model")
+    assert main(["fit", path, *GIVEN, "--test-fraction", "0.4", "--no-plot", *files]) == 0
     capsys.readouterr()
     assert main(["predict", "model", path]) == 0
     columns = read(capsys.readouterr().out)
@@ -210,7 +214,7 @@ def gp(x, y, likelihood, kernel):
         (["new.csv", "new.csv"], "expected a model saved by torch_propkernel, got another kind of file"),
         (["model", "nowhere.csv"], "nowhere.csv"),
         (["model", "new.csv", "--quantiles", "0.5,1"], "--quantiles: expected numbers between 0 and 1"),
-        (["model", "new.csv", "--out", "-", "--json", "-"], "expected one of them on stdout, got both"),
+        (["model", "new.csv", "--out", "-", "--json", "-"], "--out, --json: expected two files, got stdout for both"),
         (["model", "new.csv", "--out", "nowhere/p.csv"], "expected a folder nowhere that exists"),
     ],
 )

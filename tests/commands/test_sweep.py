@@ -7,11 +7,11 @@ import math
 
 import numpy as np
 import pytest
+from given_network import GIVEN, given_network
 
 from torch_propkernel import ReLU, fit_order_parameters, generalization_error, leave_one_out_error
 from torch_propkernel.__main__ import main
 from torch_propkernel.commands.data import load_table, split_and_standardize
-from torch_propkernel.commands.network import Network
 
 
 def test_the_map_is_that_of_single_fits(table, run_json):
@@ -23,7 +23,7 @@ def test_the_map_is_that_of_single_fits(table, run_json):
     assert found["width"] == [[10.0], [100.0], [300.0]] and found["temperature"] == [0.02, 0.2]
     for k, temperature in enumerate((0.02, 0.2)):
         for w, width in enumerate((10.0, 100.0, 300.0)):
-            model = Network(ReLU(), (width,), temperature).model(rows.x, rows.y)
+            model = given_network(ReLU(), (width,), temperature).model(rows.x, rows.y)
             solution = fit_order_parameters(model, warn=False)
             # A Cholesky factorization and an eigendecomposition: rounding times a condition number of 1e3.
             assert found["order_parameter"][k][w] == pytest.approx(solution.order_parameter.tolist(), rel=1e-9)
@@ -51,7 +51,7 @@ def test_all_rows_are_one_subset(table, run_json):
     path = table(rows=32)  # 24 training rows
     result = run_json("sweep", path, "--temperature", "0.1", "--sizes", "24", "--repeats", "2", "--no-plot")
     rows = split_and_standardize(load_table(path, None), 0.25, 0)
-    model = Network(ReLU(), (100.0,), 0.1).model(rows.x, rows.y)
+    model = given_network(ReLU(), (100.0,), 0.1).model(rows.x, rows.y)
     fit_order_parameters(model, warn=False)
     error = generalization_error(model, rows.test_x, rows.test_y)
     curve, square = result["learning_curve"], rows.scale**2
@@ -123,6 +123,6 @@ def test_help_documents_the_keys(table, run_json, capsys):
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
-    assert main(["sweep", *arguments, "--no-plot"]) == 2
+    assert main(["sweep", *GIVEN, *arguments, "--no-plot"]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.out == ""

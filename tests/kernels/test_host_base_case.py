@@ -8,11 +8,12 @@ import pytest
 import torch
 from gpytorch.test.base_kernel_test_case import BaseKernelTestCase
 
-from torch_propkernel import GELU, ArcCosineKernel, ArcSineKernel, Erf, NNGPKernel, ReLU, RenormalizedNNGPKernel, Tanh
+from torch_propkernel import ArcCosineKernel, ArcSineKernel, Erf, NNGPKernel, ReLU, RenormalizedNNGPKernel
+from torch_propkernel.activations import GELU, Tanh
 
 # The host draws unscaled random numbers: some of its few rows are tiny, some have variances that need more quadrature.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::torch_propkernel.InputScaleWarning"),
+    pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.InputScaleWarning"),
     pytest.mark.filterwarnings("ignore::torch_propkernel.activations.QuadratureWarning"),
 ]
 
@@ -27,7 +28,6 @@ FACTORIES = {
     "RenormalizedOneLayer": lambda **kw: RenormalizedNNGPKernel(Erf(), 50, **kw),
     "RenormalizedOuter": lambda **kw: RenormalizedNNGPKernel(Erf(), [50, 20], bias_variance=[0.1, 0.0], **kw),
     "RenormalizedNested": lambda **kw: RenormalizedNNGPKernel(Erf(), [50, 20], "nested", bias_variance=0.1, **kw),
-    "RenormalizedLinearized": lambda **kw: RenormalizedNNGPKernel(Erf(), [50, 20, 30], "linearized", **kw),
     "RenormalizedLinearPart": lambda **kw: RenormalizedNNGPKernel(ReLU(), [50, 20], "linear_part", **kw),
     "RenormalizedInfinite": lambda **kw: RenormalizedNNGPKernel(ReLU(), [float("inf"), 20], **kw),
 }

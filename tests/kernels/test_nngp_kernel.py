@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from torch_propkernel import GELU, ArcCosineKernel, Erf, Identity, NNGPKernel, ReLU, Sign, Square, Tanh
+from torch_propkernel import ArcCosineKernel, Erf, NNGPKernel, ReLU
+from torch_propkernel.activations import GELU, Identity, Sign, Square, Tanh
 from torch_propkernel.exceptions import InputScaleWarning
 
 
@@ -225,8 +226,8 @@ def test_input_scale_warns_once():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(activation="relu"), "expected an Activation object"),
-        (dict(activation=ReLU), "expected an Activation object"),
+        (dict(activation="rulu"), "expected an Activation or one of the names .* got 'rulu'"),
+        (dict(activation=ReLU), "expected an Activation or one of the names"),
         (dict(activation=ReLU(), depth=0), "depth: expected an integer >= 1, got 0"),
         (dict(activation=ReLU(), depth=1.5), "depth: expected an integer >= 1, got 1.5"),
         (dict(activation=ReLU(), weight_variance=-1.0), "weight_variance: expected finite numbers > 0"),

@@ -129,3 +129,13 @@ def test_refused(name):
     call, error, message = REFUSED[name]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_deg_free_beyond_its_bounds_is_refused_and_a_draw_is_moved_inside():
+    bounded = gpytorch.constraints.Interval(2.0, 30.0)
+    likelihood = StudentTProcessLikelihood(deg_free_constraint=bounded).double()
+    with pytest.raises(ValueError, match=r"deg_free: expected numbers within Interval\(2.000E\+00, 3.000E\+01\), got"):
+        likelihood.deg_free = 40.0
+    for draw, end in ((40.0, 30.0), (0.5, 2.0)):
+        likelihood._set_deg_free(likelihood, torch.tensor(draw, dtype=torch.float64))
+        assert torch.isfinite(likelihood.raw_deg_free).all() and abs(likelihood.deg_free.item() - end) < 1e-12

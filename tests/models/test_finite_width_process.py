@@ -12,13 +12,15 @@ import pytest
 import torch
 from scipy import special
 
-from torch_propkernel import Erf, IdentifiabilityWarning, Identity, ReLU, RenormalizedNNGPKernel
+from torch_propkernel import Erf, ReLU, RenormalizedNNGPKernel
+from torch_propkernel.activations import Identity
 from torch_propkernel.distributions import MultivariateStudentT, ScaleMixtureMultivariateNormal
+from torch_propkernel.exceptions import IdentifiabilityWarning
 from torch_propkernel.likelihoods.finite_width_likelihood import FiniteWidthLikelihood
 from torch_propkernel.mixing import LogNormalMixing, ProductGammaMixing
 from torch_propkernel.mlls.finite_width_marginal_log_likelihood import FiniteWidthMarginalLogLikelihood
 from torch_propkernel.models.finite_width_process import FiniteWidthProcess
-from torch_propkernel.theories.compare_widths import compare_widths
+from torch_propkernel.theories import width_sweep
 
 F = torch.float64
 
@@ -49,12 +51,16 @@ def nested():
     return RenormalizedNNGPKernel(Erf(), [6, 6], "nested")
 
 
+def predictive(process, x, form):
+    return process.student_t(x) if form == "student_t" else process.predict(x, form)
+
+
 def brute_force(process, x, widths, temperature, size=4001):
     """Weights on a dense grid of u, and mean and covariance at each, by dense algebra; one or two layers."""
     kernel = process.covar_module
-    with kernel.assigned_order_parameter(1.0), torch.no_grad():
+    with torch.no_grad():
         joint = torch.cat([process.train_inputs[0], x])
-        total = kernel(joint).to_dense()
+        total = kernel.at(torch.ones(kernel.depth))(joint).to_dense()
     n, y = len(process.train_targets), process.train_targets
     u = torch.linspace(-9.0, 6.5, size, dtype=F)
     if len(widths) == 1:
@@ -151,10 +157,10 @@ def test_infinite_width_is_the_gp(form):
     (x, y), test_x = data(20), data(3, seed=1)[0]
     for width in (math.inf, 1e12):
         kernel = RenormalizedNNGPKernel(ReLU(), torch.tensor(width, dtype=F), bias_variance=0.1)
-        process = Process(x, y, kernel, predictive=form).eval()
+        process = Process(x, y, kernel).eval()
         covariance = kernel(torch.cat([x, test_x])).to_dense().detach()
         solved = torch.linalg.solve(covariance[:20, :20] + 0.1 * torch.eye(20, dtype=F), covariance[:20, 20:])
-        posterior = process(test_x)
+        posterior = predictive(process, test_x, form)
         # at N = 1e12 the scale has a spread of 1e-6
         assert torch.allclose(posterior.mean, solved.T @ y, rtol=1e-5, atol=1e-6)
         expected = covariance[20:, 20:] - covariance[20:, :20] @ solved
@@ -234,7 +240,7 @@ def test_training_loop_raises_the_evidence():
 def test_student_t_form():
     (x, y), test_x = data(12, 20), data(5, 20, seed=1)[0]
     cold = Process(x, y, RenormalizedNNGPKernel(Erf(), 8), 1e-9).eval()
-    student, mixture = cold.predict(test_x, "student_t"), cold.predict(test_x, "mixture")
+    student, mixture = cold.student_t(test_x), cold.predict(test_x, "mixture")
     assert isinstance(student, MultivariateStudentT)
     posterior = cold.scale_posterior()
     df = 4 + 2 * posterior.mean.square() / posterior.variance
@@ -244,7 +250,7 @@ def test_student_t_form():
     assert cold.student_t_distance(test_x).max() < 0.01
     warm = Process(x, 3 * y, RenormalizedNNGPKernel(Erf(), 3), 2.0).eval()
     distance = warm.student_t_distance(test_x)
-    mixture, student = warm.predict(test_x, "mixture", joint=False), warm.predict(test_x, "student_t")
+    mixture, student = warm.predict(test_x, "mixture", joint=False), warm.student_t(test_x)
     grid = mixture.mean + torch.linspace(-6, 6, 4001, dtype=F)[:, None] * mixture.variance.sqrt()
     gap = torch.stack([(mixture.cdf(v) - student.cdf(v)).abs() for v in grid]).amax(0)
     assert torch.allclose(distance, gap, rtol=0.02, atol=1e-4)  # both maxima are over grids
@@ -256,7 +262,7 @@ def test_saddle_form_is_the_renormalized_gp():
     from torch_propkernel import fit_order_parameters, generalization_error
 
     (x, y), test_x = data(20, 40), data(3, 40, seed=1)[0]
-    process = Process(x, y, RenormalizedNNGPKernel(ReLU(), 15), predictive="saddle").eval()
+    process = Process(x, y, RenormalizedNNGPKernel(ReLU(), 15), theory="saddle").eval()
     posterior = process(test_x)
     fit_order_parameters(process)
     error = generalization_error(process, test_x, torch.zeros(3, dtype=F))
@@ -269,8 +275,8 @@ def test_fixed_terms_and_own_law():
     kernel = RenormalizedNNGPKernel(Erf(), 6)
     both = Process(x, y, kernel + gpytorch.kernels.ConstantKernel()).eval()
     constant = both.covar_module.kernels[1].constant.item()
-    with kernel.assigned_order_parameter(1.0), torch.no_grad():
-        total = kernel(torch.cat([x, test_x])).to_dense()
+    with torch.no_grad():
+        total = kernel.at(torch.ones(1))(torch.cat([x, test_x])).to_dense()
     posterior = both.scale_posterior().without_empty_nodes()
     mean = torch.zeros(2, dtype=F)
     for r, weight in zip(posterior.scale, posterior.weights, strict=True):
@@ -279,7 +285,7 @@ def test_fixed_terms_and_own_law():
     assert torch.allclose(both(test_x).mean, mean, rtol=1e-9)
     own = Process(x, y, RenormalizedNNGPKernel(Erf(), 6), mixing=LogNormalMixing(torch.tensor(0.2, dtype=F))).eval()
     assert own.mixing.mean.item() == 1.0 and torch.isfinite(own(test_x).variance).all()
-    with pytest.raises(ValueError, match="predictive: expected 'mixture' or 'student_t' with a law of one's own"):
+    with pytest.raises(ValueError, match="theory: expected 'mixture' with a law of one's own"):
         own.predict(test_x, "saddle")
 
 
@@ -287,9 +293,9 @@ def test_batches_of_models_and_of_test_points():
     (x, y), test_x = data(10), data(6, seed=1)[0].reshape(2, 3, 5)
     alone = Process(x, y, RenormalizedNNGPKernel(Erf(), [6, 9])).eval()
     for form in ("mixture", "student_t", "saddle"):
-        batch = alone.predict(test_x, form)
+        batch = predictive(alone, test_x, form)
         for index in range(2):
-            one = alone.predict(test_x[index], form)
+            one = predictive(alone, test_x[index], form)
             assert torch.allclose(batch.mean[index], one.mean, rtol=1e-10)
             assert torch.allclose(batch.covariance_matrix[index], one.covariance_matrix, rtol=1e-9)
     width = torch.tensor([[6.0, 9.0], [40.0, 30.0]], dtype=F)
@@ -306,7 +312,7 @@ def test_gradients_with_respect_to_test_points():
     (x, y), test_x = data(10), data(3, seed=1)[0]
     process = Process(x, y, RenormalizedNNGPKernel(Erf(), 6)).eval()
     for form in ("mixture", "student_t", "saddle"):
-        function = lambda v: (process.predict(v, form).mean, process.predict(v, form).variance)  # noqa: B023, E731
+        function = lambda v: ((p := predictive(process, v, form)).mean, p.variance)  # noqa: B023, E731
         assert torch.autograd.gradcheck(function, test_x.clone().requires_grad_(True), atol=1e-6)
     assert not process(test_x).mean.requires_grad
 
@@ -329,11 +335,11 @@ def test_cache_follows_the_model():
     assert not torch.allclose(process(x[:2]).mean, before)
 
 
-def test_compare_widths_leaves_points_out_exactly():
+def test_a_sweep_of_mixtures_leaves_points_out_exactly():
     x, y = data(9)
     process = Process(x, y, RenormalizedNNGPKernel(Erf(), 5))
     widths = [3.0, 30.0, math.inf]
-    curves = compare_widths(process, widths)
+    curves = width_sweep(process, widths, theory="mixture")
     for index, width in enumerate(widths):
         kernel = RenormalizedNNGPKernel(Erf(), torch.tensor(width, dtype=F))
         full = Process(x, y, kernel).eval()
@@ -346,14 +352,14 @@ def test_compare_widths_leaves_points_out_exactly():
             densities.append(evidence - part.scale_posterior().log_evidence)
             left_out = part.predict(x[i : i + 1])
             errors.append((left_out.mean - y[i]).square() + left_out.variance)
-        assert curves.leave_one_out_log_density[index].item() == pytest.approx(
+        assert curves.leave_one_out.log_density[index].mean().item() == pytest.approx(
             torch.stack(densities).mean().item(), rel=1e-8
         )
-        assert curves.leave_one_out_error[index].item() == pytest.approx(torch.cat(errors).mean().item(), rel=1e-8)
+        assert curves.leave_one_out.mean_total[index].item() == pytest.approx(torch.cat(errors).mean().item(), rel=1e-8)
     assert curves.preference(nats=1e3) is None
     process.covar_module.raw_readout_variance.requires_grad_(True)
     with pytest.warns(IdentifiabilityWarning):
-        compare_widths(process, widths)
+        width_sweep(process, widths, theory="mixture")
 
 
 def test_with_a_free_scale_infinite_width_has_the_higher_evidence():
@@ -374,7 +380,7 @@ def test_with_a_free_scale_infinite_width_has_the_higher_evidence():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda x, y: Process(x, y, one_layer(), predictive="best"), ValueError, "predictive: expected one of"),
+        (lambda x, y: Process(x, y, one_layer(), theory="best"), ValueError, "theory: expected one of"),
         (lambda x, y: Process(x, y, one_layer(), mixing=3.0), TypeError, "mixing: expected a MixingLaw"),
         (lambda x, y: Process(x, y, nested()).eval()(x), ValueError, "composition: expected one in which only"),
         (lambda x, y: Process(x, y, one_layer()).eval()(x[:, :2]), ValueError, "x: expected 5 columns"),

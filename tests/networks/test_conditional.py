@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from torch_propkernel import Erf, Identity, ReLU
+from torch_propkernel import Erf, ReLU
+from torch_propkernel.activations import Identity
 from torch_propkernel.networks import ConvolutionalNetwork, FiniteNetwork, JointTarget, MarginalTarget, ReadoutLaw
 
 T, VARIANCE = 0.3, 1.7

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from torch_propkernel import Erf, Identity, NNGPKernel, ReLU
+from torch_propkernel import Erf, NNGPKernel, ReLU
+from torch_propkernel.activations import Identity
 from torch_propkernel.networks import FiniteNetwork
 
 
@@ -240,8 +241,9 @@ def test_bad_architectures_are_refused(arguments, message):
 
 
 def test_bad_calls_are_refused():
-    with pytest.raises(TypeError, match="activation: expected an Activation object such as ReLU"):
-        FiniteNetwork("relu", 3, 4)
+    with pytest.raises(ValueError, match="activation: expected an Activation or one of the names .* got 'rulu'"):
+        FiniteNetwork("rulu", 3, 4)
+    assert FiniteNetwork("relu", 3, 4).activation == ReLU()
     net = network()
     with pytest.raises(ValueError, match=r"x: expected shape \(..., P, 3\), got \(5, 4\)"):
         net(points(dim=4))

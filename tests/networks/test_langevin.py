@@ -6,7 +6,7 @@ import pytest
 import torch
 from sampling_truth import all_estimates, exact_linear, problem, rejected
 
-from torch_propkernel import Identity
+from torch_propkernel.activations import Identity
 from torch_propkernel.exceptions import ConvergenceError, SamplingWarning
 from torch_propkernel.networks import FiniteNetwork, LangevinDynamics, extrapolate_learning_rate, sample_posterior
 

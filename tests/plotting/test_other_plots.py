@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from torch_propkernel import LearningCurve
 from torch_propkernel.plotting import plot_calibration, plot_intervals, plot_learning_curve, plot_map
+from torch_propkernel.theories import LearningCurve
 
 matplotlib = pytest.importorskip("matplotlib")
 

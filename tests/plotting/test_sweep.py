@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import torch
+from given_network import given_network
 
-from torch_propkernel import Erf, WidthSweep, width_sweep
-from torch_propkernel.commands.network import Network
+from torch_propkernel import Erf, width_sweep
 from torch_propkernel.plotting import plot_errors, plot_order_parameters, plot_sweep
+from torch_propkernel.theories import WidthSweep
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -21,7 +22,7 @@ def sweep_of(widths, depth=1, test=True) -> WidthSweep:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, 30, generator=generator, dtype=torch.float64)
     y = x[:, 0] + x[:, 1]
-    model = Network(Erf(), (20.0,) * depth, 0.1).model(x[:25], y[:25])
+    model = given_network(Erf(), (20.0,) * depth, 0.1).model(x[:25], y[:25])
     return width_sweep(model, widths, x[25:], y[25:]) if test else width_sweep(model, widths)
 
 

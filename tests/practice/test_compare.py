@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from torch_propkernel import Erf, Identity, ReLU
+from torch_propkernel import Erf, ReLU
+from torch_propkernel.activations import Identity
 from torch_propkernel.exceptions import SamplingWarning
 from torch_propkernel.practice import compare_with_network
 from torch_propkernel.theories import Gated, InfiniteWidth, Mixture, SaddlePoint
@@ -49,8 +50,8 @@ def test_the_exact_theory_agrees_and_infinite_width_does_not(linear):
     assert comparison.sampled.converged
     for quantity in comparison.measured:
         assert abs(comparison.z_score("mixture", quantity)) < 4.5
-    assert abs(comparison.z_score("infinite width", "test_error")) > 8
-    assert abs(comparison.z_score("infinite width", "order_parameter")) > 8
+    assert abs(comparison.z_score("infinite_width", "test_error")) > 8
+    assert abs(comparison.z_score("infinite_width", "order_parameter")) > 8
 
 
 def test_a_wrong_theory_is_not_hidden(linear):
@@ -73,7 +74,7 @@ def test_bias_and_variance_add_up(linear):
 
 def test_the_fair_baselines_are_always_there_and_skipped_theories_have_a_reason(linear):
     comparison, calls = linear
-    assert list(comparison.predicted)[:2] == ["infinite width", "free scale"]
+    assert list(comparison.predicted)[:2] == ["infinite_width", "free_scale"]
     assert "expected 2 hidden layer(s), got 1" in comparison.skipped["gated"]
     assert calls[0] == (1, 1800) and calls[-1] == (1800, 1800)
     text = str(comparison)
@@ -92,9 +93,9 @@ def test_given_theories_only_and_errors_in_original_units(make_model):
     comparison = compare_with_network(
         model, x[6:], x[6:, 0], theories=theories, num_samples=20, warmup=20, num_chains=2
     )
-    assert list(comparison.predicted) == ["infinite width", "saddle point"] and not comparison.skipped
+    assert list(comparison.predicted) == ["infinite_width", "saddle"] and not comparison.skipped
     expected = SaddlePoint().fit(model).error(x[6:], x[6:, 0]).mean_total
-    assert comparison.predicted["saddle point"]["test_error"] == float(expected)
+    assert comparison.predicted["saddle"]["test_error"] == float(expected)
     assert "not converged" in str(comparison)
 
 

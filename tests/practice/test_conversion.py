@@ -16,10 +16,9 @@ from torch_propkernel import (
     ReliabilityWarning,
     ReLU,
     RenormalizedNNGPKernel,
-    Step,
-    Tanh,
     fit_order_parameters,
 )
+from torch_propkernel.activations import Step, Tanh
 from torch_propkernel.networks import ConvolutionalNetwork, FiniteNetwork
 from torch_propkernel.practice import model_from_network, network_from_model
 

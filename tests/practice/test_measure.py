@@ -7,7 +7,8 @@ import pytest
 import scipy.stats
 import torch
 
-from torch_propkernel import Erf, Identity, ReLU
+from torch_propkernel import Erf, ReLU
+from torch_propkernel.activations import Identity
 from torch_propkernel.networks import ConvolutionalNetwork, FiniteNetwork
 from torch_propkernel.practice import linear_default_variances, measure_order_parameters
 

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import math
+import re
 
 import gpytorch
 import numpy as np
 import pytest
 import torch
-from conftest import double_precision
 from scipy.stats import spearmanr
 
+from conftest import double_precision
 from torch_propkernel import (
     Erf,
-    Identity,
     NetworkGP,
     ReliabilityWarning,
     ReLU,
     RenormalizedNNGPKernel,
-    assess_reliability,
     fit_order_parameters,
     generalization_error,
-    participation_ratio,
 )
-from torch_propkernel.inference.model_parts import take_apart
-from torch_propkernel.reliability import unit_response
+from torch_propkernel.activations import Identity
+from torch_propkernel.inference import Problem
+from torch_propkernel.reliability import assess_reliability, participation_ratio, unit_response
 from torch_propkernel.reliability.score import reliability_score
 
 F = torch.float64
@@ -166,13 +165,20 @@ class TestCalibration:
 class TestNote:
     def test_warns_and_says_what_was_measured(self):
         x, y = inputs(40, 3)
-        with pytest.warns(
-            ReliabilityWarning, match=r"unreliable: real hidden units move .* leave-one-out errors .* sampled networks"
-        ):
+        with pytest.warns(ReliabilityWarning) as warned:
             solution = fit_order_parameters(model(x, y, width=10, temperature=0.01))
+        with pytest.warns(ReliabilityWarning) as again:
+            fit_order_parameters(model(x, 2 * y, width=12, temperature=0.01))
+        assert str(warned[0].message) == str(again[0].message)  # constant: the numbers are on the object
         note = solution.reliability
-        assert not note.reliable and note.score > 0.2 and note.typical_error > 0.04
-        assert str(note) == note.note and solution.stats["participation_ratio"] == note.participation_ratio
+        assert note.reliable is False and note.score > 0.2 and note.typical_error > 0.04
+        assert re.search(r"unreliable: real hidden units move .* leave-one-out errors .* sampled networks", str(note))
+        assert str(note) == note.note and "What to do: sample the network" in note.note
+
+    def test_few_rows_say_nothing(self):
+        x, y = inputs(40, 3)
+        note = fit_order_parameters(model(x[:2], y[:2], width=10, temperature=0.01)).reliability
+        assert note.reliable is None and note.score is None and "2 training rows are too few" in note.note
 
     def test_silent_for_many_directions_and_wide_layers(self):
         x, y = inputs(40, 200)
@@ -196,7 +202,7 @@ class TestNote:
         with double_precision():
             whole = kernel(RenormalizedNNGPKernel(Erf(), 10))
         note = fit_order_parameters(model(x, y, whole)).reliability
-        assert note.reliable and note.score is None and note.typical_error is None and reason in note.note
+        assert note.reliable is None and note.score is None and note.typical_error is None and reason in note.note
 
     def test_absent_where_the_last_layer_is_infinite(self):
         x, y = inputs(20, 3)
@@ -206,7 +212,7 @@ class TestNote:
     def test_absent_without_a_saddle_point(self):
         one = torch.ones(1)
         note = assess_reliability(math.nan * one, torch.eye(3), 10 * one, one, "no saddle point")
-        assert note.reliable and note.score is None and "no saddle point" in note.note
+        assert note.reliable is None and note.score is None and "no saddle point" in note.note
 
 
 class TestHowItIsComputed:
@@ -219,7 +225,7 @@ class TestHowItIsComputed:
     def test_batches_of_targets(self):
         x, y = inputs()
         targets = torch.stack([y, torch.sign(x[:, 1] * x[:, 2])])
-        parts = take_apart(model(x.expand(2, -1, -1), targets, batch_shape=torch.Size([2])))
+        parts = Problem.of(model(x.expand(2, -1, -1), targets, batch_shape=torch.Size([2])))
         solution = fit_order_parameters(parts.model, warn=False)
         batched = reliability_score(parts, solution.order_parameter)
         singles = [fit_order_parameters(model(x, t), warn=False).reliability.score for t in targets]
@@ -261,7 +267,7 @@ class TestHowItIsComputed:
         monkeypatch.setattr("torch_propkernel.reliability.score.MAX_ROWS", 21)
         small = fit_order_parameters(model(x, y, width=20), warn=False).reliability
         large = model(x.repeat_interleave(11, 0)[5:-5], y.repeat_interleave(11)[5:-5], width=20 * 221 / 21)
-        got = reliability_score(take_apart(large), fit_order_parameters(large, warn=False).order_parameter)
+        got = reliability_score(Problem.of(large), fit_order_parameters(large, warn=False).order_parameter)
         assert got.item() == pytest.approx(small.score, rel=1e-3)  # every eleventh row is kept
 
     def test_noise_that_differs_between_points(self):

@@ -18,18 +18,10 @@ from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.priors import GammaPrior
 
 import torch_propkernel
-from torch_propkernel import (
-    Activation,
-    Composition,
-    FiniteWidthProcess,
-    MixingLaw,
-    NetworkGP,
-    Outer,
-    Quadrature,
-    ReLU,
-    RenormalizedNNGPKernel,
-    StudentTProcess,
-)
+from torch_propkernel import FiniteWidthProcess, NetworkGP, ReLU, RenormalizedNNGPKernel, StudentTProcess
+from torch_propkernel.activations import Activation, Quadrature
+from torch_propkernel.kernels import Composition, Outer
+from torch_propkernel.mixing import MixingLaw
 from torch_propkernel.saving import SavedModelError, load, save
 from torch_propkernel.saving.archive import _TAIL, FORMAT
 from torch_propkernel.saving.registry import allowed_names

@@ -12,37 +12,37 @@ import zipfile
 import gpytorch
 import pytest
 import torch
-from conftest import double_precision
 from gpytorch import kernels as gk
 from gpytorch.constraints import GreaterThan, Interval, LessThan, Positive
 from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.means import ConstantMean
 from gpytorch.priors import GammaPrior, HalfCauchyPrior, LogNormalPrior, NormalPrior, SmoothedBoxPrior, UniformPrior
 
+from conftest import double_precision
 from torch_propkernel import (
     ArcCosineKernel,
     ArcSineKernel,
     Erf,
     FiniteWidthLikelihood,
-    GammaMixing,
-    GeneralizedInverseGaussianMixing,
-    Identity,
-    InverseGammaMixing,
-    LeakyReLU,
-    LogNormalMixing,
     NetworkGP,
     NNGPKernel,
-    PointMass,
-    ProductGammaMixing,
     ReLU,
     RenormalizedNNGPKernel,
     StudentTProcessLikelihood,
     fit_order_parameters,
 )
-from torch_propkernel.activations import ACTIVATIONS
+from torch_propkernel.activations import ACTIVATIONS, Identity, LeakyReLU
+from torch_propkernel.inference import Normalization
 from torch_propkernel.kernels import COMPOSITIONS
+from torch_propkernel.mixing import (
+    GammaMixing,
+    InverseGammaMixing,
+    LogNormalMixing,
+    PointMass,
+    ProductGammaMixing,
+)
 from torch_propkernel.models import NetworkFiniteWidthProcess, NetworkStudentTProcess
-from torch_propkernel.saving import Normalization, SavedModelError, load, save
+from torch_propkernel.saving import SavedModelError, load, save
 
 DIMENSION = 3
 
@@ -175,7 +175,6 @@ def test_likelihoods_means_and_a_fitted_model(tmp_path):
         GammaMixing(20.0),
         InverseGammaMixing(5.0),
         LogNormalMixing(0.1),
-        GeneralizedInverseGaussianMixing(1.0, 2.0, 2.0),
         PointMass(1.5),
         ProductGammaMixing([10.0, 30.0]),
     ],
@@ -184,9 +183,11 @@ def test_likelihoods_means_and_a_fitted_model(tmp_path):
 def test_finite_width_processes(mixing, tmp_path):
     with double_precision():
         likelihood, kernel = FiniteWidthLikelihood(), RenormalizedNNGPKernel(Identity(), 10)
-        model = NetworkFiniteWidthProcess(*data(), likelihood, kernel, mixing=mixing, predictive="student_t")
+        model = NetworkFiniteWidthProcess(
+            *data(), likelihood, kernel, mixing=mixing, theory="mixture" if mixing else "saddle"
+        )
     loaded = check(model, tmp_path / "m")
-    assert loaded.predictive == "student_t"
+    assert loaded.theory == model.theory
     assert type(loaded.mixing) is type(model.mixing) and torch.equal(loaded.mixing.variance, model.mixing.variance)
 
 
@@ -316,8 +317,8 @@ def test_normalization():
     units = Normalization.of(x, y)
     torch.testing.assert_close(units.to_model(x).mean(0), torch.zeros(DIMENSION, dtype=torch.float64))
     torch.testing.assert_close(units.to_model(x).square().mean(0), torch.ones(DIMENSION, dtype=torch.float64))
-    torch.testing.assert_close(units.mean_of_targets(units.targets_to_model(y)), y)
-    torch.testing.assert_close(units.deviation_of_targets(torch.ones(1).double()), y.std(correction=0).reshape(1))
+    torch.testing.assert_close(units.targets.value(units.targets.to_model(y)), y)
+    torch.testing.assert_close(units.targets.deviation(torch.ones(1).double()), y.std(correction=0).reshape(1))
     with pytest.raises(ValueError, match="input_scale: expected finite numbers > 0"):
         Normalization.of(torch.ones(3, 2), y)
     with pytest.raises(TypeError, match="target_mean: expected a torch.Tensor, got int"):
@@ -422,6 +423,30 @@ class TestWriting:
         (tmp_path / "m").chmod(0o640)
         save(model, tmp_path / "m")
         assert stat.S_IMODE((tmp_path / "m").stat().st_mode) == 0o640
+
+    def test_a_symbolic_link_stays_and_its_target_is_replaced(self, model, tmp_path):
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        (folder / "target").write_bytes(b"old")
+        (folder / "target").chmod(0o600)
+        (tmp_path / "link").symlink_to("folder/target")
+        (tmp_path / "dangling").symlink_to("folder/new")
+        for name, target in (("link", "target"), ("dangling", "new")):
+            save(model, tmp_path / name)
+            assert (tmp_path / name).is_symlink() and not (folder / target).is_symlink()
+            assert type(load(folder / target).model) is type(model)
+        assert stat.S_IMODE((folder / "target").stat().st_mode) == 0o600
+        assert sorted(path.name for path in folder.iterdir()) == ["new", "target"]
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+    def test_a_pipe_is_written_to(self, model, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        save(model, tmp_path / "m")
+        end = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        save(model, tmp_path / "pipe")
+        assert os.read(end, 1 << 20) == (tmp_path / "m").read_bytes()
+        os.close(end)
+        assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
     def test_no_such_folder(self, model, tmp_path):
         with pytest.raises(FileNotFoundError):

@@ -27,11 +27,10 @@ from torch_propkernel.theories import (
     Mixture,
     SaddlePoint,
     Theory,
-    TwoParameterMixture,
     TwoParameterSaddle,
 )
 
-ONE_LAYER = [InfiniteWidth(), SaddlePoint(), Mixture(), TwoParameterSaddle(), TwoParameterMixture()]
+ONE_LAYER = [InfiniteWidth(), SaddlePoint(), Mixture(), TwoParameterSaddle()]
 TWO_LAYERS = [InfiniteWidth(), SaddlePoint(), Mixture(), Gated()]
 
 
@@ -196,7 +195,7 @@ def test_columns_that_the_kernel_does_not_read(data, make_model):
         model = NetworkGP(inputs, y, gpytorch.likelihoods.GaussianLikelihood().double(), kernel).double()
         return theory.fit(model).predict(points)
 
-    for theory, width in ((TwoParameterSaddle(), 9.0), (TwoParameterMixture(), 9.0), (Gated(), [9.0, 12.0])):
+    for theory, width in ((TwoParameterSaddle(), 9.0), (Gated(), [9.0, 12.0])):
         some = fit(theory, width, X, x, active_dims=tuple(range(5, 30)))
         torch.testing.assert_close(some, fit(theory, width, X[:, 5:], x[:, 5:]), rtol=1e-9, atol=1e-10)
 
@@ -204,9 +203,8 @@ def test_columns_that_the_kernel_does_not_read(data, make_model):
 def test_what_is_refused(build, data):
     with pytest.raises(TypeError, match="model: expected an ExactGP-like module"):
         SaddlePoint().fit("a model")
-    for theory in (TwoParameterSaddle(), TwoParameterMixture()):
-        with pytest.raises(ValueError, match=r"width: .* expected 1 hidden layer\(s\), got 2"):
-            theory.fit(build(2))
+    with pytest.raises(ValueError, match=r"width: .* expected 1 hidden layer\(s\), got 2"):
+        TwoParameterSaddle().fit(build(2))
     with pytest.raises(ValueError, match=r"width: Gated\(\) expected 2 hidden layer\(s\), got 1"):
         Gated().fit(build(1))
     with pytest.raises(ValueError, match="composition: expected one in which only the product"):

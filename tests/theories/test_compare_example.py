@@ -34,5 +34,5 @@ def test_the_comparison_of_all_theories(tmp_path):
                 got, expected = ([v[key] for key in ("mse", "bias2", "var")] for v in (predictions[name], listed))
                 np.testing.assert_allclose(got, expected, rtol=1e-5, err_msg=f"{case['id']} {name}")
                 compared += 1
-    assert compared == 3 + 5 + 5  # erf: inf, saddle, mix; relu also both of (5); two layers: three saddles, mix, inf
+    assert compared == 3 + 4 + 5  # erf: inf, saddle, mix; relu also (5); two layers: three saddles, mix, inf
     assert results["50"]["regime"] == "1 hidden, relu, ratio < 25"

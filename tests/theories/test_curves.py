@@ -111,7 +111,9 @@ def test_learning_curve_is_one_fit_for_each_subset(kind):
             assert torch.allclose(curve.infinite_width_bias[size, repeat], error.infinite_width.mean_bias, rtol=1e-8)
 
 
-@pytest.mark.filterwarnings("ignore::torch_propkernel.ReliabilityWarning")  # alpha = 3.3: the fit is what is tested
+@pytest.mark.filterwarnings(
+    "ignore::torch_propkernel.exceptions.ReliabilityWarning"
+)  # alpha = 3.3: the fit is what is tested
 def test_fit_in_the_same_call():
     (x, y), (test_x, test_y) = data(50), data(6, seed=1)
     first, second = (Model(x, y, RenormalizedNNGPKernel(ReLU(), 15)) for _ in range(2))
@@ -197,7 +199,9 @@ def test_expected_accuracy_needs_labels():
 def test_sweep_refuses_what_it_cannot_do():
     x, y = data(10)
     with pytest.raises(ValueError, match="composition: expected one in which only the product"):
-        width_sweep(Model(x, y, RenormalizedNNGPKernel(Erf(), [10, 10], "nested")), [5.0])
+        width_sweep(Model(x, y, RenormalizedNNGPKernel(Erf(), [10, 10], "nested")), [5.0], theory="mixture")
+    with pytest.raises(ValueError, match="chunk_size: expected a whole number >= 1, got 0"):
+        width_sweep(Model(x, y, RenormalizedNNGPKernel(Erf(), 10)), [5.0], chunk_size=0)
     with pytest.raises(ValueError, match="x, y: expected both"):
         width_sweep(Model(x, y, RenormalizedNNGPKernel(Erf(), 10)), [5.0], x)
     with pytest.raises(ValueError, match="num_data: expected sizes from 1 to 10"):

@@ -6,10 +6,11 @@ import gpytorch
 import pytest
 import torch
 
-from torch_propkernel import Erf, Identity, NetworkGP, ReLU, RenormalizedNNGPKernel
-from torch_propkernel.theories import FirstOrder, InfiniteWidth, Mixture, SaddlePoint
+from torch_propkernel import Erf, NetworkGP, ReLU, RenormalizedNNGPKernel
+from torch_propkernel.activations import Identity
+from torch_propkernel.theories import CorrectedSaddle, FirstOrder, InfiniteWidth, Mixture, SaddlePoint
 
-pytestmark = pytest.mark.filterwarnings("ignore::torch_propkernel.ReliabilityWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.ReliabilityWarning")
 ACTIVATIONS = {"erf": Erf, "relu": ReLU}
 
 
@@ -80,7 +81,7 @@ def test_about_the_saddle_estimates_its_error(reference_cases, make_model):
     case, model, x, y = sampled(reference_cases, make_model, "42")
     measured = case["measured"]["mse"]["mean"]
     saddle = SaddlePoint().fit(model).error(x, y).mean_total.item() / measured - 1
-    corrected = FirstOrder("saddle_point").fit(model).error(x, y).mean_total.item() / measured - 1
+    corrected = CorrectedSaddle().fit(model).error(x, y).mean_total.item() / measured - 1
     assert saddle > 0.11 and abs(corrected) < 0.5 * saddle
 
 
@@ -88,7 +89,7 @@ def test_corrections_have_an_error_bar(data, make_model):
     x, y, test_x = data
     model = make_model(x, y, Erf(), [50], 0.1)
     fits = [FirstOrder(num_units=4096, seed=seed).fit(model) for seed in range(6)]
-    pairs = [f.correction(test_x) for f in fits]
+    pairs = [f.conditioned.correction(test_x) for f in fits]
     means = torch.stack([terms.mean for terms, _ in pairs])
     error = torch.stack([errors.mean for _, errors in pairs]).mean(0)
     ratio = (means.std(0) / error).square().mean().sqrt()
@@ -98,7 +99,7 @@ def test_corrections_have_an_error_bar(data, make_model):
 def test_the_saddle_point_of_a_linear_network_needs_no_correction(data, make_model):
     x, y, test_x = data
     model = make_model(x, y, Identity(), [30], 0.1)
-    first, saddle = FirstOrder("saddle_point").fit(model), SaddlePoint().fit(model)
+    first, saddle = CorrectedSaddle().fit(model), SaddlePoint().fit(model)
     for a, b in zip(first.predict(test_x), saddle.predict(test_x), strict=True):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(first.training_error(), saddle.training_error(), rtol=1e-6, atol=0)
@@ -136,8 +137,9 @@ def test_scale_kernels(data):
 
 def test_refusals(data, make_model):
     x, y, _ = data
-    with pytest.raises(ValueError, match=r"about: expected one of .*, got 'mixture'"):
-        FirstOrder("mixture")
+    fitted = FirstOrder(num_units=100).fit(make_model(x, y, Erf(), [10], 0.1))
+    with pytest.raises(ValueError, match="expected one with leave-one-out errors"):
+        fitted.leave_one_out()
     with pytest.raises(ValueError, match="num_units: expected at least 2, got 1"):
         FirstOrder(num_units=1)
     kernel = RenormalizedNNGPKernel(Erf(), 10) + gpytorch.kernels.RBFKernel()
@@ -146,5 +148,5 @@ def test_refusals(data, make_model):
         FirstOrder().fit(model)
     with pytest.raises(ValueError, match=r"expected one problem, got a batch"):
         FirstOrder().fit(make_model(x, y.expand(2, -1), Erf(), [10], 0.1))
-    assert FirstOrder() == FirstOrder() and FirstOrder() != FirstOrder(seed=1)
-    assert repr(FirstOrder()) == "FirstOrder(about='infinite_width', num_units=16384, seed=0)"
+    assert FirstOrder() != CorrectedSaddle() and FirstOrder() == FirstOrder() and FirstOrder() != FirstOrder(seed=1)
+    assert repr(FirstOrder()) == "FirstOrder(num_units=16384, seed=0)"

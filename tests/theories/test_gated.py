@@ -8,7 +8,8 @@ import reference
 import torch
 from scipy import optimize
 
-from torch_propkernel import ConvergenceError, Erf, LeakyReLU, ReLU
+from torch_propkernel import ConvergenceError, Erf, ReLU
+from torch_propkernel.activations import LeakyReLU
 from torch_propkernel.theories import Gated, InfiniteWidth, SaddlePoint
 
 

@@ -30,7 +30,7 @@ from torch_propkernel import (
 )
 
 # random labels and small widths are outside the validated regime on purpose: the package is right to warn
-pytestmark = pytest.mark.filterwarnings("ignore::torch_propkernel.ReliabilityWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.ReliabilityWarning")
 
 CASES = [
     ("erf", Erf(), [15], "outer"),

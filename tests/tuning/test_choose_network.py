@@ -10,8 +10,10 @@ import scipy.stats
 import torch
 from reference import DUALS, exact_log_evidence, nngp
 
-from torch_propkernel import Erf, ProductGammaMixing, ReLU, compare_widths
+from torch_propkernel import Erf, ReLU
+from torch_propkernel.mixing import ProductGammaMixing
 from torch_propkernel.mixing.tabulated_density import TabulatedDensity
+from torch_propkernel.theories import width_sweep
 from torch_propkernel.tuning import NetworkChoice, choose_network
 from torch_propkernel.tuning.network_choice import AXES
 
@@ -78,12 +80,12 @@ def test_depth_agrees_with_the_comparison_of_widths(make_model):
     choice = choose(x, y, depths=(1, 2), standardize=False, readout_variances=(2.0,))
     model = make_model(x, y, ReLU(), [5.0, 5.0], 0.1, [1.0, 1.0, 0.5], [0.3, 0.3])
     model.covar_module.raw_readout_variance.requires_grad_(False)
-    found = compare_widths(model, [5.0, math.inf])
+    found = width_sweep(model, [5.0, math.inf], theory="mixture")
     chosen = (0, 1, 0, 0, 0, 0)
     # 1e-6: the density of the product of Gammas comes from a table.
     assert torch.allclose(choice.log_evidence[chosen], found.log_evidence, atol=1e-6)
-    assert torch.allclose(choice.leave_one_out_log_density[chosen], found.leave_one_out_log_density, atol=1e-6)
-    assert torch.allclose(choice.leave_one_out_error[chosen], found.leave_one_out_error, atol=1e-6)
+    assert torch.allclose(choice.leave_one_out_log_density[chosen], found.leave_one_out.log_density.mean(-1), atol=1e-6)
+    assert torch.allclose(choice.leave_one_out_error[chosen], found.leave_one_out.mean_total, atol=1e-6)
 
 
 @pytest.mark.parametrize("widths", [[5.0, 5.0], [300.0, 300.0, 300.0]])
@@ -165,7 +167,7 @@ def test_indices():
     choice = choose(*data(), temperatures=(0.01, 0.1, 1.0))
     at = choice.index(temperature=1.0, width=math.inf)
     assert choice.network(at) == {**choice.recommended, "temperature": 1.0, "width": math.inf}
-    assert choice.index(**choice.best_left_out) is not None
+    assert choice.network(choice.index(**choice.best_left_out)) == choice.best_left_out
     assert float(choice.leave_one_out_log_density[choice.index(**choice.best_left_out)]) == float(
         choice.leave_one_out_log_density.max()
     )
@@ -204,7 +206,7 @@ def test_progress():
         ({"temperatures": (math.inf,)}, ValueError, "temperature: expected finite numbers > 0"),
         ({"bias_ratios": (-1.0,)}, ValueError, "bias_ratio: expected finite numbers >= 0"),
         ({"depths": (0,)}, ValueError, "depths: expected integers >= 1"),
-        ({"activations": "relu"}, TypeError, "activations: expected Activation objects"),
+        ({"activations": "rulu"}, ValueError, "expected an Activation or one of the names"),
     ],
 )
 def test_bad_grids(options, error, message):

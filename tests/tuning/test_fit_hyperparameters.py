@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import double_precision
 from gpytorch.kernels import MaternKernel, ScaleKernel
 from reference import DUALS, brute_force_minimum, exact_log_evidence, nngp
 
+from conftest import double_precision
 from torch_propkernel import (
     ConvergenceError,
     Erf,
     FiniteWidthLikelihood,
     FiniteWidthProcess,
-    IdentifiabilityWarning,
     NetworkGP,
     NNGPKernel,
     ReLU,
@@ -27,11 +26,11 @@ from torch_propkernel import (
     StudentTProcessLikelihood,
     fit_order_parameters,
 )
-from torch_propkernel.exceptions import BoundaryWarning
+from torch_propkernel.exceptions import BoundaryWarning, IdentifiabilityWarning
 from torch_propkernel.tuning import HyperparameterFit, fit_hyperparameters
 
 # Three inputs and narrow networks: the package is right to warn, and the evidence is to be checked all the same.
-pytestmark = pytest.mark.filterwarnings("ignore::torch_propkernel.ReliabilityWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.ReliabilityWarning")
 WIDTH = 20.0
 RATIO_PRIOR = scipy.stats.lognorm(s=1.5, scale=0.3)  # the kernels' default, median 0.3
 
@@ -79,7 +78,7 @@ def log_evidence(kind: str, x, y, T, ratio) -> float:
 def test_against_direct_search(kind):
     x, y = data()
     model = network(x, y, math.inf if kind == "infinite" else WIDTH)
-    fit = fit_hyperparameters(model, evidence="saddle" if kind == "saddle" else "mixture", warn=False)
+    fit = fit_hyperparameters(model, theory="saddle" if kind == "saddle" else "mixture", warn=False)
     T, ratio = fit.temperature, fit.values["bias_ratio"][0]
     # 1e-7: brute_force_minimum places the saddle to about 1e-8 in the action.
     assert fit.log_evidence == pytest.approx(log_evidence(kind, x, y, T, ratio), abs=1e-7)
@@ -112,9 +111,9 @@ def test_order_parameters_are_solved_at_the_end():
 def test_saddle_of_a_composition_that_is_not_scalar():
     x, y = data(16)
     model = network(x, y, [15.0, 25.0], Erf(), composition="nested")
-    with pytest.raises(ValueError, match="evidence: expected 'saddle' for the composition Nested"):
+    with pytest.raises(ValueError, match="theory: expected 'saddle' for the composition Nested"):
         fit_hyperparameters(model)
-    fit = fit_hyperparameters(model, train=("temperature",), evidence="saddle", starts=1, warn=False)
+    fit = fit_hyperparameters(model, train=("temperature",), theory="saddle", starts=1, warn=False)
     action = fit_order_parameters(model, warn=False).action.item()
     expected = -0.5 * 25.0 * action + 0.5 * 40.0 - 8.0 * math.log(2.0 * math.pi)
     assert fit.log_evidence == pytest.approx(expected, abs=1e-8)
@@ -124,7 +123,7 @@ def test_saddle_of_a_composition_that_is_not_scalar():
 
 
 def test_own_law_of_a_process():
-    from torch_propkernel import PointMass
+    from torch_propkernel.mixing import PointMass
 
     class Process(FiniteWidthProcess):
         def forward(self, x):
@@ -182,8 +181,8 @@ def test_free_scale_reaches_the_higher_evidence_at_infinite_width():
 
 @pytest.mark.parametrize("rows", [1, 12])
 @pytest.mark.parametrize("case", ["ordinary", "constant", "zero", "duplicates"])
-@pytest.mark.parametrize("evidence", ["mixture", "saddle"])
-def test_degenerate_data(case, rows, evidence):
+@pytest.mark.parametrize("theory", ["mixture", "saddle", "infinite_width"])
+def test_degenerate_data(case, rows, theory):
     x, y = data(rows + 2)
     x, y = x[:rows], y[:rows]
     if case in ("constant", "zero"):
@@ -191,7 +190,7 @@ def test_degenerate_data(case, rows, evidence):
     if case == "duplicates":
         x = np.repeat(x[:1], rows, axis=0)
     model = network(x, y)
-    fit = fit_hyperparameters(model, evidence=evidence, warn=False, starts=2)
+    fit = fit_hyperparameters(model, theory=theory, warn=False, starts=2)
     assert fit.converged and math.isfinite(fit.log_posterior)
     assert model.likelihood.noise.item() > 0
     if case in ("constant", "zero") and rows > 2:
@@ -280,7 +279,7 @@ def test_layers_without_bias_have_nothing_to_train():
         ({"train": "temperature"}, TypeError, "train: expected a sequence of names"),
         ({"train": ("temperature", "width")}, ValueError, "train: expected different names among"),
         ({"train": ("temperature", "lengthscale")}, ValueError, "a parameter for 'lengthscale'"),
-        ({"evidence": "laplace"}, ValueError, "evidence: expected one of"),
+        ({"theory": "laplace"}, ValueError, "theory: expected one of"),
         ({"starts": 9}, ValueError, "starts: expected 1 to 4, got 9"),
         ({"max_iterations": 0}, ValueError, "max_iterations: expected at least 1"),
     ],

@@ -29,7 +29,7 @@ def effective_action(
     Shapes: width ``*p x L`` and temperature ``*p`` broadcast with the spectrum's ``*b``. Cost: O(P) for each problem.
 
     Args:
-        spectrum: Of K and y (and B).
+        spectrum: Spectrum of K and y (and B).
         order_parameter: q, ``*p x L``.
         width: N_l > 0, finite here (S is divided by N_L).
         temperature: T > 0, or 0 for a non-singular K.
@@ -69,7 +69,7 @@ def laplace_evidence(
     always has the higher evidence.
 
     Args:
-        spectrum: Of K and y (and B).
+        spectrum: Spectrum of K and y (and B).
         width: N_l, ``*p x L``; ``math.inf`` allowed.
         temperature: T, ``*p``.
         readout_precision: lambda_L relative to the one inside K.

@@ -58,13 +58,7 @@ def draw_pre_activations(
 
 
 class Terms(NamedTuple):
-    """A correction: of the means ``*b x m``, the variances ``*b x m`` and log p(y) ``*b``.
-
-    Example:
-        >>> import torch
-        >>> Terms(torch.ones(2), torch.ones(2), torch.ones(())).map(lambda value: 3 * value).variance.tolist()
-        [3.0, 3.0]
-    """
+    """A correction: of the means ``*b x m``, the variances ``*b x m`` and log p(y) ``*b``."""
 
     mean: Tensor
     variance: Tensor
@@ -83,12 +77,6 @@ class FirstOrderTerms:
         gaussian: What a Gaussian unit of the same covariance gives: the fluctuation of the scale q.
         non_gaussian: The rest, the fourth cumulant of the units; zero for the identity activation.
         standard_error: Monte Carlo error of ``non_gaussian``.
-
-    Example:
-        >>> import torch
-        >>> zero, one = (Terms(*[torch.full((1,), v)] * 3) for v in (0.0, 1.0))
-        >>> FirstOrderTerms(one, zero, zero).gaussian.mean.item()
-        1.0
     """
 
     gaussian: Terms

@@ -11,6 +11,7 @@ from torch import Tensor
 from .._validation import as_temperature, positive_number
 from ..exceptions import NotPositiveDefiniteError
 from ..order_parameters import ScalarChain
+from ..order_parameters.chain import StationaryLayers
 from ..spectra.spectrum import Spectrum
 
 _BLOCK = 2**16
@@ -202,14 +203,21 @@ class OuterAction:
 
     def slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return N_L dS/du and its derivative at u of shape ``n``."""
-        layers = self.chain.at_log_scale(u)
-        g, d_g = self.data_terms(u)
-        return layers.pull + g, layers.stiffness + d_g
+        return self.slope_and_scale(u)[:2]
 
     def slope_scale(self, u: Tensor) -> Tensor:
         """Return the size of the terms of N_L dS/du at u of shape ``n``, against which a residual is judged."""
+        return self._scale(self.chain.at_log_scale(u))
+
+    def slope_and_scale(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return N_L dS/du, its derivative, and the size of its terms at u of shape ``n``."""
+        layers = self.chain.at_log_scale(u)
+        g, d_g = self.data_terms(u)
+        return layers.pull + g, layers.stiffness + d_g, self._scale(layers)
+
+    def _scale(self, layers: StationaryLayers) -> Tensor:
         narrowest = self.width.amin(dim=-1).clamp_max(_INFINITE)
-        return self.num_data + narrowest * (1.0 + self.chain.at_log_scale(u).order_parameter.amax(-1))
+        return self.num_data + narrowest * (1.0 + layers.order_parameter.amax(-1))
 
     def layer_action(self, u: Tensor) -> Tensor:
         """Return sum_l N_l (q_l - log q_l - 1) at u of shape ``n``; infinite layers give zero."""

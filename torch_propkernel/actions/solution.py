@@ -52,7 +52,6 @@ class Solution:
         stats: ``iterations``, ``residual``, ``num_minima``, ``gap`` (S of the second-lowest minimum minus S),
             ``condition``, ``alpha``, and from a model ``participation_ratio``; for local minima ``starts`` and
             ``agreeing_starts``.
-        reliability: Score of the reliability and its meaning; None from a plain matrix, which does not know the units.
 
     Example:
         >>> import torch
@@ -68,7 +67,6 @@ class Solution:
     stationary_points: Tensor | None = None
     stationary_actions: Tensor | None = None
     stats: dict[str, Any] = field(default_factory=dict)
-    reliability: Any = None
 
     @property
     def value(self) -> Tensor:

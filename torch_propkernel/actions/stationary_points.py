@@ -1,4 +1,4 @@
-"""All stationary points of many one-dimensional actions: scan, refine, polish."""
+"""All stationary points of many one-dimensional actions: scan, refine, find the roots."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..numerics.root_finder import find_roots
 from .outer_action import OuterAction
 
 _GRID_STEP = 0.1
 _REFINEMENT = 8
 _MAX_LEVELS = 4
-_MAX_NEWTON = 100
 
 
 class StationaryPoints(NamedTuple):
@@ -24,7 +24,7 @@ class StationaryPoints(NamedTuple):
         curvature: N_L d^2 S/du^2, ``n x M``; positive at minima.
         residual: |N_L dS/du| over the size of its terms, ``n x M``.
         touching: ``n``; whether the slope came within rounding of another root without a resolved sign change.
-        iterations: Newton steps used.
+        iterations: Evaluations of the slope that the hardest point took.
     """
 
     u: Tensor
@@ -48,7 +48,7 @@ def find_stationary_points(action: OuterAction) -> StationaryPoints:
     The slope is tabulated on a grid in log r that is much finer than the scale on which it can vary (its terms are
     logistic functions of log r, of width one). Cells in which the cubic through both ends' values and derivatives
     crosses or nearly touches zero other than once are subdivided with exact evaluations; each sign change is then
-    polished by a safeguarded Newton iteration on the exact sums.
+    found by a safeguarded Newton iteration on the exact sums.
 
     Cost: one pass over the spectrum for each grid point, shared by all problems on one spectrum, and about three passes
     for each root.
@@ -63,7 +63,16 @@ def find_stationary_points(action: OuterAction) -> StationaryPoints:
     """
     cells, touching = _isolate(action)
     selected = action.select(cells.owner)
-    u, slope, curvature, iterations = _polish(selected, cells)
+    # A sign change each, to be found to the rounding of the exact sums.
+    roots = find_roots(
+        lambda u, index: action.select(cells.owner[index]).slope_and_scale(u),
+        cells.left,
+        cells.right,
+        _start(cells),
+        rising=cells.f_right >= cells.f_left,
+        tolerance=4.0 * torch.finfo(cells.left.dtype).eps,
+    )
+    u = roots.x
     value = selected.layer_action(u) + selected.data_action(u)
     counts = torch.bincount(cells.owner, minlength=action.num_problems)
     order = torch.argsort(u, stable=True)
@@ -76,8 +85,8 @@ def find_stationary_points(action: OuterAction) -> StationaryPoints:
         table[owner, column] = values[order]
         return table
 
-    residual = slope.abs() / selected.slope_scale(u)
-    return StationaryPoints(padded(u), padded(value), padded(curvature), padded(residual), touching, iterations)
+    residual = roots.value.abs() / selected.slope_scale(u)
+    return StationaryPoints(padded(u), padded(value), padded(roots.slope), padded(residual), touching, roots.iterations)
 
 
 class _Cells(NamedTuple):
@@ -173,33 +182,3 @@ def _start(cells: _Cells) -> Tensor:
     m0, m1 = (rise / torch.where(steep, d, torch.ones_like(d)) for d in (cells.d_left, cells.d_right))
     cubic = t * (1 - t) ** 2 * m0 + t**2 * (3 - 2 * t) * gap + t**2 * (t - 1) * m1
     return cells.left + torch.where(steep & (cubic > 0) & (cubic < gap), cubic, t * gap)
-
-
-def _polish(action: OuterAction, cells: _Cells) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Newton steps kept inside brackets with one sign change each, until the slope is at rounding level.
-
-    Returns u, the slope there, its derivative, and the number of steps.
-    """
-    epsilon = torch.finfo(cells.left.dtype).eps
-    left, right, u = cells.left.clone(), cells.right.clone(), _start(cells)
-    rising = cells.f_right >= cells.f_left
-    slope, curvature = torch.zeros_like(u), torch.zeros_like(u)
-    active = torch.arange(len(u), device=u.device)
-    iterations = 0
-    while len(active):
-        now, part = u[active], action.select(active)
-        f, d = part.slope(now)
-        slope[active], curvature[active] = f, d
-        beyond = (f > 0) == rising[active]
-        right[active] = torch.where(beyond, now, right[active])
-        left[active] = torch.where(beyond, left[active], now)
-        proposal = now - f / torch.where(d == 0, torch.ones_like(d), d)
-        inside = (proposal >= left[active]) & (proposal <= right[active]) & (d != 0)
-        new = torch.where(inside, proposal, 0.5 * (left[active] + right[active]))
-        going = (f.abs() > epsilon * part.slope_scale(now)) & ((new - now).abs() > 2.0 * epsilon * (1.0 + now.abs()))
-        active, new = active[going], new[going]
-        if iterations == _MAX_NEWTON:
-            break
-        iterations += len(active) > 0
-        u[active] = new
-    return u, slope, curvature, iterations

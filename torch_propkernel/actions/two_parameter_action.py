@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..numerics.root_finder import find_roots
 from ..spectra.spectrum import Spectrum
-from .direction_integral import direction_moments
 
-_MAX_ITERATIONS = 100
 _STEP = 0.05
 """Grid in log q: every term of the slope is a function of log q of width one or more."""
 
@@ -108,6 +107,12 @@ class TwoParameterAction:
             spectrum.log_det_base.expand(shape),
         )
 
+    def _select(self, index: Tensor) -> TwoParameterAction:
+        """Return the problems at ``index`` of the flattened batch."""
+        batch = self.width.dim()
+        columns = (getattr(self, field.name) for field in fields(self))
+        return TwoParameterAction(*(v.reshape(-1, *v.shape[batch:])[index] for v in columns))
+
     def _terms(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return 1 / (T + q k), ``*p x n x P``, and g, h, ``*p x n``."""
         spread = 1.0 / (self.temperature[..., None, None] + q.unsqueeze(-1) * self.eigenvalues.unsqueeze(-2))
@@ -120,39 +125,61 @@ class TwoParameterAction:
         return self._mean_scale(q, g, h)
 
     def _mean_scale(self, q: Tensor, g: Tensor, h: Tensor) -> Tensor:
-        """Find the root of psi by Newton's method inside of a shrinking bracket."""
+        """Find the root of psi."""
         width = self.width.unsqueeze(-1)
         low = 2.0 * q / (1.0 + (1.0 + 4.0 * q * h.square() / width).sqrt())
         high = q * width / (width - 1.0)
-        t = low
-        for _ in range(_MAX_ITERATIONS):
-            x = t * g
-            share = x / (1.0 + x)
-            label = t.square() * h.square() / (width * (1.0 + x).square())
+        columns = [v.expand(q.shape).reshape(-1) for v in (q, g, h.square() / width, width)]
+
+        def psi(t: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            q, g, label, width = (column[index] for column in columns)
+            share = t * g / (1.0 + t * g)
+            label = (t / (1.0 + t * g)).square() * label
             value = t * (1.0 - share / width) + label - q
-            slope = 1.0 - share * (2.0 - share) / width + 2.0 * label / t * (1.0 - share)
-            low, high = torch.where(value <= 0, t, low), torch.where(value >= 0, t, high)
-            new = t - value / slope
-            new = torch.where((new >= low) & (new <= high), new, 0.5 * (low + high))
-            done = bool(((new - t).abs() <= 4.0 * torch.finfo(t.dtype).eps * t).all())
-            t = new
-            if done:
-                break
-        return t
+            return value, 1.0 - share * (2.0 - share) / width + 2.0 * label / t * (1.0 - share), t + label
+
+        ends = low.reshape(-1), high.reshape(-1)
+        return find_roots(psi, *ends, start=ends[0]).x.reshape(q.shape)
 
     def evaluate(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return max_s S(q, s), its slope q dS/dq, and t at the maximum, ``*p x n`` each."""
         spread, g, h = self._terms(q)
         t = self._mean_scale(q, g, h)
-        k, z, w = (v.unsqueeze(-2) for v in (self.eigenvalues, self.projections, self.mean_projections))
         width, one = self.width.unsqueeze(-1), 1.0 + t * g
+        z = self.projections.unsqueeze(-2)
         data = (z.square() * spread - spread.log()).sum(-1) + one.log() - t * h.square() / one
         value = -q * (1.0 / t - 1.0) - t.log() + (data + self.log_det_base.unsqueeze(-1)) / width
-        # A^{-1} y = spread (z - t h w / (1 + t g)); tr A^{-1} k = sum spread k - t sum spread^2 w^2 k / (1 + t g).
-        weights = spread * (z - (t * h / one).unsqueeze(-1) * w)
-        trace = (spread * k).sum(-1) - t / one * ((spread * w).square() * k).sum(-1)
-        slope = q * (1.0 - 1.0 / t) + q * (trace - (weights.square() * k).sum(-1)) / width
-        return value, slope, t
+        trace, label = self._forces(spread, h, t, one)[2:]
+        return value, q * (1.0 - 1.0 / t) + q * (trace - label) / width, t
+
+    def _forces(self, spread: Tensor, h: Tensor, t: Tensor, one: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return a = A^{-1} y and b = A_0^{-1} w, ``*p x n x P``, tr A^{-1} k and a^T k a, ``*p x n``."""
+        k, z, w = (v.unsqueeze(-2) for v in (self.eigenvalues, self.projections, self.mean_projections))
+        b = spread * w
+        a = spread * z - (t * h / one).unsqueeze(-1) * b
+        return a, b, (spread * k).sum(-1) - t / one * (b.square() * k).sum(-1), (a.square() * k).sum(-1)
+
+    def slope_terms(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Return q dS/dq of max_s S, its derivative by log q, and the size of its terms, ``*p x n`` each.
+
+        .. math:: \frac{d}{d\log q} q \frac{dS}{dq} = q S_q + q^2 \Big(S_{qq} - \frac{S_{qt}^2}{S_{tt}}\Big)
+        """
+        spread, g, h = self._terms(q)
+        t = self._mean_scale(q, g, h)
+        k, width, one = self.eigenvalues.unsqueeze(-2), self.width.unsqueeze(-1), 1.0 + t * g
+        a, b, trace, label = self._forces(spread, h, t, one)
+        share = t / one  # A^{-1} = diag(spread) - share b b^T, and A^{-1} w = b / one
+        bb, ab = (b.square() * k).sum(-1), (a * b * k).sum(-1)
+        double = (spread * k).square().sum(-1) - 2.0 * share * (b.square() * spread * k.square()).sum(-1)
+        double = double + (share * bb).square()  # tr A^{-1} k A^{-1} k
+        curved = (a.square() * spread * k.square()).sum(-1) - share * ab.square()  # a^T k A^{-1} k a
+        gain, pull = g / one, h / one  # w^T A^{-1} w, w^T a
+        s_qq = (2.0 * curved - double) / width
+        s_qt = t.pow(-2) + (2.0 * pull * ab / one - bb / one.square()) / width
+        s_tt = t.pow(-2) - 2.0 * q / t.pow(3) + (2.0 * pull.square() * gain - gain.square()) / width
+        slope = q * (1.0 - 1.0 / t) + q * (trace - label) / width
+        size = q * (1.0 + 1.0 / t) + q * (trace.abs() + label) / width
+        return slope, slope + q.square() * (s_qq - s_qt.square() / s_tt), size
 
     def bracket(self) -> tuple[Tensor, Tensor]:
         """Return bounds of q between which all stationary points lie, ``*p`` each."""
@@ -175,21 +202,16 @@ class TwoParameterAction:
         order = rises.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., : max(1, int(num_minima.max()))]
         order = torch.where(rises.gather(-1, order), order, order[..., :1])
         left, right = u.gather(-1, order), u.gather(-1, order + 1)
-        iterations = 0
         left_slope, right_slope = slope.gather(-1, order), slope.gather(-1, order + 1)
-        for iterations in range(1, _MAX_ITERATIONS + 1):
-            # Secant steps in the bracket, every third one a bisection.
-            middle = 0.5 * (left + right)
-            secant = (left * right_slope - right * left_slope) / (right_slope - left_slope)
-            if iterations % 3:
-                middle = torch.where((secant > left) & (secant < right), secant, middle)
-            here = self.evaluate(middle.exp())[1]
-            below = here <= 0
-            left, left_slope = torch.where(below, middle, left), torch.where(below, here, left_slope)
-            right, right_slope = torch.where(below, right, middle), torch.where(below, right_slope, here)
-            if bool(((right - left) <= 1e-14 * (1.0 + left.abs())).all()):
-                break
-        found = torch.where(left_slope.abs() <= right_slope.abs(), left, right)
+        secant = left - left_slope * (right - left) / (right_slope - left_slope)
+        flat = self._select(torch.arange(low.numel(), device=u.device).repeat_interleave(order.shape[-1]))
+
+        def slope_terms(u: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            slope, steepness, size = flat._select(index).slope_terms(u.exp().unsqueeze(-1))
+            return slope.squeeze(-1), steepness.squeeze(-1), size.squeeze(-1)
+
+        roots = find_roots(slope_terms, *(v.reshape(-1) for v in (left, right, secant)))
+        found, steepness = roots.x.reshape(order.shape), roots.slope.reshape(order.shape)
         value, slope_there, t = self.evaluate(found.exp())
         best = value.argmin(-1, keepdim=True)
         others = torch.where(order == order.gather(-1, best), torch.inf, value).amin(-1)
@@ -197,25 +219,8 @@ class TwoParameterAction:
         def pick(v: Tensor) -> Tensor:
             return v.gather(-1, best).squeeze(-1)
 
-        step = 1e-4
-        ends = self.evaluate((pick(found).unsqueeze(-1) + torch.tensor([-step, step]).to(found)).exp())[1]
-        curvature = (ends[..., 1] - ends[..., 0]) / (2.0 * step)
         lowest = pick(value)
+        gap = others - lowest
         return TwoParameterSaddle(
-            pick(found).exp(), pick(t), lowest, pick(slope_there), curvature, num_minima, others - lowest, iterations
+            pick(found).exp(), pick(t), lowest, pick(slope_there), pick(steepness), num_minima, gap, roots.iterations
         )
-
-    def mean_moments(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r"""Integrate over gamma = sqrt(lambda) c at fixed q (see :func:`direction_moments`).
-
-        Args:
-            q: Values of lambda v.v / N, ``*p x n``.
-
-        Returns:
-            log p(y | q) - log N(y; 0, A_0), mean and variance of gamma given q and y, ``*p x n`` each.
-        """
-        _, g, h = self._terms(q)
-        width = self.width.unsqueeze(-1)
-        radius = (width * q).sqrt()
-        log_ratio, mean, variance = direction_moments(h * radius, g * radius.square(), width)
-        return log_ratio, radius * mean, radius.square() * variance

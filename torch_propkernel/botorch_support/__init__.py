@@ -1,9 +1,10 @@
 """BoTorch models, posteriors and samplers; needs BoTorch, which the rest of the package does not.
 
 Import from here only: ``from torch_propkernel.botorch_support import SingleTaskStudentTProcess``. Importing it
-registers the posteriors' samplers with BoTorch, and a check that refuses acquisition functions that assume normality.
+registers the posteriors' samplers with BoTorch, and checks that refuse what assumes normality (``NonGaussianModel``).
 """
 
+from . import pathwise as _pathwise  # noqa: F401 (registers its refusals)
 from .finite_width_gp import SingleTaskFiniteWidthGP
 from .finite_width_posterior import FiniteWidthPosterior
 from .non_gaussian import NonGaussianModel

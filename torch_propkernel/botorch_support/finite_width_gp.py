@@ -29,8 +29,13 @@ class SingleTaskFiniteWidthGP(SingleTaskProcess, FiniteWidthProcess):
     scale r are in units of the standardized targets. For the saddle alone, whose posterior is normal, use BoTorch's
     own ``SingleTaskGP(covar_module=RenormalizedNNGPKernel(...))``.
 
-    Monte Carlo acquisition functions work (base samples have one more entry, for the scale); those that assume a normal
-    posterior are refused, see :class:`NonGaussianModel`. What else is refused: ``SingleTaskProcess``.
+    Monte Carlo acquisition functions work (base samples have one more entry, for the scale), and so does
+    ``batch_cross_validation``. What assumes a normal posterior or conditions the prior itself is refused (analytic
+    acquisition functions, ``loo_cv``, sample paths): :class:`NonGaussianModel` has the list.
+
+    Refused too: several outputs (independent ones: ``botorch.models.ModelList`` of single-output models),
+    ``train_Yvar``, outcome transforms other than ``Standardize``, posterior transforms other than
+    ``ScalarizedPosteriorTransform``, noise per fantasy.
 
     Shapes: train_X ``*b x n x d``, train_Y ``*b x n x 1``, posterior at ``*b x q x d``: ``*b x q x 1``.
     Accuracy and cost: those of :class:`FiniteWidthProcess`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from botorch.acquisition.active_learning import qNegIntegratedPosteriorVariance
 from botorch.acquisition.analytic import (
     AnalyticAcquisitionFunction,
     PosteriorMean,
@@ -13,7 +14,10 @@ from botorch.acquisition.max_value_entropy_search import MaxValueBase
 from botorch.acquisition.multi_objective.base import MultiObjectiveAnalyticAcquisitionFunction
 from botorch.acquisition.multi_objective.joint_entropy_search import LowerBoundMultiObjectiveEntropySearch
 from botorch.acquisition.multi_objective.predictive_entropy_search import qMultiObjectivePredictiveEntropySearch
+from botorch.acquisition.preference import PairwiseBayesianActiveLearningByDisagreement
+from botorch.acquisition.thompson_sampling import PathwiseThompsonSampling
 from botorch.exceptions import UnsupportedError
+from botorch.models.deterministic import FixedSingleSampleModel
 from botorch.models.gpytorch import ModelListGPyTorchModel
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
@@ -25,6 +29,10 @@ _ASSUME_NORMALITY = (
     qJointEntropySearch,
     LowerBoundMultiObjectiveEntropySearch,
     qMultiObjectivePredictiveEntropySearch,
+    PairwiseBayesianActiveLearningByDisagreement,
+    qNegIntegratedPosteriorVariance,  # the variance after a fantasy, from one fantasy: here it depends on its value
+    PathwiseThompsonSampling,
+    FixedSingleSampleModel,  # mean plus a normal number of standard deviations
 )
 _NEED_MOMENTS_ONLY = (PosteriorMean, ScalarizedPosteriorMean, PosteriorStandardDeviation)
 
@@ -32,11 +40,26 @@ _NEED_MOMENTS_ONLY = (PosteriorMean, ScalarizedPosteriorMean, PosteriorStandardD
 class NonGaussianModel:
     """Marks a BoTorch model whose posterior is not normal, whatever its mean and variance.
 
-    Marked models are refused, with an ``UnsupportedError``, by every acquisition function of BoTorch that puts the mean
-    and the variance into formulas for a normal distribution (``LogExpectedImprovement``, ``UpperConfidenceBound``,
-    entropy searches, ...: the result would be wrong without a sign of it), and by ``ModelListGP``, which would make a
-    normal of their posteriors. The check runs when such a function or list is given the model, also inside a
-    ``ModelList``. Monte Carlo acquisition functions, and those that need nothing but moments (``PosteriorMean``), work.
+    What works: ``posterior`` and everything that draws samples from it (``MaxPosteriorSampling``, Monte Carlo
+    acquisition functions, knowledge gradients and look-ahead, whose fantasies are the process on the joined data),
+    what needs nothing but moments (``PosteriorMean``, ``PosteriorStandardDeviation``), ``fit_gpytorch_mll`` with the
+    model's own objective, and ``batch_cross_validation``. ``qUpperConfidenceBound`` and ``qPosteriorStandardDeviation``
+    measure the spread by the mean absolute deviation times sqrt(pi / 2), which for tails heavier than a normal's is
+    somewhat less than the standard deviation.
+
+    What is refused with an ``UnsupportedError``, since the result would be wrong without a sign of it:
+
+    - acquisition functions that put mean and variance into formulas for a normal distribution
+      (``LogExpectedImprovement``, ``UpperConfidenceBound``, entropy searches, ...), and those that take the variance
+      after an observation for independent of its value (``qNegIntegratedPosteriorVariance``);
+    - ``ModelListGP``, which would make a normal of the posteriors (``ModelList`` does not), and
+      ``FixedSingleSampleModel``;
+    - ``loo_cv`` and ``efficient_loo_cv``, which condition the prior that ``forward`` returns: it is a
+      :class:`~torch_propkernel.distributions.NormalGivenScale` here, no normal, and everything else that expects a
+      normal there refuses it too. ``ExactMarginalLogLikelihood`` does so with a ``RuntimeError``;
+    - sample paths: ``draw_matheron_paths``, ``get_matheron_path_model``, ``PathwiseThompsonSampling``.
+
+    The acquisition functions are checked when they are given the model, also inside a ``ModelList``.
 
     Example:
         >>> from botorch.acquisition import UpperConfidenceBound

@@ -16,12 +16,13 @@ from botorch.models.utils import gpt_posterior_settings, validate_input_scaling
 from botorch.models.utils.gpytorch_modules import MIN_INFERRED_NOISE_LEVEL
 from botorch.utils.types import DEFAULT, _DefaultType
 from gpytorch.constraints import GreaterThan
-from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.means import ConstantMean, Mean
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
+from ..distributions.normal_given_scale import NormalGivenScale
+from ..numerics.autocast import outside_autocast
 from .latent_scale_posterior import LatentScalePosterior
 from .non_gaussian import NonGaussianModel
 
@@ -86,11 +87,11 @@ class SingleTaskProcess(NonGaussianModel, GPyTorchModel, FantasizeMixin):
             self.input_transform = input_transform
         self.to(train_X)
 
-    def forward(self, x: Tensor) -> MultivariateNormal:
-        """Return the prior."""
+    def forward(self, x: Tensor) -> NormalGivenScale:
+        """Return the prior at scale one, which is no MultivariateNormal: its law is the process's, see there."""
         if self.training:
             x = self.transform_inputs(x)
-        return MultivariateNormal(self.mean_module(x), self.covar_module(x))
+        return NormalGivenScale(self.mean_module(x), self.covar_module(x))
 
     def condition_on_observations(self, X: Tensor, Y: Tensor, **kwargs: Any) -> Any:  # type: ignore[override]
         """Return the process on the joined data, with the same hyperparameters and the same transforms."""
@@ -101,6 +102,7 @@ class SingleTaskProcess(NonGaussianModel, GPyTorchModel, FantasizeMixin):
     def _latent_posterior(self, X: Tensor, observation_noise: bool | Tensor) -> LatentScalePosterior:
         """Return the posterior at transformed inputs, in the units of the transformed targets."""
 
+    @outside_autocast
     def posterior(  # type: ignore[override]
         self,
         X: Tensor,

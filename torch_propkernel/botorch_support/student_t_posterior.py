@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..distributions.factors import apply_root
 from ..distributions.multivariate_student_t import MultivariateStudentT
-from ..distributions.univariate_student_t import inverse_gamma_icdf_of_normal
 from ..likelihoods.latent_student_t import safe_root
+from ..numerics.student_t import inverse_gamma_icdf_of_normal
 from .latent_scale_posterior import LatentScalePosterior
 
 

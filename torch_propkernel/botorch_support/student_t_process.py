@@ -28,13 +28,14 @@ class SingleTaskStudentTProcess(SingleTaskProcess, StudentTProcess):
     is not robust to outliers. Priors, constraints and kernel are those of ``SingleTaskGP`` unless given; noise and
     order parameters are in units of the standardized targets.
 
-    Monte Carlo acquisition functions work (base samples have one more entry, for the scale); those that assume a normal
-    posterior are refused, see :class:`NonGaussianModel`.
+    Monte Carlo acquisition functions work (base samples have one more entry, for the scale), and so does
+    ``batch_cross_validation``. What assumes a normal posterior or conditions the prior itself is refused (analytic
+    acquisition functions, ``loo_cv``, sample paths): :class:`NonGaussianModel` has the list.
 
-    Refused: several outputs (independent ones: ``botorch.models.ModelList`` of single-output models), ``train_Yvar``,
-    outcome transforms other than ``Standardize`` (the exponential of a Student's t has no moments), posterior
-    transforms other than ``ScalarizedPosteriorTransform`` (they would make a normal of the posterior), noise per
-    fantasy.
+    Refused too: several outputs (independent ones: ``botorch.models.ModelList`` of single-output models),
+    ``train_Yvar``, outcome transforms other than ``Standardize`` (the exponential of a Student's t has no moments),
+    posterior transforms other than ``ScalarizedPosteriorTransform`` (they would make a normal of the posterior), noise
+    per fantasy.
 
     Shapes: train_X ``*b x n x d``, train_Y ``*b x n x 1``, posterior at ``*b x q x d``: ``*b x q x 1``.
     Accuracy and cost: those of :class:`StudentTProcess`.

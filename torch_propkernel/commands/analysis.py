@@ -1,4 +1,4 @@
-"""What ``fit`` computes: order parameters and errors of one network, of its baselines and of a list of widths."""
+"""What ``fit`` computes: order parameters and errors of one network, theories beside it, and a list of widths."""
 
 from __future__ import annotations
 
@@ -8,18 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..actions import Solution
+from .._validation import present
+from ..inference import ErrorEstimate, Problem
 from ..models import NetworkGP
-from ..theories import (
-    ErrorEstimate,
-    FreeScale,
-    WidthSweep,
-    fit_free_scale,
-    fit_order_parameters,
-    generalization_error,
-    leave_one_out_error,
-    width_sweep,
-)
+from ..theories import FittedTheory, WidthSweep, get_theory, width_sweep
+from .comparison import SIMPLEST_FIRST, Compared, compare, timed
 from .data import Rows
 from .network import Network
 from .steps import steps
@@ -28,24 +21,43 @@ DEFAULT_WIDTHS = (10.0, 15.0, 22.0, 32.0, 46.0, 68.0, 100.0, 150.0, 220.0, 320.0
 
 
 @dataclass(frozen=True)
+class Errors:
+    """Errors of one theory, in the targets' own units squared.
+
+    Attributes:
+        leave_one_out: From the training rows alone.
+        test: At the held-out rows, or None.
+    """
+
+    leave_one_out: ErrorEstimate
+    test: ErrorEstimate | None
+
+
+@dataclass(frozen=True)
 class Analysis:
-    """Results of one fit; errors in the targets' own units squared.
+    """Results of one fit.
 
     Attributes:
         model: The network's process, with its order parameters solved.
-        solution: Of the network's own widths.
-        leave_one_out: Errors from the training rows alone.
-        test: Errors at the held-out rows, or None.
+        saddle: The saddle point of the network's own widths.
+        errors: Of the network.
         free_scale: The baseline with a free scale.
+        free_errors: Of the baseline.
+        infinite_width: The infinitely wide network with the same hyperparameters.
+        comparison: Theories on the held-out rows, or None if nothing is held out.
+        predicting: The theory whose predictions the user wants, and its errors.
         sweep: Errors and order parameters of all widths, or None where all widths are infinite.
         one_factorization: Whether the sweep came from one factorization.
     """
 
     model: NetworkGP
-    solution: Solution
-    leave_one_out: ErrorEstimate
-    test: ErrorEstimate | None
-    free_scale: FreeScale
+    saddle: FittedTheory
+    errors: Errors
+    free_scale: FittedTheory
+    free_errors: Errors
+    infinite_width: FittedTheory
+    comparison: tuple[Compared, ...] | None
+    predicting: Errors
     sweep: WidthSweep | None
     one_factorization: bool
 
@@ -72,73 +84,100 @@ def sweep_widths(width: tuple[float, ...], first: tuple[float, ...]) -> Tensor |
     return torch.stack([torch.where(finite, own * (number / reference), torch.inf) for number in numbers])
 
 
-def analyze(network: Network, rows: Rows, widths: tuple[float, ...] | None) -> Analysis:
-    """Fit one network and its baselines, and sweep the width.
+def analyze(network: Network, rows: Rows, widths: tuple[float, ...] | None, theory: str = "saddle") -> Analysis:
+    """Fit one network by several theories, and sweep the width, from one kernel matrix and one reduction.
 
     Args:
         network: The network.
         rows: Standardized data.
         widths: Of the first finite layer; if None, a grid, or only the network's own where each needs its own fit.
+        theory: The one whose predictions the user wants.
     """
     model = network.model(rows.x, rows.y)
-    scalar = model.covar_module.is_scalar
+    problem = Problem.frozen(model)
+    scalar = problem.network.is_scalar
     table = sweep_widths(network.width, widths if widths is not None else DEFAULT_WIDTHS if scalar else ())
-    with steps(3 if scalar or table is None else 2 + len(table)) as step:
-        step("fit")
-        solution, loo, test = _fit(model, rows)
-        step("free scale")
-        free = fit_free_scale(model, rows.test_x, rows.test_y)
-        if table is None:
-            sweep = None
-        elif scalar:
+    beside = [name for name in SIMPLEST_FIRST if name != "mixture" or scalar]
+    names = [theory, *(name for name in beside if name != theory)]
+    fitted, errors, seconds = {}, {}, dict[str, float]()
+    with steps(len(names) + (table is not None)) as step, torch.no_grad():
+        if scalar:
+            problem.spectrum(eigenvectors=True)  # answers everything below
+        for name in names:
+            step(name)
+            with timed(seconds, name):
+                fitted[name] = get_theory(name).fit(problem)
+                test = _held_out(fitted[name], rows)
+            errors[name] = Errors(rows.in_target_units(fitted[name].leave_one_out()), test)
+        model.covar_module.initialize(order_parameter=fitted["saddle"].order_parameters["q"].unsqueeze(-2))
+        comparison = None
+        if rows.test_y is not None:
+            held_out = {name: present(errors[name].test, "test") for name in beside}
+            noise = network.temperature * rows.scale**2
+            comparison = compare(held_out, rows.units.targets.value(rows.test_y), noise, seconds)
+        sweep = None
+        if table is not None:
             step("widths")
-            sweep = width_sweep(model, table, rows.test_x, rows.test_y)
-        else:
-            pieces = []
-            for width in table:
-                step("width " + ", ".join(f"{number:g}" for number in width.tolist()))
-                own = tuple(width.tolist()) == network.width
-                fitted = (solution, loo, test) if own else _fit(network.model(rows.x, rows.y, width), rows)
-                pieces.append(fitted)
-            sweep = _stack(table, len(rows.y), pieces)
-
-    def own_units(error: ErrorEstimate | None) -> ErrorEstimate | None:
-        return None if error is None else rows.in_target_units(error)
-
-    if sweep is not None:
-        sweep = replace(sweep, leave_one_out=rows.in_target_units(sweep.leave_one_out), test=own_units(sweep.test))
-    free = replace(free, leave_one_out=rows.in_target_units(free.leave_one_out), test=own_units(free.test))
-    return Analysis(model, solution, rows.in_target_units(loo), own_units(test), free, sweep, scalar)
-
-
-def _fit(model: NetworkGP, rows: Rows) -> tuple[Solution, ErrorEstimate, ErrorEstimate | None]:
-    solution = fit_order_parameters(model, warn=False)  # the report has the note on reliability
-    test = None
-    if rows.test_x is not None and rows.test_y is not None:
-        test = generalization_error(model, rows.test_x, rows.test_y)
-    return solution, leave_one_out_error(model), test
-
-
-def _stack(
-    width: Tensor, num_data: int, pieces: list[tuple[Solution, ErrorEstimate, ErrorEstimate | None]]
-) -> WidthSweep:
-    """Return separate fits as a sweep; they have no Laplace evidence."""
-    solutions, errors, tests = zip(*pieces, strict=True)
-
-    def stacked(estimates: tuple[ErrorEstimate, ...]) -> ErrorEstimate:
-        return ErrorEstimate(
-            torch.stack([estimate.mean for estimate in estimates]),
-            torch.stack([estimate.bias for estimate in estimates]),
-            torch.stack([estimate.variance for estimate in estimates]),
-            estimates[0].infinite_width,
-        )
-
-    return WidthSweep(
-        width=width,
-        alpha=num_data / width,
-        order_parameter=torch.stack([solution.order_parameter for solution in solutions]),
-        num_minima=torch.stack([torch.as_tensor(solution.stats["num_minima"]) for solution in solutions]),
-        log_evidence=torch.full((len(width),), torch.nan, dtype=torch.float64),
-        leave_one_out=stacked(errors),
-        test=None if tests[0] is None else stacked(tests),
+            sweep = width_sweep(problem, table, rows.test_x, rows.test_y)
+            test = None if sweep.test is None else rows.in_target_units(sweep.test)
+            sweep = replace(sweep, leave_one_out=rows.in_target_units(sweep.leave_one_out), test=test)
+    return Analysis(
+        model,
+        fitted["saddle"],
+        errors["saddle"],
+        fitted["free_scale"],
+        errors["free_scale"],
+        fitted["infinite_width"],
+        comparison,
+        errors[theory],
+        sweep,
+        scalar,
     )
+
+
+def _held_out(fitted: FittedTheory, rows: Rows) -> ErrorEstimate | None:
+    if rows.test_x is None or rows.test_y is None:
+        return None
+    return rows.in_target_units(fitted.error(rows.test_x, rows.test_y))
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far given hyperparameters are from the evidence's maximum over noise and scale, at infinite width.
+
+    Attributes:
+        nats: By how much the evidence is higher there.
+        temperature: T there.
+        scale: Factor on the kernel there.
+    """
+
+    nats: float
+    temperature: float
+    scale: float
+
+
+def evidence_gap(analysis: Analysis, given: bool) -> Gap | None:
+    """Maximize the evidence over T and a factor on the kernel, from the spectrum that is there; None if none was given.
+
+    It costs O(P) for each of some hundreds of pairs: a scan of both logarithms, refined by L-BFGS-B.
+    """
+    problem = analysis.saddle.problem
+    if not given or not problem.network.is_scalar:
+        return None
+    from scipy.optimize import minimize
+
+    spectrum, temperature = problem.spectrum(), float(problem.scalar().temperature)
+    k, z2 = spectrum.eigenvalues, spectrum.squares
+
+    def cost(log_scale: float, log_temperature: float) -> float:
+        spread = math.exp(log_temperature) + math.exp(log_scale) * k
+        return 0.5 * float((spread.log() + z2 / spread).sum())
+
+    size = math.log(float(z2.mean()))
+    scales = [size - math.log(float(k.mean())) + step for step in range(-6, 15, 2)]
+    temperatures = [size + step for step in range(-12, 2, 2)]
+    start = min(((s, t) for s in scales for t in temperatures), key=lambda pair: cost(*pair))
+    bounds = [(start[0] - 4.0, start[0] + 4.0), (size - 14.0, size + 2.0)]
+    found = minimize(lambda u: cost(*u), start, method="L-BFGS-B", bounds=bounds)
+    nats = cost(0.0, math.log(temperature)) - float(found.fun)
+    return Gap(nats, math.exp(found.x[1]), math.exp(found.x[0]))

@@ -8,34 +8,38 @@ from typing import Any
 
 import torch
 
-from ..theories import WidthComparison, compare_widths, fit_free_scale
+from .._validation import present
+from ..inference import Problem
+from ..theories import FreeScale, WidthSweep, width_sweep
 from .analysis import DEFAULT_WIDTHS, sweep_widths
 from .data import Rows, data_record, describe_data
 from .network import hyperparameters_record, listed
-from .options import AUTO, UNITS, add_data, add_json, add_network, network_of, new_parser, numbers, read_rows
+from .options import UNITS, add_data, add_json, add_network, exit_code, network_of, new_parser, numbers, read_rows
 from .output import Output
 from .steps import steps
 
 EPILOG = f"""\
-{UNITS} The scale r behind the order parameter is integrated, not fixed
-at its saddle; its prior spread is sqrt(2 / N), around one. Variances and temperature are the same for every width; with
---temperature auto they are chosen at --width. The answer may be "no preference". A preference says which prior of r
-fits this table: where E[r|y] is far from one, a narrow network is ahead because its scale can move, and a free scale of
-the infinite width's kernel, printed below, would do as well. It is no evidence for the width then.
+{UNITS}
+
+the scale r behind the order parameter is integrated, not fixed at its saddle; its prior spread is sqrt(2 / N), around
+one. Variances and temperature are the same for every width. The answer may be "no preference". A preference says which
+prior of r fits this table: where E[r|y] is far from one, a narrow network is ahead because its scale can move, and a
+free scale of the infinite width's kernel, printed below, would do as well. It is no evidence for the width then.
 
 keys of --json:
   data            as for fit
   network         as for fit
-  hyperparameters as for fit; null without --temperature auto
+  hyperparameters as for fit; null if nothing was fitted
   widths          lists, one entry for each width, the last one infinite (null): width (a list over layers each),
                   log_evidence (of the standardized targets), leave_one_out_log_density (mean over rows, in the
                   target's units), leave_one_out_error, mean_scale, deviation_scale
-  preference      width (or null), nats (the threshold), spread (largest minus smallest log evidence)
+  preference      width (or null), nats (the threshold), spread (largest minus smallest log evidence),
+                  explained_by_free_scale (whether a free scale lifts infinite width by as much)
   free_scale      scale, log_evidence (of the standardized targets): the highest of the infinite width's kernel
 
 examples:
   torch-propkernel compare-widths --widths 5,50,500
-  torch-propkernel compare-widths data.csv --target price --temperature auto --json widths.json"""
+  torch-propkernel compare-widths data.csv --target price --temperature 0.1 --json widths.json"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -66,64 +70,71 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, print the table and write the numbers."""
-    output = Output(arguments.json)
-    network = network_of(arguments)
-    table, rows = read_rows(arguments)
-    widths = sweep_widths(network.width, arguments.widths)
+    output = Output({"DATA.csv": arguments.data}, {"--json": arguments.json})
+    widths = sweep_widths(arguments.width, arguments.widths)
     if widths is None:
         raise ValueError("--width: expected a finite layer to compare, got infinite ones only")
     widths = torch.cat([widths, torch.full_like(widths[:1], math.inf)])
-    fit = None
-    with steps(3) as step:
-        if arguments.temperature == AUTO:
-            step("temperature")
-            network, fit = network.with_temperature(rows)
+    table, rows = read_rows(arguments)
+    network = network_of(arguments, rows)
+    with steps(2) as step:
         step("widths")
-        model = network.model(rows.x, rows.y)
-        comparison = compare_widths(model, widths)
+        problem = Problem.frozen(network.model(rows.x, rows.y))
+        comparison = width_sweep(problem, widths, theory="mixture")
         step("free scale")
-        free = fit_free_scale(model)
+        free = FreeScale().fit(problem)
+        scale, evidence = float(free.order_parameters["r"]), float(present(free.log_evidence, "log_evidence"))
     preferred = comparison.preference(arguments.nats)
-    spread = float(comparison.log_evidence.max() - comparison.log_evidence.min())
+    evidences = present(comparison.log_evidence, "log_evidence")
+    spread = float(evidences.max() - evidences.min())
+    # With a free scale infinite width is ahead of itself by so much: then the scale is off, whatever the width.
+    explained = evidence - float(evidences[-1]) >= arguments.nats
     columns = _columns(comparison, rows)
-    lines = [*describe_data(table, rows, arguments.seed), *network.describe(rows, fit), "", *_table(columns), ""]
+    lines = [*describe_data(table, rows, arguments.seed), *network.describe(len(rows.y)), "", *_table(columns), ""]
     if preferred is None:
         lines.append(
             f"no preference: the log evidences differ by {spread:.2f} nats, less than {arguments.nats:g} (--nats)"
         )
     else:
         best = listed(comparison.width[preferred].tolist())
-        lines.append(f"preferred width: {best}, {spread:.2f} nats above the worst")
-    lines.append(
-        f"free scale of the infinite width's kernel: r = {free.scale:.5g}, log evidence {free.log_evidence:.2f}"
-    )
+        what = "no evidence for a width" if explained else "preferred width"
+        lines.append(f"{what}: {best} has the highest evidence, {spread:.2f} nats above the worst")
+    lines.append(f"free scale of the infinite width's kernel: r = {scale:.5g}, log evidence {evidence:.2f}")
+    if explained:
+        lines.append(
+            f"  {evidence - float(evidences[-1]):.2f} nats above infinite width at the prior's scale: the prior "
+            "variances are off, and narrow widths are ahead because their scale can move. Have the variances fitted "
+            "(--weight-variance auto)."
+        )
     output.say("\n".join(lines))
     output.numbers(
         {
             "data": data_record(table, rows, arguments.seed),
             "network": network.record(len(rows.y)),
-            "hyperparameters": hyperparameters_record(fit),
+            "hyperparameters": hyperparameters_record(network.prior),
             "widths": columns,
             "preference": {
                 "width": None if preferred is None else comparison.width[preferred].tolist(),
                 "nats": arguments.nats,
                 "spread": spread,
+                "explained_by_free_scale": explained,
             },
-            "free_scale": {"scale": free.scale, "log_evidence": free.log_evidence},
+            "free_scale": {"scale": scale, "log_evidence": evidence},
         }
     )
-    return 0
+    return exit_code(network)
 
 
-def _columns(comparison: WidthComparison, rows: Rows) -> dict[str, Any]:
+def _columns(comparison: WidthSweep, rows: Rows) -> dict[str, Any]:
     """Return the comparison in the target's units."""
+    left_out = rows.in_target_units(comparison.leave_one_out)
     return {
         "width": comparison.width.tolist(),
-        "log_evidence": comparison.log_evidence.tolist(),
-        "leave_one_out_log_density": (comparison.leave_one_out_log_density - math.log(rows.scale)).tolist(),
-        "leave_one_out_error": (comparison.leave_one_out_error * rows.scale**2).tolist(),
-        "mean_scale": comparison.mean_scale.tolist(),
-        "deviation_scale": comparison.deviation_scale.tolist(),
+        "log_evidence": present(comparison.log_evidence, "log_evidence").tolist(),
+        "leave_one_out_log_density": present(left_out.log_density, "log_density").mean(-1).tolist(),
+        "leave_one_out_error": left_out.mean_total.tolist(),
+        "mean_scale": present(comparison.scale, "scale").tolist(),
+        "deviation_scale": present(comparison.scale_deviation, "scale_deviation").tolist(),
     }
 
 

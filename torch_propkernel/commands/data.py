@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,7 @@ from torch import Tensor
 
 from ..datasets import YACHT, load_yacht
 from ..datasets.csv import read_csv
-from ..saving import Normalization
-from ..theories import ErrorEstimate
+from ..inference import ErrorEstimate, Normalization
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Rows:
         dropped: Indices of those that do not.
         train: Indices of the training rows.
         test: Indices of the held-out rows.
+        saved: Indices of the rows of a saved model: all, or as many as the limit allows, training rows first.
+        unused: How many more training rows there were.
     """
 
     x: Tensor
@@ -66,6 +68,8 @@ class Rows:
     dropped: tuple[int, ...]
     train: Tensor
     test: Tensor
+    saved: Tensor
+    unused: int = 0
 
     @property
     def shift(self) -> float:
@@ -79,30 +83,32 @@ class Rows:
 
     def in_target_units(self, error: ErrorEstimate) -> ErrorEstimate:
         """Return errors of standardized targets in the targets' own units."""
-        wide = error.infinite_width
+        units, wide = self.units.targets, error.infinite_width
         return ErrorEstimate(
-            self.shift + self.scale * error.mean,
-            self.scale**2 * error.bias,
-            self.scale**2 * error.variance,
+            units.value(error.mean),
+            units.variance(error.bias),
+            units.variance(error.variance),
             None if wide is None else self.in_target_units(wide),
+            log_density=None if error.log_density is None else units.log_density(error.log_density),
         )
 
 
-def load_table(path: Path | None, target: str | None, header: bool | None = None, drop_missing: bool = False) -> Table:
+def load_table(path: Path | None, target: str | None, *, drop: Sequence[str] = (), **reading: Any) -> Table:
     """Read a CSV file, or the yacht data that ship with the package if ``path`` is None.
 
     Args:
         path: The file.
         target: Name or index (from 0; negative ones count from the end) of the target column; the last one if None.
-        header: Whether the first row holds names; if None, it does if none of its cells is a number.
-        drop_missing: Leave out rows with missing values.
+        drop: Names or indices of columns to leave out.
+        reading: More arguments of :func:`torch_propkernel.datasets.csv.read_csv`.
 
     Raises:
-        ValueError, OSError: As :func:`torch_propkernel.datasets.load_csv`; a target column for the yacht data.
+        ValueError, OSError: As :func:`torch_propkernel.datasets.load_csv`; columns that are named for the yacht data.
     """
     if path is None:
-        if target is not None:
-            raise ValueError(f"--target: expected it together with a DATA.csv only, got {target!r} without a file")
+        for option, given in (("--target", target), ("--drop", ",".join(drop))):
+            if given:
+                raise ValueError(f"{option}: expected it together with a DATA.csv only, got {given!r} without a file")
         x, y = load_yacht()
         lines = (
             "the target is the natural log of the published resistance, centered: no error here compares with one for "
@@ -110,22 +116,23 @@ def load_table(path: Path | None, target: str | None, header: bool | None = None
             f"source: {YACHT.source}, doi:{YACHT.doi}; license {YACHT.license}",
         )
         return Table(YACHT.name, YACHT.target_name, x, y, lines, None, tuple(range(1, len(y) + 1)))
-    table = read_csv(path, header=header, drop_missing=drop_missing, min_rows=2, min_columns=2)
-    named = table.names is not None and target in table.names  # a header that was asked for may hold numbers
-    try:
-        column: str | int | None = target if named or target is None else int(target)
-    except ValueError:
-        column = target
-    index = table.index(column)
-    inputs = [other for other in range(table.values.shape[-1]) if other != index]
+    table = read_csv(path, target=target, drop=drop, **reading, min_rows=2, min_columns=2)
+    inputs = [other for other in range(table.values.shape[-1]) if other != table.target]
     names = None if table.names is None else tuple(table.names[other] for other in inputs)
     what = "last column" if target is None else f"column {target}"
-    values = table.values
-    return Table(str(path), what, values[:, inputs], values[:, index], (), names, table.lines, table.incomplete)
+    left_out = (f"left out: columns {', '.join(drop)} (--drop)",) if drop else ()
+    x, y = table.values[:, inputs], table.values[:, table.target]
+    return Table(str(path), what, x, y, left_out, names, table.lines, table.incomplete)
 
 
-def split_and_standardize(table: Table, test_fraction: float, seed: int) -> Rows:
+def split_and_standardize(table: Table, test_fraction: float, seed: int, max_rows: int | None = None) -> Rows:
     """Hold out a random part of the rows and standardize both parts with the training rows' means and deviations.
+
+    Args:
+        table: The table.
+        test_fraction: Share of rows to hold out.
+        seed: Of the random order of the rows.
+        max_rows: How many of the other rows to train on at most, a random part of them; all if None.
 
     Raises:
         ValueError: A fraction outside [0, 1), fewer than two training rows, a constant target, or constant inputs only.
@@ -136,8 +143,10 @@ def split_and_standardize(table: Table, test_fraction: float, seed: int) -> Rows
     num_test = round(test_fraction * size)
     if size - num_test < 2:
         raise ValueError(f"--test-fraction: expected at least 2 training rows, got {size - num_test} of {size}")
+    if max_rows is not None and max_rows < 2:
+        raise ValueError(f"--max-rows: expected at least 2, got {max_rows}")
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-    test, train = order[:num_test].sort().values, order[num_test:].sort().values
+    test, train = order[:num_test].sort().values, order[num_test:][:max_rows].sort().values
     x, y = table.x[train], table.y[train]
     if bool((y == y[0]).all()):
         raise ValueError(
@@ -151,14 +160,16 @@ def split_and_standardize(table: Table, test_fraction: float, seed: int) -> Rows
     units = Normalization.of(x[:, ~constant], y)
     return Rows(
         units.to_model(x[:, ~constant]),
-        units.targets_to_model(y),
+        units.targets.to_model(y),
         units.to_model(table.x[test][:, ~constant]) if num_test else None,
-        units.targets_to_model(table.y[test]) if num_test else None,
+        units.targets.to_model(table.y[test]) if num_test else None,
         units,
         tuple(torch.nonzero(~constant).flatten().tolist()),
         tuple(torch.nonzero(constant).flatten().tolist()),
         train,
         test,
+        torch.cat([order[num_test:], order[:num_test]])[:max_rows].sort().values,
+        size - num_test - len(train),
     )
 
 
@@ -173,6 +184,10 @@ def describe_data(table: Table, rows: Rows, seed: int) -> list[str]:
         lines.append(f"  dropped: input columns {list(rows.dropped)} (from 0), constant on the training rows")
     lines += [
         f"  split: {len(rows.train)} training rows, {len(rows.test)} held out at random (seed {seed})",
+        *(
+            [f"  not used: {rows.unused} more training rows (--max-rows; a random subset, seed {seed})"]
+            * (rows.unused > 0)
+        ),
         f"  standardized on the training rows, inputs and target (mean {rows.shift:.5g}, standard deviation "
         f"{rows.scale:.5g})",
     ]
@@ -191,6 +206,7 @@ def data_record(table: Table, rows: Rows, seed: int) -> dict[str, Any]:
         "dropped_lines": list(table.incomplete),
         "training_rows": len(rows.train),
         "held_out_rows": len(rows.test),
+        "unused_rows": rows.unused,
         "seed": seed,
         "target_mean": rows.shift,
         "target_standard_deviation": rows.scale,

@@ -1,4 +1,4 @@
-"""The Gaussian process of a network, in double precision."""
+"""The network of a command: its prior, given or fitted, and the width that is put in afterwards."""
 
 from __future__ import annotations
 
@@ -6,100 +6,78 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import gpytorch
-import torch
 from torch import Tensor
 
-from .._validation import as_values, as_width, positive_number
-from ..activations import Activation
-from ..kernels import RenormalizedNNGPKernel
 from ..models import NetworkGP
-from ..tuning import HyperparameterFit, fit_hyperparameters
-from .data import Rows
+from ..tuning.auto import NetworkFit
 
 
 @dataclass(frozen=True)
 class Network:
-    """All that the prior and the noise of a network need.
+    """A network's hyperparameters with its width and composition.
 
     Attributes:
-        activation: The activation.
+        prior: Prior variances and temperature.
         width: N_1, ..., N_L.
-        temperature: T.
-        weight_variance: One number or L + 1.
-        bias_variance: One number or L.
         composition: Name of the composition.
     """
 
-    activation: Activation
+    prior: NetworkFit
     width: tuple[float, ...]
-    temperature: float
-    weight_variance: tuple[float, ...] = (1.0,)
-    bias_variance: tuple[float, ...] = (1.0,)
     composition: str = "outer"
 
-    def model(self, x: Tensor, y: Tensor, width: Tensor | None = None) -> NetworkGP:
-        """Return the GP on training data in float64, with other widths if they are given.
+    @property
+    def temperature(self) -> float:
+        """T, in standardized units."""
+        return self.prior.temperature
 
-        Raises:
-            ValueError: A width, variance or temperature that is not positive, or a wrong number of variances.
-        """
-        temperature = positive_number("temperature", self.temperature)
-        widths = as_width(self.width if width is None else width, torch.float64)
-        weights = as_values("weight_variance", torch.tensor(self.weight_variance, dtype=torch.float64), len(widths) + 1)
-        biases = as_values(
-            "bias_variance", torch.tensor(self.bias_variance, dtype=torch.float64), len(widths), allow_zero=True
-        )
-        kernel = RenormalizedNNGPKernel(
-            self.activation, widths, self.composition, weight_variance=weights, bias_variance=biases
-        ).double()
-        # Parameters are built in torch's default dtype: set them again after the conversion, without its rounding.
-        kernel.weight_variance = weights
-        kernel.bias_variance = biases
-        likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.Positive()).double()
-        likelihood.noise = torch.tensor(temperature, dtype=torch.float64)
-        return NetworkGP(x, y, likelihood, kernel)
+    def at_temperature(self, temperature: float) -> Network:
+        """Return the network with another T."""
+        return replace(self, prior=replace(self.prior, temperature=temperature))
 
-    def with_temperature(self, rows: Rows) -> tuple[Network, HyperparameterFit]:
-        """Return the network with T and the bias variances of the highest evidence of the training rows.
-
-        Raises:
-            ConvergenceError: The search did not converge.
-        """
-        model = self.model(rows.x, rows.y)
-        evidence = "mixture" if model.covar_module.is_scalar else "saddle"
-        fit = fit_hyperparameters(model, train=("temperature", "bias_ratio"), evidence=evidence, warn=False)
-        biases = tuple(model.covar_module.bias_variance.detach().flatten().tolist())
-        return replace(self, temperature=fit.temperature, bias_variance=biases), fit
+    def model(self, x: Tensor, y: Tensor) -> NetworkGP:
+        """Return the process of the network on training data, in float64."""
+        return self.prior.model(x, y, self.width, self.composition)
 
     def record(self, num_data: int) -> dict[str, Any]:
         """Return the numbers about the network."""
         return {
-            "activation": repr(self.activation),
+            "activation": repr(self.prior.activation),
             "width": list(self.width),
             "composition": self.composition,
-            "temperature": self.temperature,
-            "weight_variance": list(self.weight_variance),
-            "bias_variance": list(self.bias_variance),
+            **hyperparameters(self.prior),
             "alpha": [num_data / width for width in self.width],
         }
 
-    def describe(self, rows: Rows, fit: HyperparameterFit | None) -> list[str]:
+    def describe(self, num_data: int) -> list[str]:
         """Return lines about the network for the reader."""
-        layers = len(self.width)
-        alpha = [len(rows.y) / width for width in self.width]
-        name = f"{self.activation!r}, {layers} hidden layer{'s' * (layers > 1)} of width {listed(self.width)}"
+        layers, prior = len(self.width), self.prior
+        alpha = [num_data / width for width in self.width]
+        name = f"{prior.activation!r}, {layers} hidden layer{'s' * (layers > 1)} of width {listed(self.width)}"
         composition = f", composition {self.composition}" if layers > 1 else ""
         lines = [
-            f"network: {name}, T = {self.temperature:.4g}, alpha = P/N = {listed(alpha)}{composition}",
-            f"  weight variance {listed(self.weight_variance)}, bias variance {listed(self.bias_variance)}",
+            f"network: {name}, T = {prior.temperature:.4g}, alpha = P/N = {listed(alpha)}{composition}",
+            f"  weight variance {listed(prior.weight_variance)}, bias variance {listed(prior.bias_variance)}",
         ]
-        if fit is not None:
-            lines.append(
-                f"  T and bias variances chosen by evidence (log evidence {fit.log_evidence:.2f}, standardized "
-                f"targets): {fit.message}"
-            )
+        if prior.ard_weights is not None:
+            lines.append(f"  relative variance of each input's weights (ARD): {listed(prior.ard_weights, 3)}")
+        if prior.search is not None:
+            subset = f"{prior.rows} random training rows" if prior.rows < num_data else "the training rows"
+            lines += [
+                f"  fitted by evidence at infinite width on {subset}, then frozen: {', '.join(prior.search.values)}",
+                f"  log evidence {prior.search.log_evidence:.2f} (standardized targets); {prior.search.message}",
+            ]
         return lines
+
+
+def hyperparameters(prior: NetworkFit) -> dict[str, Any]:
+    """Return temperature and prior variances as plain numbers."""
+    return {
+        "temperature": prior.temperature,
+        "weight_variance": list(prior.weight_variance),
+        "bias_variance": list(prior.bias_variance),
+        "ard_weights": None if prior.ard_weights is None else list(prior.ard_weights),
+    }
 
 
 def listed(values: Sequence[float], digits: int = 4) -> str:
@@ -112,9 +90,16 @@ def listed(values: Sequence[float], digits: int = 4) -> str:
     return ", ".join(f"{value:.{digits}g}" for value in values)
 
 
-def hyperparameters_record(fit: HyperparameterFit | None) -> dict[str, Any] | None:
-    """Return the numbers about a search by evidence."""
-    if fit is None:
+def hyperparameters_record(prior: NetworkFit) -> dict[str, Any] | None:
+    """Return the numbers about the search by evidence; None if nothing was fitted."""
+    search = prior.search
+    if search is None:
         return None
-    values = {name: list(numbers) for name, numbers in fit.values.items()}
-    return {"values": values, "log_evidence": fit.log_evidence, "message": fit.message, "at_bound": list(fit.at_bound)}
+    return {
+        "values": {name: list(numbers) for name, numbers in search.values.items()},
+        "log_evidence": search.log_evidence,
+        "rows": prior.rows,
+        "converged": search.converged,
+        "message": search.message,
+        "at_bound": list(search.at_bound),
+    }

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._memory import check_memory, estimate_fit
 from ..datasets.csv import CsvTable, read_csv
-from ..inference.predictor import Predictor, evaluating, prepare_points
+from ..inference import Problem
 from ..models import NetworkGP
 from ..saving import SavedModel, load
-from .options import add_json, add_reading, header_of, new_parser, numbers
+from .options import add_json, add_reading, new_parser, numbers, reading
 from .output import STDOUT, Output
 from .steps import steps
 
@@ -23,8 +24,8 @@ CHUNK = 1000
 
 EPILOG = """\
 the columns of NEW.csv are found by their names if the model and the file have names (further ones, such as the target,
-are passed over); without names there must be as many columns as the model has inputs, in the same order. Everything is
-in the units of the table that the model was fitted on.
+are passed over, whatever they hold); without names there must be as many columns as the model has inputs, in the same
+order. Everything is in the units of the table that the model was fitted on.
 
 the predictive is the normal one at the solved order parameters; quantiles are those of a new noisy target.
 
@@ -59,17 +60,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict and write."""
-    output = Output(arguments.json, arguments.out)
+    path = STDOUT if arguments.out is None and arguments.json != STDOUT else arguments.out
+    output = Output({"MODEL": arguments.model, "NEW.csv": arguments.data}, {"--out": path, "--json": arguments.json})
     if not all(0.0 < p < 1.0 for p in arguments.quantiles):
         raise ValueError(f"--quantiles: expected numbers between 0 and 1, got {list(arguments.quantiles)}")
-    if output.quiet and arguments.out == STDOUT:
-        raise ValueError("--out, --json: expected one of them on stdout, got both")
     saved = load(arguments.model)
     if type(saved.model) is not NetworkGP:
         raise ValueError(
             f"{arguments.model}: expected a NetworkGP, got a {type(saved.model).__name__}; use it in Python"
         )
-    table = read_csv(arguments.data, header=header_of(arguments), drop_missing=arguments.drop_missing)
+    table = read_csv(arguments.data, **reading(arguments), only=_names(saved))
+    check_memory(str(arguments.model), estimate_fit(len(saved.model.train_targets), min(CHUNK, len(table.lines))))
     x = _inputs(saved, table)
     if saved.normalization is not None:
         x = saved.normalization.to_model(x)
@@ -78,10 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
     if table.incomplete:
         shown = ", ".join(map(str, table.incomplete[:8])) + (", ..." if len(table.incomplete) > 8 else "")
         print(f"left out: {len(table.incomplete)} rows with missing values (lines {shown})", file=sys.stderr)
-    path = arguments.out if arguments.out is not None else None if output.quiet else STDOUT
     if path is not None:
         output.table(path, list(columns), zip(*columns.values(), strict=True), "predictions")
-    to_stdout = path == STDOUT
     record = {
         "model": str(arguments.model),
         "data": str(arguments.data),
@@ -91,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         "versions": saved.versions,
         "predictions": columns,
     }
-    output.numbers(record, silent=to_stdout)
+    output.numbers(record)
     return 0
 
 
@@ -125,20 +124,21 @@ def _predict(saved: SavedModel, x: Tensor, quantiles: tuple[float, ...]) -> dict
     """Return columns in the user's units; exact algebra whatever the number of rows."""
     model, units = saved.model, saved.normalization
     x = x.to(model.train_targets.dtype)
-    with torch.no_grad(), evaluating(model) as parts, steps(1 + math.ceil(len(x) / CHUNK)) as step:
+    with torch.no_grad(), steps(1 + math.ceil(len(x) / CHUNK)) as step:
         step("training rows")
-        predictor, noise = Predictor(parts), parts.noise_diagonal()
+        problem = Problem.frozen(model)
+        posterior, noise = problem.conditioned(), problem.noise_diagonal()
         pieces = []
-        for rows in prepare_points(parts, x).split(CHUNK):
+        for rows in problem.points(x).split(CHUNK):
             step("new rows")
-            pieces.append(predictor.predict(rows))
+            pieces.append(posterior.predict(rows))
         mean, variance = (torch.cat(column).double() for column in zip(*pieces, strict=True))
         spread, noisy = variance.sqrt(), (variance + noise.double()).sqrt()
         found = {"mean": mean}
         for p in quantiles:
             found[f"q{p:g}"] = mean + noisy * torch.special.ndtri(torch.tensor(p, dtype=torch.float64))
         if units is not None:
-            found = {name: units.mean_of_targets(value) for name, value in found.items()}
-            spread, noisy = units.deviation_of_targets(spread), units.deviation_of_targets(noisy)
+            found = {name: units.targets.value(value) for name, value in found.items()}
+            spread, noisy = units.targets.deviation(spread), units.targets.deviation(noisy)
     first = {"mean": found.pop("mean"), "standard_deviation": spread, "standard_deviation_with_noise": noisy}
     return {name: value.tolist() for name, value in (first | found).items()}

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from functools import partial
 
 import torch
 
+from .._validation import positive_number, present
 from ..theories import LearningCurve, learning_curve, width_sweep
 from .analysis import DEFAULT_WIDTHS, sweep_widths
 from .network import listed
-from .options import AUTO, UNITS, add_data, add_json, add_network, add_plot, network_of, new_parser, numbers, read_rows
+from .options import (
+    UNITS,
+    add_data,
+    add_json,
+    add_network,
+    add_plot,
+    exit_code,
+    network_of,
+    new_parser,
+    numbers,
+    read_rows,
+)
 from .output import Output
 from .steps import steps
 from .sweep_report import draw, make_map, record, report
@@ -20,14 +31,16 @@ DEFAULT_TEMPERATURES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 FRACTIONS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 EPILOG = f"""\
-{UNITS} Every width and temperature is solved for its global
-minimum; the last column of the map is the infinite width. The learning curve takes random subsets of the training rows
-at --width and --temperature and predicts the held-out rows; it needs some.
+{UNITS}
+
+every width and temperature of the map is solved for its global minimum, with the other hyperparameters as they are; the
+last column of the map is the infinite width. The learning curve takes random subsets of the training rows at --width
+and at the network's temperature and predicts the held-out rows; it needs some.
 
 keys of --json:
   data            as for fit
   network         as for fit: the one of the learning curve
-  hyperparameters as for fit; null without --temperature auto
+  hyperparameters as for fit; null if nothing was fitted
   map             width (a list over layers each), temperature, and tables with one row for each temperature:
                   leave_one_out, held_out (totals, null if nothing is held out), order_parameter (a list over layers
                   each), infinite_width (leave_one_out, held_out: one number for each temperature)
@@ -82,25 +95,29 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace) -> int:
     """Sweep, print the tables, save the plot and the numbers."""
     plot = None if arguments.no_plot else arguments.plot
-    output = Output(arguments.json, plot)
-    network = network_of(arguments)
-    table, rows = read_rows(arguments)
-    widths = sweep_widths(network.width, arguments.widths)
+    output = Output({"DATA.csv": arguments.data}, {"--json": arguments.json, "--plot": plot})
+    widths = sweep_widths(arguments.width, arguments.widths)
     if widths is None:
         raise ValueError("--width: expected a finite layer to sweep, got infinite ones only")
+    table, rows = read_rows(arguments)
     sizes = _sizes(arguments.sizes, len(rows.train))
     if arguments.repeats < 1:
         raise ValueError(f"--repeats: expected at least 1, got {arguments.repeats}")
-    fit, curve = None, None
-    auto = arguments.temperature == AUTO
-    with steps(auto + len(arguments.temperatures) + (len(sizes) if rows.test_x is not None else 0)) as step:
-        if auto:
-            step("temperature")
-            network, fit = network.with_temperature(rows)
+    for temperature in arguments.temperatures:
+        positive_number("temperature", temperature)
+    network = network_of(arguments, rows)
+    kernel = network.model(rows.x, rows.y).covar_module
+    if not kernel.is_scalar:
+        raise ValueError(
+            "--composition: expected one in which only the product of the order parameters enters (outer), got "
+            f"{arguments.composition}: a map would need minutes for each of its points; use fit with --widths"
+        )
+    curve = None
+    with steps(len(arguments.temperatures) + (len(sizes) if rows.test_x is not None else 0)) as step:
         found = []
         for temperature in arguments.temperatures:
             step(f"T = {temperature:g}")
-            model = dataclasses.replace(network, temperature=temperature).model(rows.x, rows.y)
+            model = network.at_temperature(temperature).model(rows.x, rows.y)
             found.append(width_sweep(model, widths, rows.test_x, rows.test_y))
         if rows.test_x is not None and rows.test_y is not None:
             model = network.model(rows.x, rows.y)
@@ -115,11 +132,11 @@ def run(arguments: argparse.Namespace) -> int:
                 )
             curve = _joined(curves, rows.scale**2)
     result = make_map(widths, arguments.temperatures, found, rows)
-    output.say(report(table, rows, network, fit, result, curve, arguments.seed))
-    output.numbers(record(table, rows, network, fit, result, curve, arguments.seed))
+    output.say(report(table, rows, network, result, curve, arguments.seed))
+    output.numbers(record(table, rows, network, result, curve, arguments.seed))
     if plot is not None:
         output.figure(plot, partial(draw, table, network, result, curve))
-    return 0
+    return exit_code(network)
 
 
 def _sizes(given: tuple[float, ...] | None, total: int) -> list[int]:
@@ -135,6 +152,6 @@ def _joined(curves: list[LearningCurve], square: float) -> LearningCurve:
     names = ("bias", "variance", "infinite_width_bias", "infinite_width_variance")
     return LearningCurve(
         torch.cat([curve.num_data for curve in curves]),
-        torch.cat([curve.order_parameter for curve in curves]),
+        torch.cat([present(curve.order_parameter, "order_parameter") for curve in curves]),
         *(square * torch.cat([getattr(curve, name) for curve in curves]) for name in names),
     )

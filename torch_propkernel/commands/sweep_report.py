@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .._validation import present
 from ..theories import LearningCurve
-from ..tuning import HyperparameterFit
 from .data import Rows, Table, data_record, describe_data
 from .network import Network, hyperparameters_record, listed
 
@@ -68,13 +68,12 @@ def report(
     table: Table,
     rows: Rows,
     network: Network,
-    fit: HyperparameterFit | None,
     result: Map,
     curve: LearningCurve | None,
     seed: int,
 ) -> str:
     """Return the report."""
-    blocks = ["\n".join([*describe_data(table, rows, seed), *network.describe(rows, fit)])]
+    blocks = ["\n".join([*describe_data(table, rows, seed), *network.describe(len(rows.y))])]
     heads = [",".join(f"{number:g}" for number in width) for width in result.width.tolist()]
     for name, values, wide in (
         ("leave-one-out", result.leave_one_out, result.infinite_leave_one_out),
@@ -102,7 +101,7 @@ def report(
             f"{'rows':>10s}{'q':>12s}{'bias':>12s}{'variance':>12s}{'total':>12s}{'infinite width':>16s}",
         ]
         columns = (
-            curve.order_parameter.prod(-1),
+            present(curve.order_parameter, "order_parameter").prod(-1),
             curve.bias,
             curve.variance,
             curve.bias + curve.variance,
@@ -111,7 +110,7 @@ def report(
         means = zip(curve.num_data.tolist(), *(column.mean(-1).tolist() for column in columns), strict=True)
         for size, q, bias, variance, total, wide_total in means:
             lines.append(f"{size:10d}{q:12.5g}{bias:12.5g}{variance:12.5g}{total:12.5g}{wide_total:16.5g}")
-        if curve.order_parameter.shape[-1] > 1:
+        if present(curve.order_parameter, "order_parameter").shape[-1] > 1:
             lines.append("  q is the product over layers")
         blocks.append("\n".join(lines))
     else:
@@ -123,7 +122,6 @@ def record(
     table: Table,
     rows: Rows,
     network: Network,
-    fit: HyperparameterFit | None,
     result: Map,
     curve: LearningCurve | None,
     seed: int,
@@ -137,7 +135,7 @@ def record(
     return {
         "data": data_record(table, rows, seed),
         "network": network.record(len(rows.y)),
-        "hyperparameters": hyperparameters_record(fit),
+        "hyperparameters": hyperparameters_record(network.prior),
         "map": {
             "width": result.width.tolist(),
             "temperature": list(result.temperature),
@@ -170,5 +168,5 @@ def draw(table: Table, network: Network, result: Map, curve: LearningCurve | Non
         plot_learning_curve(curve, axes[1])
     figure = axes[0].get_figure(root=True)
     assert figure is not None
-    figure.suptitle(f"{table.name}: {table.target}\n{network.activation!r}, width {listed(network.width)}")
+    figure.suptitle(f"{table.name}: {table.target}\n{network.prior.activation!r}, width {listed(network.width)}")
     return figure

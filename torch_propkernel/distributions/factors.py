@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..exceptions import NotPositiveDefiniteError
+from ..numerics.autocast import outside_autocast
 
 
 def cholesky_factor(matrix: Tensor, name: str) -> Tensor:
@@ -59,6 +60,7 @@ def squared_norm(factor: Tensor, deviation: Tensor) -> Tensor:
     return white.square().sum(-2).reshape([*kept, *rest]).permute([order.index(i) for i in range(batch)])
 
 
+@outside_autocast
 def apply_root(root: Tensor, normal: Tensor) -> Tensor:
     """Return R z for R ``*b x m x m`` and z ``*s x *b x m``, one product for all the samples."""
     batch = root.dim() - 2

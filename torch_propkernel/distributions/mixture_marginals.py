@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..exceptions import ConvergenceError
+from ..numerics.root_finder import find_roots
 
 _BLOCK = 2**22  # numbers in one temporary
 
@@ -35,7 +36,7 @@ class MixtureMarginals:
         return self._cdf_and_density(value)[0]
 
     def icdf(self, level: Tensor, tolerance: float) -> Tensor:
-        """Return quantiles for levels in (0, 1), ``*s x *b x m``: Newton's method inside a bracket that shrinks.
+        """Return quantiles for levels in (0, 1), ``*s x *b x m``, by :func:`find_roots` between those of the nodes.
 
         The error is below ``tolerance``, by default rounding, in standard deviations of the widest node. First
         derivatives with respect to the mixture are right.
@@ -52,32 +53,34 @@ class MixtureMarginals:
         ends = [mean + z * stddev for _, mean, stddev in self._blocks(level)]
         lower = torch.stack([end.amin(-2) for end in ends]).amin(0)
         upper = torch.stack([end.amax(-2) for end in ends]).amax(0)
-        x = 0.5 * (lower + upper)
-        step = before = upper - lower
-        scale = (self.stddevs * self.log_weights.exp().unsqueeze(-1)).sum(-2)
-        for _ in range(300):
-            value, density = self._cdf_and_density(x)
-            error = value - level
-            upper, lower = torch.where(error >= 0, x, upper), torch.where(error <= 0, x, lower)
-            newton = x - error / density
-            # A step is taken if it stays inside and halves the one before the last; else the bracket is halved.
-            good = (newton >= lower) & (newton <= upper) & (2.0 * (newton - x).abs() <= before)
-            moved = torch.where(good, newton, 0.5 * (lower + upper))
-            before, step, x = step, (moved - x).abs(), moved
-            rounding = 4.0 * torch.finfo(x.dtype).eps * x.abs()
-            if bool(((step <= tolerance * scale + rounding) | (error == 0)).all()):
-                return x
-        raise ConvergenceError("quantiles: expected 300 steps to suffice; are all means and variances finite?")
+        nodes = self.means.shape[-2]
+        # One row of nodes for each point, so that points that are done drop out.
+        weights = self.log_weights.exp().unsqueeze(-2).expand(*self.means.movedim(-2, -1).shape).reshape(-1, nodes)
+        means, stddevs = (v.movedim(-2, -1).reshape(-1, nodes) for v in (self.means, self.stddevs))
+        levels, owner = level.reshape(-1), torch.arange(level.numel(), device=level.device) % len(means)
+
+        def excess(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, float]:
+            parts = []
+            for some, row in zip(x.split(block), owner[index].split(block), strict=True):
+                parts.append(_cdf_and_density(some.unsqueeze(-1), weights[row], means[row], stddevs[row], -1))
+            value, density = (torch.cat(columns) for columns in zip(*parts, strict=True))
+            return value - levels[index], density, 0.0
+
+        block = max(1, _BLOCK // nodes)
+        scale = (stddevs * weights).sum(-1)[owner]
+        lower, upper = lower.reshape(-1), upper.reshape(-1)
+        roots = find_roots(excess, lower, upper, 0.5 * (lower + upper), tolerance=tolerance * scale)
+        if not bool(roots.converged.all()):
+            raise ConvergenceError("quantiles: expected 200 steps to suffice; are all means and variances finite?")
+        return roots.x.reshape(level.shape)
 
     def _cdf_and_density(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        total: list[Tensor] = []
-        slope: list[Tensor] = []
-        for log_weight, mean, stddev in self._blocks(value):
-            z, weight = (value.unsqueeze(-2) - mean) / stddev, log_weight.exp()
-            # torch.special.ndtr has an absolute error of 1e-17 only: useless in the lower tail
-            total.append((weight * (0.5 * torch.erfc(-math.sqrt(0.5) * z))).sum(-2))
-            slope.append((weight * torch.exp(-0.5 * z.square()) / stddev).sum(-2))
-        return torch.stack(total).sum(0), torch.stack(slope).sum(0) / math.sqrt(2.0 * math.pi)
+        parts = [
+            _cdf_and_density(value.unsqueeze(-2), log_weight.exp(), mean, stddev, -2)
+            for log_weight, mean, stddev in self._blocks(value)
+        ]
+        total, slope = (torch.stack(columns).sum(0) for columns in zip(*parts, strict=True))
+        return total, slope
 
     def _blocks(self, value: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Log weights ``*b x k x 1``, means and standard deviations ``*b x k x m`` of k nodes at a time."""
@@ -89,3 +92,11 @@ class MixtureMarginals:
                 self.means[..., nodes, :],
                 self.stddevs[..., nodes, :],
             )
+
+
+def _cdf_and_density(x: Tensor, weight: Tensor, mean: Tensor, stddev: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+    """Return the cumulative distribution and the density at x, summed over the dimension ``nodes``."""
+    z = (x - mean) / stddev
+    # torch.special.ndtr has an absolute error of 1e-17 only: useless in the lower tail
+    total = (weight * (0.5 * torch.erfc(-math.sqrt(0.5) * z))).sum(nodes)
+    return total, (weight * torch.exp(-0.5 * z.square()) / stddev).sum(nodes) / math.sqrt(2.0 * math.pi)

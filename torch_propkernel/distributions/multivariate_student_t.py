@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .._validation import check_finite, check_floating, check_same_kind
+from ..numerics.autocast import outside_autocast
 from ..numerics.special import digamma_difference, log_gamma_ratio
+from ..numerics.student_t import inverse_gamma_icdf_of_normal, student_t_cdf, student_t_icdf
 from .checks import check_matrix, degrees_of_freedom
 from .elliptical_distribution import EllipticalDistribution
 from .factors import apply_root, cholesky_factor, log_determinant, sampling_root, squared_norm
 from .indexing import events, split_index
-from .univariate_student_t import inverse_gamma_icdf_of_normal, student_t_cdf, student_t_icdf
 
 
 class MultivariateStudentT(EllipticalDistribution):
@@ -196,6 +197,7 @@ class MultivariateStudentT(EllipticalDistribution):
         """Return the marginal of some dimensions: an integer, a slice, a mask or a sequence of integers."""
         return self[..., index]
 
+    @outside_autocast
     def condition(self, indices: Any, values: Tensor) -> MultivariateStudentT:
         r"""Return the law of the other dimensions given n of them, with df + n degrees of freedom.
 

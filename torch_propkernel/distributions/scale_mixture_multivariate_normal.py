@@ -15,6 +15,7 @@ from torch.distributions import constraints
 
 from .._validation import check_finite, check_floating, check_same_kind
 from ..mixing import MixingLaw
+from ..numerics.autocast import outside_autocast
 from .checks import check_mixture_shapes
 from .elliptical_distribution import EllipticalDistribution
 from .factors import apply_root, cholesky_factor, log_determinant, sampling_root, squared_norm
@@ -164,6 +165,7 @@ class ScaleMixtureMultivariateNormal(EllipticalDistribution):
         return (self.weights.unsqueeze(-1) * (self._variances + deviation.square())).sum(-2)
 
     @property
+    @outside_autocast
     def covariance_matrix(self) -> Tensor:
         """Mean of the covariances plus covariance of the locations, ``*b x m x m``."""
         deviation = self.loc - self.mean.unsqueeze(-2)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..mixing import MixingLaw
+from ..numerics.log_quadrature import integrate_log
 
 _FEWEST, _MOST, _TOLERANCE = 33, 8193, 1e-10
 
@@ -24,23 +25,23 @@ def scale_nodes(law: MixingLaw, size: int, num_nodes: int | None = None) -> tupl
         return lower.unsqueeze(-1), torch.zeros_like(lower).unsqueeze(-1), torch.zeros_like(lower)
     if num_nodes is not None and num_nodes < 3:
         raise ValueError(f"num_nodes: expected at least 3, or None, got {num_nodes}")
-    count = _FEWEST if num_nodes is None else num_nodes
-    while True:
-        grid = torch.linspace(0.0, 1.0, count, dtype=torch.float64, device=lower.device)
-        u = lower.unsqueeze(-1) + (upper - lower).unsqueeze(-1) * grid
-        log_weights = law.log_density(u.movedim(-1, 0)).movedim(0, -1)
-        error = _error(law, u, log_weights.detach(), size)
-        if num_nodes is not None or count >= _MOST or bool((error < _TOLERANCE).all()):
-            return u, log_weights, error
-        count = 2 * count - 1
+    ends = [v.to(torch.float64) for v in law.log_interval(tail=1e-3)]
+    places = torch.stack([ends[0], 0.5 * (ends[0] + ends[1]), ends[1]]).unsqueeze(-1)
 
+    def error(u: Tensor, log_weights: Tensor) -> Tensor:
+        """Relative difference to the rule of every second node at |x|^2 = size * r for three values of r."""
+        shift = u - places
+        terms = log_weights.detach() - 0.5 * size * (shift + torch.exp(-shift))
+        coarse = torch.logsumexp(terms[..., ::2], -1) + math.log(2.0)
+        return torch.expm1(coarse - torch.logsumexp(terms, -1)).abs().amax(0)
 
-def _error(law: MixingLaw, u: Tensor, log_weights: Tensor, size: int) -> Tensor:
-    """Relative difference to the rule of every second node at |x|^2 = size * r for three values of r."""
-    ends = [v.to(u.dtype) for v in law.log_interval(tail=1e-3)]
-    at = torch.stack([ends[0], 0.5 * (ends[0] + ends[1]), ends[1]])
-    shift = u - at.unsqueeze(-1)
-    terms = log_weights - 0.5 * size * (shift + torch.exp(-shift))
-    fine = torch.logsumexp(terms, -1)
-    coarse = torch.logsumexp(terms[..., ::2], -1) + math.log(2.0)
-    return torch.expm1(coarse - fine).abs().amax(0)
+    found = integrate_log(
+        law.log_density_at_nodes,
+        lower,
+        upper,
+        tolerance=_TOLERANCE,
+        fewest=_FEWEST if num_nodes is None else num_nodes,
+        most=_MOST if num_nodes is None else num_nodes,
+        error=error,
+    )
+    return found.nodes, found.log_values, found.error

@@ -1,1 +1,20 @@
 """The problem taken from a model, and what conditioning it on its data gives."""
+
+from .conditioned import Blocks, Conditioned, DenseConditioned, Node, SpectralConditioned
+from .error_estimate import ErrorEstimate
+from .problem import KernelNode, Problem, ScalarProblem
+from .units import Normalization, Units
+
+__all__ = [
+    "Blocks",
+    "Conditioned",
+    "DenseConditioned",
+    "ErrorEstimate",
+    "KernelNode",
+    "Node",
+    "Normalization",
+    "Problem",
+    "ScalarProblem",
+    "SpectralConditioned",
+    "Units",
+]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..activations import Activation
 from ..kernels.recursion import propagate
-from .model_parts import ModelParts
+from .problem import Problem
 
 
 class LastLayer(NamedTuple):
@@ -23,14 +23,14 @@ class LastLayer(NamedTuple):
     scale: Tensor
 
 
-def last_layer(parts: ModelParts, x: Tensor) -> LastLayer:
+def last_layer(problem: Problem, x: Tensor) -> LastLayer:
     """Return the last hidden layer of a model at points ``*b x n x d``, in front of the first order parameter.
 
     Raises:
         ValueError: The model's covariance is not its renormalized kernel alone, possibly in ScaleKernels.
     """
-    kernel = parts.kernel
-    outermost: Any = getattr(parts.model, "covar_module", None)
+    kernel = problem.network
+    outermost: Any = getattr(problem.model, "covar_module", None)
     scale = _scale(outermost, kernel)
     if outermost.active_dims is not None:  # a ScaleKernel takes over those of the kernel inside
         x = x.index_select(-1, outermost.active_dims)

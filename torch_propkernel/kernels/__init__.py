@@ -1,7 +1,7 @@
 """Kernels of infinitely wide networks and their finite-width renormalizations."""
 
 from .arc_kernels import ArcCosineKernel, ArcSineKernel
-from .compositions import COMPOSITIONS, Composition, Linearized, LinearPart, Nested, Outer
+from .compositions import COMPOSITIONS, Composition, LinearPart, Nested, Outer
 from .nngp_kernel import NNGPKernel
 from .renormalized_nngp_kernel import RenormalizedNNGPKernel
 
@@ -11,7 +11,6 @@ __all__ = [
     "ArcSineKernel",
     "Composition",
     "LinearPart",
-    "Linearized",
     "NNGPKernel",
     "Nested",
     "Outer",

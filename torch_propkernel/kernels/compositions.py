@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +20,8 @@ class Composition(ABC):
     :class:`RenormalizedNNGPKernel`.
 
     Example:
-        >>> from torch_propkernel import Erf, Outer, RenormalizedNNGPKernel
+        >>> from torch_propkernel import Erf, RenormalizedNNGPKernel
+        >>> from torch_propkernel.kernels import Outer
         >>> class LastLayerOnly(Composition):   # a composition of one's own: ignore all but the last order parameter
         ...     name = "last_layer_only"
         ...     def covariance(self, state, layers, order_parameters):
@@ -111,58 +111,6 @@ class Nested(Composition):
         )
 
 
-class Linearized(Composition):
-    """K_R = q_L [K^L + sum_{l<L} (q_l - 1) dK^L/dq_l] (THEORY.md, eq. (8)).
-
-    Exact in q_L, first order in the lower q_l - 1, where dK^L/dq_l is taken in the nested recursion at q = 1. It may be
-    indefinite far from q = 1; a solve refuses such points.
-
-    Example:
-        >>> from torch_propkernel import Erf, RenormalizedNNGPKernel
-        >>> x = torch.tensor([[1.0, -0.5]])
-        >>> first, exact = (RenormalizedNNGPKernel(Erf(), [20, 30], c) for c in ("linearized", "nested"))
-        >>> first.order_parameter = exact.order_parameter = torch.tensor([1.01, 2.0])
-        >>> error = (first(x).to_dense() / exact(x).to_dense() - 1).item()
-        >>> abs(error) < 1e-4   # second order in q_1 - 1 = 0.01
-        True
-    """
-
-    name = "linearized"
-
-    def covariance(self, state: Covariance, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> Tensor:
-        """Return K_R by carrying the tangent of the recursion along with the covariance."""
-        tangent: _Triple | None = None
-        for index, (layer, order_parameter) in enumerate(zip(layers, order_parameters, strict=True)):
-            kappa = dual_covariance(state, layer.activation)
-            pushed = None if tangent is None else _push(layer, state, tangent)
-            if index == len(layers) - 1:
-                total = kappa.xy if pushed is None else kappa.xy + pushed.xy
-                return order_parameter * layer.weight_variance * total
-            tangent = _Triple(*((order_parameter - 1.0) * layer.weight_variance * value for value in kappa[:3]))
-            if pushed is not None:
-                tangent = _Triple(*(t + layer.weight_variance * p for t, p in zip(tangent, pushed, strict=True)))
-            state = affine(kappa, layer.weight_variance, layer.bias_variance)
-        raise ValueError("layers: expected at least one, got none")
-
-
-class _Triple(NamedTuple):
-    xx: Tensor
-    xy: Tensor
-    yy: Tensor
-
-
-def _push(layer: Layer, state: Covariance, tangent: _Triple) -> _Triple:
-    """Derivative of kappa along a tangent of the covariance; that of a variance is the sum of the three partials."""
-    d_xx, d_xy, d_yy = layer.activation.dual_partials(state.xx, state.xy, state.yy)
-    x_xx, x_xy, x_yy = layer.activation.dual_partials(state.xx, state.xx, state.xx)
-    y_xx, y_xy, y_yy = layer.activation.dual_partials(state.yy, state.yy, state.yy)
-    return _Triple(
-        (x_xx + x_xy + x_yy) * tangent.xx,
-        d_xx * tangent.xx + d_xy * tangent.xy + d_yy * tangent.yy,
-        (y_xx + y_xy + y_yy) * tangent.yy,
-    )
-
-
 class LinearPart(Composition):
     """K_R^l = (q_l / lambda_l) [kappa(K^{l-1}) + D (K_R^{l-1} - K^{l-1}) D] + b_l (THEORY.md, eq. (8b)).
 
@@ -170,7 +118,8 @@ class LinearPart(Composition):
     unrenormalized covariance, feels the lower order parameters. Positive semi-definite for every q > 0.
 
     Example:
-        >>> from torch_propkernel import Identity, RenormalizedNNGPKernel
+        >>> from torch_propkernel import RenormalizedNNGPKernel
+        >>> from torch_propkernel.activations import Identity
         >>> x = torch.eye(2)
         >>> part, outer = (RenormalizedNNGPKernel(Identity(), [20, 30], c) for c in ("linear_part", "outer"))
         >>> part.order_parameter = outer.order_parameter = torch.tensor([0.5, 2.0])
@@ -194,7 +143,7 @@ class LinearPart(Composition):
         raise ValueError("layers: expected at least one, got none")
 
 
-COMPOSITIONS: dict[str, type[Composition]] = {c.name: c for c in (Outer, Nested, Linearized, LinearPart)}
+COMPOSITIONS: dict[str, type[Composition]] = {c.name: c for c in (Outer, Nested, LinearPart)}
 """Names of the compositions, for arguments, command lines and configuration files."""
 
 

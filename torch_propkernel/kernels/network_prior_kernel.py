@@ -13,7 +13,8 @@ from gpytorch.priors import GammaPrior, LogNormalPrior, NormalPrior, Prior
 from torch import Tensor
 
 from .._validation import as_values
-from ..activations import Activation
+from ..activations import Activation, get_activation
+from ..numerics.safe_math import clamp_inside
 
 
 class NetworkPriorKernel(Kernel):
@@ -26,7 +27,7 @@ class NetworkPriorKernel(Kernel):
 
     def __init__(
         self,
-        activation: Activation,
+        activation: str | Activation,
         depth: int = 1,
         *,
         weight_variance: float | Sequence[float] | Tensor = 1.0,
@@ -42,8 +43,7 @@ class NetworkPriorKernel(Kernel):
         **kwargs: Any,
     ) -> None:
         """Register the parameters, their constraints and default priors."""
-        if not isinstance(activation, Activation):
-            raise TypeError(f"activation: expected an Activation object such as ReLU(), got {activation!r}")
+        activation = get_activation(activation)
         if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
             raise ValueError(f"depth: expected an integer >= 1, got {depth!r}")
         super().__init__(ard_num_dims=ard_num_dims, batch_shape=batch_shape, **kwargs)
@@ -112,15 +112,35 @@ class NetworkPriorKernel(Kernel):
     def _constrained(self, name: str) -> Tensor:
         return self.constraint_for_parameter_name(f"raw_{name}").transform(getattr(self, f"raw_{name}"))
 
-    def _initialize_constrained(self, name: str, value: Any) -> None:
+    def _initialize_constrained(self, name: str, value: Any, clamp: bool = False) -> None:
+        """Set a parameter through its constraint; with ``clamp`` a value out of bounds is moved inside, not refused."""
         raw = getattr(self, f"raw_{name}")
         value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
         if not bool((torch.isfinite(value) & (value > 0)).all()):
             raise ValueError(f"{name}: expected finite numbers > 0, got {value.tolist()}")
-        inverse = self.constraint_for_parameter_name(f"raw_{name}").inverse_transform(value)
-        self.initialize(
-            **{f"raw_{name}": inverse.expand_as(raw) if inverse.numel() != raw.numel() else inverse.view_as(raw)}
-        )
+        constraint = self.constraint_for_parameter_name(f"raw_{name}")
+        inside = clamp_inside(value, constraint.lower_bound, constraint.upper_bound)
+        if not clamp and not torch.equal(inside, value):
+            ends = f"{constraint.lower_bound.tolist()} and {constraint.upper_bound.tolist()}"
+            raise ValueError(f"{name}: expected numbers between {ends}, got {value.tolist()}")
+        self.initialize(**{f"raw_{name}": self._shaped(name, constraint.inverse_transform(inside), raw)})
+
+    def _shaped(self, name: str, value: Tensor, like: Tensor) -> Tensor:
+        """Return a value in the shape of its parameter, with the dimension of samples where they are being loaded."""
+        try:
+            if not self._strict_init:
+                return value.expand(torch.broadcast_shapes(value.shape, like.shape))
+            return value.reshape(like.shape) if value.numel() == like.numel() else value.expand_as(like)
+        except RuntimeError:
+            raise ValueError(
+                f"{name}: expected shape {tuple(like.shape)} or one that broadcasts to it, got {tuple(value.shape)}"
+            ) from None
+
+    def local_load_samples(self, samples_dict: Any, memo: Any, prefix: str) -> None:
+        """Load samples of the priors, as in GPyTorch; parameters without a prior get the dimension of samples too."""
+        super().local_load_samples(samples_dict, memo, prefix)
+        for parameter in self.parameters(recurse=False):
+            parameter.data = parameter.data.expand(*self._batch_shape, *parameter.shape[-2:]).contiguous()
 
     @property
     def depth(self) -> int:
@@ -152,7 +172,7 @@ class NetworkPriorKernel(Kernel):
 
     @weight_variance.setter
     def weight_variance(self, value: Any) -> None:
-        value = torch.as_tensor(value).expand(*torch.as_tensor(value).shape[:-1], self.depth + 1)
+        value = self._shaped("weight_variance", torch.as_tensor(value), self.weight_variance)
         self.hidden_weight_variance = value[..., :-1]
         self.readout_variance = value[..., -1:]
 
@@ -167,7 +187,8 @@ class NetworkPriorKernel(Kernel):
     @bias_variance.setter
     def bias_variance(self, value: Any) -> None:
         reference = self.raw_hidden_weight_variance
-        value = torch.as_tensor(value, dtype=reference.dtype, device=reference.device).expand(*reference.shape)
+        value = torch.as_tensor(value, dtype=reference.dtype, device=reference.device)
+        value = self._shaped("bias_variance", value, reference)
         mask = self._bias_mask(value)
         if bool((value[~mask.expand_as(value)] != 0).any()):
             raise ValueError(
@@ -193,26 +214,27 @@ class NetworkPriorKernel(Kernel):
         if not bool((torch.isfinite(value) & (value > 0)).all()):
             raise ValueError(f"ard_weights: expected finite numbers > 0, got {value.tolist()}")
         logs = (value / value.mean(dim=-1, keepdim=True)).log()
-        self.initialize(raw_ard_weights=logs.expand_as(self.raw_ard_weights))
+        self.initialize(raw_ard_weights=self._shaped("ard_weights", logs, self.raw_ard_weights))
 
-    # Closures of the priors: bound methods, so that kernels pickle.
+    # Closures of the priors: bound methods, so that kernels pickle. A prior may reach beyond a parameter's bounds, so
+    # what is drawn from it is moved inside.
     def _get_hidden_weight_variance(self, module: NetworkPriorKernel) -> Tensor:
         return module.hidden_weight_variance
 
     def _set_hidden_weight_variance(self, module: NetworkPriorKernel, value: Tensor) -> None:
-        module.hidden_weight_variance = value
+        module._initialize_constrained("hidden_weight_variance", value, clamp=True)
 
     def _get_readout_variance(self, module: NetworkPriorKernel) -> Tensor:
         return module.readout_variance
 
     def _set_readout_variance(self, module: NetworkPriorKernel, value: Tensor) -> None:
-        module.readout_variance = value
+        module._initialize_constrained("readout_variance", value, clamp=True)
 
     def _get_bias_ratio(self, module: NetworkPriorKernel) -> Tensor:
         return module._constrained("bias_variance") / module.hidden_weight_variance
 
     def _set_bias_ratio(self, module: NetworkPriorKernel, value: Tensor) -> None:
-        module._initialize_constrained("bias_variance", value * module.hidden_weight_variance.detach())
+        module._initialize_constrained("bias_variance", value * module.hidden_weight_variance, clamp=True)
 
     def _get_raw_ard_weights(self, module: NetworkPriorKernel) -> Tensor:
         return module.raw_ard_weights

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..exceptions import InputScaleWarning
+from ..numerics.autocast import outside_autocast
 from .network_prior_kernel import NetworkPriorKernel
 from .recursion import Covariance, Layer, input_covariance, propagate, same_points, transforms_are_active
 
@@ -37,12 +38,17 @@ class NNGPKernel(NetworkPriorKernel):
     likelihood. A large first bias, such as ``bias_variance=[30.0, 0.3]``, is a good start for fits: they begin with
     smooth functions. A call with inputs of a very different scale warns once.
 
+    Values that are assigned broadcast to their parameter's shape; a wrong length, or a value beyond the bounds, is an
+    error. Samples from the priors (``sample_from_prior``, ``pyro_load_from_samples``, which makes a batch of the
+    kernel) are moved inside the bounds instead.
+
     Shapes: inputs ``... x n x d`` and ``... x m x d`` give ``... x n x m``, with ``diag=True`` ``... x n``.
     Accuracy: exact to rounding for closed-form activations, the activation's tolerance for quadrature ones.
-    Cost: one GEMM and one elementwise pass for each layer.
+    Cost: one GEMM and one elementwise pass for each layer. Under ``torch.autocast`` the kernel is computed in its
+    inputs' dtype all the same; what an ExactGP does with it is not: predict with GPyTorch's models outside of autocast.
 
     Args:
-        activation: An activation object, e.g. ``Erf()`` or ``ReLU()``.
+        activation: An activation object such as ``Erf()``, or its name, ``"erf"``.
         depth: Number L of hidden layers.
         weight_variance: w_0, ..., w_L: a number or L + 1 numbers.
         bias_variance: b_0, ..., b_{L-1}: a number or L numbers. Zero means that the layer has no bias, for good.
@@ -65,7 +71,7 @@ class NNGPKernel(NetworkPriorKernel):
         ard_weights: ``*batch_shape x 1 x d``, mean one.
 
     Raises:
-        TypeError: The activation is not an :class:`Activation`.
+        TypeError: The activation is neither an :class:`Activation` nor a name.
         ValueError: A depth below one, a non-positive weight variance, a negative bias variance, a wrong number of
             values.
 
@@ -118,6 +124,8 @@ class NNGPKernel(NetworkPriorKernel):
 
     def _check_scale(self, scaled: Tensor) -> None:
         """Warn (once for each kernel: it reads the device) when the inputs are far from unit scale."""
+        if "raw_hidden_weight_variance" not in self._parameters:  # sampled: its scale says nothing about the inputs
+            return
         scale = float(scaled.detach().square().sum(-1).mean())
         if not 1e-3 <= scale <= 1e3:
             warnings.warn(
@@ -127,6 +135,7 @@ class NNGPKernel(NetworkPriorKernel):
                 stacklevel=4,
             )
 
+    @outside_autocast
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """Return K(x1, x2), ``... x n x m``, or its elementwise diagonal ``... x n``."""
         _refuse_last_dim_is_batch(params)

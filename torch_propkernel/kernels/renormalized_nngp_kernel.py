@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, overload
 
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from .._validation import as_width
+from .._views import twin
 from ..activations import Activation
-from ..order_parameters import ScalarChain
+from ..numerics.autocast import outside_autocast
+from ..order_parameters import OrderParameterPrior, ScalarChain
 from .compositions import Composition, get_composition
 from .nngp_kernel import NNGPKernel, _refuse_last_dim_is_batch
 
@@ -34,12 +35,12 @@ class RenormalizedNNGPKernel(NNGPKernel):
     Temperature is the likelihood's noise. ``math.inf`` as a width gives q = 1 and no prior, and :class:`NNGPKernel`'s
     values exactly. See :class:`NNGPKernel` for the parametrization, shapes and what trains.
 
-    Compositions for several layers: ``"outer"`` (default), ``"nested"``, ``"linearized"``, ``"linear_part"``, or an own
+    Compositions for several layers: ``"outer"`` (default), ``"nested"``, ``"linear_part"``, or an own
     :class:`Composition`. With one hidden layer all are equal. Accuracy against sampled networks and the regimes where
     the prediction fails are in THEORY.md, section 7: few dominant input directions with a saturating activation.
 
     Args:
-        activation: An activation object, e.g. ``Erf()``.
+        activation: An activation object such as ``Erf()``, or its name, ``"erf"``.
         width: N_1, ..., N_L: a number, a sequence of L numbers or a tensor ``*batch_shape x L``; real or ``math.inf``.
         composition: How several order parameters enter.
         batch_shape: Batch shape; taken from ``width`` if that is larger.
@@ -55,7 +56,7 @@ class RenormalizedNNGPKernel(NNGPKernel):
         ValueError: A width that is NaN or not positive, an unknown composition, and as :class:`NNGPKernel`.
 
     Reference: Pacelli et al. (2023), Nature Machine Intelligence 5, 1497 (arXiv:2209.04882), results (i) and (ii);
-    THEORY.md, eqs. (2), (6), (7), (8), (8b).
+    THEORY.md, eqs. (2), (6), (7), (8b).
 
     Example:
         >>> import torch
@@ -73,7 +74,7 @@ class RenormalizedNNGPKernel(NNGPKernel):
 
     def __init__(
         self,
-        activation: Activation,
+        activation: str | Activation,
         width: float | Sequence[float] | Tensor,
         composition: str | Composition = "outer",
         *,
@@ -89,7 +90,7 @@ class RenormalizedNNGPKernel(NNGPKernel):
         widths = widths.expand(*batch_shape, widths.shape[-1])
         super().__init__(activation, widths.shape[-1], batch_shape=batch_shape, **kwargs)
         self.composition = composition
-        self._assigned_order_parameter: Tensor | None = None
+        self._given_order_parameter: Tensor | None = None  # of views only
         chain = ScalarChain(widths)
         self.register_parameter("raw_order_parameter", torch.nn.Parameter(chain.initial_raw()))
         self.register_constraint("raw_order_parameter", chain.constraint())
@@ -110,25 +111,36 @@ class RenormalizedNNGPKernel(NNGPKernel):
     @property
     def order_parameter(self) -> Tensor:
         """Order parameters q_1, ..., q_L, ``*batch_shape x 1 x L``; one where the width is infinite."""
-        if self._assigned_order_parameter is not None:
-            return self._assigned_order_parameter
+        if self._given_order_parameter is not None:
+            return self._given_order_parameter
         return ScalarChain.pinned(self._constrained("order_parameter"), self.width)
 
     @order_parameter.setter
     def order_parameter(self, value: Any) -> None:
         self._initialize_constrained("order_parameter", value)
 
-    @contextmanager
-    def assigned_order_parameter(self, value: float | Tensor) -> Iterator[RenormalizedNNGPKernel]:
-        """Use ``value`` (a number or a tensor, also with a graph) instead of the parameter in a ``with`` block."""
-        reference = self.raw_order_parameter
-        value = torch.as_tensor(value, dtype=reference.dtype, device=reference.device)
-        previous = self._assigned_order_parameter
-        self._assigned_order_parameter = value.expand(torch.broadcast_shapes(value.shape, reference.shape))
-        try:
-            yield self
-        finally:
-            self._assigned_order_parameter = previous
+    def at(self, order_parameter: Tensor | None) -> RenormalizedNNGPKernel:
+        """Return a view of the kernel with other order parameters ``*b x L``, also with a graph; None: its own.
+
+        The view shares all other parameters with the kernel, which is not changed: threads may share the kernel.
+        """
+        view = twin(self)
+        view._given_order_parameter = None
+        if order_parameter is not None:
+            value = order_parameter.to(self.raw_order_parameter).unsqueeze(-2)
+            if value.shape[-1] != self.depth:
+                raise ValueError(
+                    f"order_parameter: expected shape (..., {self.depth}), got {tuple(order_parameter.shape)}"
+                )
+            shape = torch.broadcast_shapes(value.shape, self.raw_order_parameter.shape)
+            view._given_order_parameter = value.expand(shape)
+        return view
+
+    def with_width(self, width: Tensor) -> RenormalizedNNGPKernel:
+        """Return a view of the kernel with other widths ``*batch_shape x L`` and its present order parameters."""
+        view = twin(self)
+        view._modules["order_parameter_prior"] = OrderParameterPrior(width.to(self.width))
+        return view
 
     @property
     def is_scalar(self) -> bool:
@@ -139,8 +151,14 @@ class RenormalizedNNGPKernel(NNGPKernel):
         return module.order_parameter
 
     def _set_order_parameter(self, module: RenormalizedNNGPKernel, value: Tensor) -> None:
-        module.order_parameter = value
+        module._initialize_constrained("order_parameter", value, clamp=True)
 
+    def local_load_samples(self, samples_dict: Any, memo: Any, prefix: str) -> None:
+        """Load samples of the priors; the width gets the dimension of samples too."""
+        super().local_load_samples(samples_dict, memo, prefix)
+        self.order_parameter_prior.width = self.width.expand_as(self.raw_order_parameter).contiguous()
+
+    @outside_autocast
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """Return K_R(x1, x2), ``... x n x m``, or its elementwise diagonal ``... x n``."""
         _refuse_last_dim_is_batch(params)
@@ -154,22 +172,33 @@ class RenormalizedNNGPKernel(NNGPKernel):
 
     def __getitem__(self, index: Any) -> Kernel:
         """Index the batch dimensions of every parameter and of the width together."""
-        kernel = super().__getitem__(index)
-        if kernel is not self:
-            prior = kernel.order_parameter_prior
-            prior.width = self.width[index if isinstance(index, tuple) else (index,)]
+        given, own = self._given_order_parameter, self.at(None)
+        kernel = super(RenormalizedNNGPKernel, own).__getitem__(index)
+        if kernel is own:
+            return self
+        index = index if isinstance(index, tuple) else (index,)
+        kernel.order_parameter_prior.width = self.width[index]
+        kernel._given_order_parameter = None if given is None else given[index]
         return kernel
 
     def expand_batch(self, *sizes: torch.Size | tuple[int, ...]) -> Kernel:
         """Expand the batch dimensions of every parameter and of the width together."""
-        kernel = super().expand_batch(*sizes)
-        if kernel is not self:
-            kernel.order_parameter_prior.width = self.width.expand_as(kernel.raw_order_parameter)
+        given, own = self._given_order_parameter, self.at(None)
+        kernel = super(RenormalizedNNGPKernel, own).expand_batch(*sizes)
+        if kernel is own:
+            return self
+        shape = kernel.raw_order_parameter.shape
+        kernel.order_parameter_prior.width = self.width.expand(shape)
+        kernel._given_order_parameter = None if given is None else given.expand(shape)
         return kernel
 
 
-def find_renormalized_kernel(model: Any) -> RenormalizedNNGPKernel:
-    """Return the model's one renormalized kernel.
+@overload
+def find_renormalized_kernel(model: Any) -> RenormalizedNNGPKernel: ...
+@overload
+def find_renormalized_kernel(model: Any, *, optional: bool) -> RenormalizedNNGPKernel | None: ...
+def find_renormalized_kernel(model: Any, *, optional: bool = False) -> RenormalizedNNGPKernel | None:
+    """Return the model's one renormalized kernel; with ``optional``, None if it has none.
 
     Raises:
         TypeError: Not a model with training data and a likelihood.
@@ -178,6 +207,8 @@ def find_renormalized_kernel(model: Any) -> RenormalizedNNGPKernel:
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected an ExactGP-like module, got {type(model).__name__}")
     kernels = [m for m in model.modules() if isinstance(m, RenormalizedNNGPKernel)]
+    if optional and not kernels:
+        return None
     if len(kernels) != 1:
         names = [type(m).__name__ for m in model.modules() if isinstance(m, Kernel)]
         raise ValueError(

@@ -12,6 +12,8 @@ from gpytorch.priors import GammaPrior, Prior
 from torch import Tensor
 
 from ..distributions.multivariate_student_t import MultivariateStudentT
+from ..distributions.normal_given_scale import at_unit_scale
+from ..numerics.safe_math import clamp_inside
 from .latent_student_t import LatentStudentT
 
 _START = 12.0
@@ -100,6 +102,8 @@ class StudentTProcessLikelihood(GaussianLikelihood):
         value = torch.as_tensor(value, dtype=self.raw_deg_free.dtype, device=self.raw_deg_free.device)
         if not bool((torch.isfinite(value) & (value > 2.0)).all()):
             raise ValueError(f"deg_free: expected finite numbers > 2, got {value.tolist()}")
+        if not self.raw_deg_free_constraint.check(value):
+            raise ValueError(f"deg_free: expected numbers within {self.raw_deg_free_constraint}, got {value.tolist()}")
         self._set_deg_free(self, value)
 
     # Closures of the prior: bound methods, so that models pickle.
@@ -107,10 +111,13 @@ class StudentTProcessLikelihood(GaussianLikelihood):
         return module.deg_free
 
     def _set_deg_free(self, module: StudentTProcessLikelihood, value: Tensor) -> None:
-        module.initialize(raw_deg_free=module.raw_deg_free_constraint.inverse_transform(value))
+        constraint = module.raw_deg_free_constraint  # the prior reaches below its bound: draws are moved inside
+        value = clamp_inside(value, constraint.lower_bound, constraint.upper_bound)
+        module.initialize(raw_deg_free=constraint.inverse_transform(value))
 
     def __call__(self, input: Any, *args: Any, **kwargs: Any) -> MultivariateStudentT:
         """Return the distribution of noisy observations; see :meth:`marginal`."""
+        input = at_unit_scale(input)
         if isinstance(input, MultivariateNormal | MultivariateStudentT):
             return self.marginal(input, *args, **kwargs)
         return self.forward(input)

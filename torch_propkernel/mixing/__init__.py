@@ -1,7 +1,6 @@
 """Laws of the scale r of a process sqrt(r) GP(0, K): all that tells one elliptical process from another."""
 
 from .gamma_mixing import GammaMixing
-from .generalized_inverse_gaussian_mixing import GeneralizedInverseGaussianMixing
 from .inverse_gamma_mixing import InverseGammaMixing
 from .log_normal_mixing import LogNormalMixing
 from .mixing_law import MixingLaw
@@ -11,7 +10,6 @@ from .product_gamma_mixing import ProductGammaMixing
 
 __all__ = [
     "GammaMixing",
-    "GeneralizedInverseGaussianMixing",
     "InverseGammaMixing",
     "LogNormalMixing",
     "MixingLaw",

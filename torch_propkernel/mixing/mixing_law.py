@@ -55,6 +55,10 @@ class MixingLaw(ABC):
     def log_density(self, u: Tensor) -> Tensor:
         """Return the log density of u = log r at ``u``."""
 
+    def log_density_at_nodes(self, u: Tensor) -> Tensor:
+        """Return the log density at nodes ``*batch_shape x n``, n for each law of the batch."""
+        return self.log_density(u.movedim(-1, 0)).movedim(0, -1)
+
     @property
     @abstractmethod
     def mean(self) -> Tensor:

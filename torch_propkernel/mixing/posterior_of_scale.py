@@ -19,7 +19,7 @@ def posterior_of_scale(spectrum: Spectrum, law: MixingLaw, temperature: float | 
     .. math:: p(r | y) \propto p(r)\, N(y; 0, T B + r K)
 
     Args:
-        spectrum: Of K and y (and B).
+        spectrum: Spectrum of K and y (and B).
         law: The mixing law.
         temperature: T; zero only for a non-singular K.
 
@@ -37,15 +37,37 @@ def posterior_of_scale(spectrum: Spectrum, law: MixingLaw, temperature: float | 
     """
     law = law.to(torch.float64)
     low, high = law.log_interval()
+    fixed = law.point_masses
+    if not bool(fixed.any()):
+        return integrate_scale(spectrum, law.log_density_at_nodes, (low, high), temperature)
+    at_point = _at_one_node(spectrum, low, temperature)
     if law.is_point_mass:
-        shape = torch.broadcast_shapes(low.shape, spectrum.batch_shape)
-        action, _ = OuterAction.of(spectrum, torch.full((*shape, 1), torch.inf, dtype=torch.float64), temperature)
-        u = low.to(torch.float64).expand(shape)
-        constant = spectrum.log_det_base + spectrum.num_data * math.log(2.0 * math.pi)
-        evidence = -0.5 * (action.data_action(u.reshape(-1)).reshape(shape) + spectrum.num_outputs * constant)
-        zero = torch.zeros_like(evidence)
-        return ScalePosterior(u.unsqueeze(-1), zero.unsqueeze(-1), evidence, zero)
-    # A batch of laws broadcasts over trailing dimensions: the nodes go first.
-    return integrate_scale(
-        spectrum, lambda u: law.log_density(u.movedim(-1, 0)).movedim(0, -1), (low, high), temperature
+        return at_point
+
+    def log_density(u: Tensor) -> Tensor:
+        normal = -0.5 * (u - low.unsqueeze(-1)).square()
+        return torch.where(fixed.unsqueeze(-1), normal, law.log_density_at_nodes(u))
+
+    # A normal law stands in for a point mass among laws with a density, until the one node takes its place.
+    low, high = torch.where(fixed, low - 1.0, low), torch.where(fixed, high + 1.0, high)
+    found = integrate_scale(spectrum, log_density, (low, high), temperature)
+    first = torch.zeros_like(found.log_weights)
+    first[..., 1:] = -torch.inf
+    node = fixed.unsqueeze(-1)
+    return ScalePosterior(
+        torch.where(node, at_point.log_scale, found.log_scale),
+        torch.where(node, first, found.log_weights),
+        torch.where(fixed, at_point.log_evidence, found.log_evidence),
+        torch.where(fixed, 0.0, found.error),
     )
+
+
+def _at_one_node(spectrum: Spectrum, u: Tensor, temperature: float | Tensor) -> ScalePosterior:
+    """Return what is known of r = e^u."""
+    shape = torch.broadcast_shapes(u.shape, spectrum.batch_shape)
+    action, shape = OuterAction.of(spectrum, torch.full((*shape, 1), torch.inf, dtype=torch.float64), temperature)
+    u = u.to(torch.float64).expand(shape)
+    constant = spectrum.log_det_base + spectrum.num_data * math.log(2.0 * math.pi)
+    evidence = -0.5 * (action.data_action(u.reshape(-1)).reshape(shape) + spectrum.num_outputs * constant)
+    zero = torch.zeros_like(evidence)
+    return ScalePosterior(u.unsqueeze(-1), zero.unsqueeze(-1), evidence, zero)

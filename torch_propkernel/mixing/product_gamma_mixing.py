@@ -12,6 +12,7 @@ from scipy import special
 from torch import Tensor
 
 from .._validation import as_width
+from ..numerics.complex_log_gamma import log_gamma_increment
 from .mixing_law import MixingLaw
 
 # Nodes and reach (in standard deviations of the saddle) of the trapezoidal rule on the contour. The integrand is below
@@ -158,27 +159,6 @@ def _cumulant(distance: NDArray[np.float64], offsets: NDArray[Any], a: NDArray[n
     for layer in a.T:
         half = layer[:, None]
         finite = np.where(np.isinf(half), lowest, half)
-        value = _layer_cumulant(s, (finite - lowest) + distance + offsets, finite)
+        value = log_gamma_increment(s, (finite - lowest) + distance + offsets, finite)
         total = total + np.where(np.isinf(half), 0.0, value)
     return total
-
-
-def _layer_cumulant(s: NDArray[Any], x: NDArray[Any], a: NDArray[np.float64]) -> NDArray[Any]:
-    """Return log Gamma(x) - log Gamma(a) - s log a for x = a + s; nothing cancels for large a or near the pole."""
-    z = s / a
-    close = np.abs(z) < 0.1
-    small = np.where(close, z, 0.0)
-    growth = np.log(x / a)
-    entropy = a * np.where(close, sum((-small) ** k / (k * (k - 1)) for k in range(2, 18)), x / a * growth - z)
-    stirling = entropy - 0.5 * growth + _stirling(x) - _stirling(a)
-    return np.where(a > 30.0, stirling, special.loggamma(x) - special.gammaln(a) - s * np.log(a))
-
-
-def _stirling(x: NDArray[Any]) -> NDArray[Any]:
-    """Return log Gamma(x) - (x - 1/2) log x + x - log(2 pi) / 2."""
-    far = np.abs(x) > 16.0
-    near = np.where(far, 16.0, x)
-    y = 1.0 / x**2
-    series = (1 / 12 - y * (1 / 360 - y * (1 / 1260 - y * (1 / 1680 - y / 1188)))) / x
-    direct = special.loggamma(near) - (near - 0.5) * np.log(near) + near - 0.5 * np.log(2.0 * np.pi)
-    return np.where(far, series, direct)

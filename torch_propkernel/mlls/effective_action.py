@@ -11,6 +11,7 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
 from ..kernels.renormalized_nngp_kernel import find_renormalized_kernel
+from ..numerics.autocast import outside_autocast
 
 
 class EffectiveAction(ExactMarginalLogLikelihood):
@@ -19,13 +20,14 @@ class EffectiveAction(ExactMarginalLogLikelihood):
     .. math:: S(q) = \sum_l \frac{N_l}{N_L}(q_l - \log q_l) + \frac{1}{N_L}\big[\log\det A + y^T A^{-1} y\big]
 
     N_l are the widths, q_l the order parameters of the model's renormalized kernel, A = K_R(q) + T. Up to a constant S
-    is
-    -2 / N_L times log likelihood plus log prior of q, so GPyTorch's ``ExactMarginalLogLikelihood`` (maximized, divided
-    by the number of data) has the same optimum; this class reports the number itself. Other priors of the model (on
+    is -2 / N_L times the sum of the log likelihood and the log prior of q. GPyTorch's ``ExactMarginalLogLikelihood``,
+    which is maximized and divided by the number of data, has the same optimum. Other priors of the model (on
     hyperparameters) are not part of S and not included.
 
     Infinite layers contribute nothing; with N_L infinite the divisor is one. The log probability is computed by an
     exact Cholesky factorization for any number of points (GPyTorch's default turns stochastic above 800).
+
+    Shapes: targets ``*b x P``, result ``*b``; each element of a batch of models has the action that it has alone.
 
     Args:
         likelihood: The Gaussian likelihood, whose noise is the temperature.
@@ -38,7 +40,8 @@ class EffectiveAction(ExactMarginalLogLikelihood):
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import NetworkGP, EffectiveAction, Identity, RenormalizedNNGPKernel
+        >>> from torch_propkernel import EffectiveAction, NetworkGP, RenormalizedNNGPKernel
+        >>> from torch_propkernel.activations import Identity
         >>> kernel = RenormalizedNNGPKernel(Identity(), width=4)
         >>> likelihood = gpytorch.likelihoods.GaussianLikelihood()
         >>> model = NetworkGP(torch.ones(1, 1), torch.ones(1), likelihood, kernel)
@@ -54,6 +57,7 @@ class EffectiveAction(ExactMarginalLogLikelihood):
         super().__init__(likelihood, model)
         find_renormalized_kernel(model)
 
+    @outside_autocast
     def forward(self, function_dist: MultivariateNormal, target: Tensor, *params: Any, **kwargs: Any) -> Tensor:
         """Return S, in the batch shape of the model, from the model's prior output in training mode."""
         kernel = find_renormalized_kernel(self.model)

@@ -7,11 +7,13 @@ from typing import Any
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
-from ..inference.model_parts import take_apart
+from ..inference import Problem
 from ..mixing import posterior_of_scale
-from ..mixing.scale_integral import scale_evidence
+from ..mixing.scale_evidence import scale_evidence
 from ..models.finite_width_process import FiniteWidthProcess
+from ..numerics.autocast import outside_autocast
 from ..order_parameters import OrderParameterPrior
+from .other_terms import add_other_terms
 
 
 class FiniteWidthMarginalLogLikelihood(ExactMarginalLogLikelihood):
@@ -27,6 +29,9 @@ class FiniteWidthMarginalLogLikelihood(ExactMarginalLogLikelihood):
     order only. Accuracy: 1e-10 in log p(y). Cost: one ``eigh`` and O(P) for each of some hundreds of nodes; backward
     two GEMMs and the kernel's.
 
+    Shapes: targets ``*b x P``, result ``*b``: the value of each element of a batch of models is the one it has alone,
+    its own priors included.
+
     Compare widths by it at fixed prior variances only: with a free readout variance infinite width always has the
     higher maximum, since an average over the scale is at most its maximum.
 
@@ -41,7 +46,8 @@ class FiniteWidthMarginalLogLikelihood(ExactMarginalLogLikelihood):
 
     Example:
         >>> import gpytorch, math, torch
-        >>> from torch_propkernel import FiniteWidthLikelihood, Identity, RenormalizedNNGPKernel
+        >>> from torch_propkernel import FiniteWidthLikelihood, RenormalizedNNGPKernel
+        >>> from torch_propkernel.activations import Identity
         >>> class Model(FiniteWidthProcess):
         ...     def __init__(self, x, y, likelihood):
         ...         super().__init__(x, y, likelihood)
@@ -64,28 +70,24 @@ class FiniteWidthMarginalLogLikelihood(ExactMarginalLogLikelihood):
             raise TypeError(f"model: expected a FiniteWidthProcess, got {type(model).__name__}")
         super().__init__(likelihood, model)
 
+    @outside_autocast
     def forward(self, function_dist: Any, target: Tensor, *params: Any, **kwargs: Any) -> Tensor:
-        """Return log p(target) / P plus log priors / P; ``function_dist`` is not evaluated."""
-        parts = take_apart(self.model)
+        """Return log p(target) / P plus log priors / P, ``*b``; ``function_dist`` is not evaluated."""
+        parts = Problem.of(self.model)
         if target.shape != self.model.train_targets.shape:
             raise ValueError(
                 f"target: expected the training targets of shape {tuple(self.model.train_targets.shape)}, got "
                 f"{tuple(target.shape)}"
             )
-        problem, law = parts.scalar_problem(), self.model.mixing
-        residuals = problem.residuals + (target - self.model.train_targets).reshape(problem.residuals.shape)
+        problem, law = parts.scalar(), self.model.mixing
+        residuals = problem.residuals + (target - self.model.train_targets).reshape(parts.targets.shape)
         evidence = scale_evidence(
             problem.kernel_matrix,
             residuals,
             problem.temperature,
             lambda spectrum: posterior_of_scale(spectrum, law, problem.temperature.detach()),
-            None if law.is_point_mass else law.log_density,
+            None if law.is_point_mass else law.log_density_at_nodes,
             base=problem.base,
         )[0]
-        evidence = evidence.to(target.dtype)
-        for added_loss_term in self.model.added_loss_terms():
-            evidence = evidence + added_loss_term.loss(*params)
-        for _, module, prior, closure, _ in self.model.named_priors():
-            if not isinstance(prior, OrderParameterPrior):
-                evidence = evidence + prior.log_prob(closure(module)).sum()
-        return evidence / target.shape[-1]
+        evidence = add_other_terms(evidence.to(target.dtype), self.model, params, leave_out=(OrderParameterPrior,))
+        return evidence / parts.targets.shape[-1]

@@ -9,7 +9,10 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
 from .._validation import check_same_kind, check_targets
+from ..distributions.normal_given_scale import at_unit_scale
 from ..likelihoods import StudentTProcessLikelihood
+from ..numerics.autocast import outside_autocast
+from .other_terms import add_other_terms
 
 
 class StudentTMarginalLogLikelihood(ExactMarginalLogLikelihood):
@@ -55,8 +58,10 @@ class StudentTMarginalLogLikelihood(ExactMarginalLogLikelihood):
             raise TypeError(f"likelihood: expected a StudentTProcessLikelihood, got {type(likelihood).__name__}")
         super().__init__(likelihood, model)
 
+    @outside_autocast
     def forward(self, function_dist: MultivariateNormal, target: Tensor, *params: Any, **kwargs: Any) -> Tensor:
         """Return the log marginal likelihood plus log priors over n, from the model's output in training mode."""
+        function_dist = at_unit_scale(function_dist)
         if not isinstance(function_dist, MultivariateNormal):
             raise TypeError(
                 "function_dist: expected the prior, a MultivariateNormal (is the model in training mode?), got "
@@ -65,4 +70,4 @@ class StudentTMarginalLogLikelihood(ExactMarginalLogLikelihood):
         check_targets(target, function_dist.event_shape[0], "target")
         check_same_kind(mean=function_dist.mean, target=target)
         result = self.likelihood(function_dist, *params, **kwargs).log_prob(target)
-        return self._add_other_terms(result, params) / function_dist.event_shape[0]
+        return add_other_terms(result, self.model, params) / function_dist.event_shape[0]

@@ -10,13 +10,21 @@ from gpytorch.means import Mean, ZeroMean
 from gpytorch.models import ExactGP
 from torch import Tensor
 
+from ..numerics.autocast import refuse_autocast
+from .snapshot import Snapshot
+
 
 class NetworkGP(ExactGP):
     """The usual six lines of a GPyTorch model, for networks: an ExactGP of a kernel and a zero mean.
 
-    Nothing here depends on it: every function of the package takes any ExactGP-like model.
+    Nothing here depends on it: every function of the package takes any ExactGP-like model. In evaluation mode GPyTorch
+    keeps what it computed from the training data; this class drops it when a hyperparameter, an order parameter, the
+    noise or the data have changed, so that predictions are never stale.
 
     Shapes: inputs ``*b x P x d``, targets ``*b x P``.
+
+    Raises:
+        RuntimeError: A prediction under ``torch.autocast``, whose products would not be positive definite.
 
     Args:
         train_inputs: Training inputs.
@@ -27,12 +35,15 @@ class NetworkGP(ExactGP):
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import Identity, NetworkGP, RenormalizedNNGPKernel
+        >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel
+        >>> from torch_propkernel.activations import Identity
         >>> likelihood = gpytorch.likelihoods.GaussianLikelihood()
         >>> model = NetworkGP(torch.eye(2), torch.ones(2), likelihood, RenormalizedNNGPKernel(Identity(), width=4))
         >>> [round(v, 5) for v in model(torch.eye(2)).variance.tolist()]   # |x|^2 / N_0
         [0.5, 0.5]
     """
+
+    _predicted_at: Snapshot | None = None
 
     def __init__(
         self,
@@ -51,3 +62,17 @@ class NetworkGP(ExactGP):
     def forward(self, x: Tensor) -> MultivariateNormal:
         """Return the prior at x."""
         return MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the prior (training mode) or the posterior (evaluation mode) at the inputs given."""
+        if not self.training:
+            if super().__call__.__func__ is ExactGP.__call__:  # whose products are formed later, when they are read
+                refuse_autocast("NetworkGP")
+            if self._predicted_at is None or not self._predicted_at.is_current(self):
+                self._clear_cache()
+            self._predicted_at = Snapshot.of(self)
+        return super().__call__(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was kept of a prediction: tensors with a graph neither pickle nor copy."""
+        return {**self.__dict__, "_predicted_at": None, "prediction_strategy": None}

@@ -26,13 +26,14 @@ class NetworkFiniteWidthProcess(NetworkGP, FiniteWidthProcess):
         covar_module: A kernel that holds one :class:`RenormalizedNNGPKernel`.
         mean_module: The mean; zero if None.
         mixing: Law of the scale in place of the widths' own.
-        predictive: Form of the predictive.
+        theory: "mixture" or "saddle".
 
     Reference: THEORY.md, section 1.
 
     Example:
         >>> import torch
-        >>> from torch_propkernel import FiniteWidthLikelihood, Identity, RenormalizedNNGPKernel
+        >>> from torch_propkernel import FiniteWidthLikelihood, RenormalizedNNGPKernel
+        >>> from torch_propkernel.activations import Identity
         >>> kernel = RenormalizedNNGPKernel(Identity(), width=5)
         >>> model = NetworkFiniteWidthProcess(torch.eye(2), torch.ones(2), FiniteWidthLikelihood(), kernel).eval()
         >>> type(model(torch.eye(2))).__name__
@@ -48,9 +49,9 @@ class NetworkFiniteWidthProcess(NetworkGP, FiniteWidthProcess):
         mean_module: Mean | None = None,
         *,
         mixing: MixingLaw | None = None,
-        predictive: str = "mixture",
+        theory: str = "mixture",
     ) -> None:
-        """Store the modules, the law and the form."""
+        """Store the modules, the law and the theory."""
         super().__init__(
             train_inputs,
             train_targets,
@@ -58,7 +59,7 @@ class NetworkFiniteWidthProcess(NetworkGP, FiniteWidthProcess):
             covar_module,
             mean_module,
             mixing=mixing,
-            predictive=predictive,
+            theory=theory,
         )
 
 

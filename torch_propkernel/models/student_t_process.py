@@ -14,8 +14,11 @@ from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
 from .._validation import check_finite, check_floating, check_inputs, check_same_kind, check_targets
+from ..distributions.normal_given_scale import at_unit_scale
 from ..likelihoods import LatentStudentT, StudentTProcessLikelihood
+from ..numerics.autocast import outside_autocast
 from .rebuilt_fantasies import RebuiltFantasies
+from .snapshot import Snapshot
 
 
 class StudentTProcess(RebuiltFantasies, ExactGP):
@@ -98,6 +101,7 @@ class StudentTProcess(RebuiltFantasies, ExactGP):
         """Leave out the factorization: tensors with a graph neither pickle nor copy."""
         return {**self.__dict__, "prediction_strategy": None}
 
+    @outside_autocast
     def __call__(self, *args: Tensor, **kwargs: Any) -> MultivariateNormal | LatentStudentT:
         """Return the prior (training and prior mode) or the posterior at ``args``."""
         if self.training:
@@ -112,7 +116,7 @@ class StudentTProcess(RebuiltFantasies, ExactGP):
         return self._posterior(inputs, **kwargs)
 
     def _prior(self, *inputs: Tensor, **kwargs: Any) -> MultivariateNormal:
-        prior = super(ExactGP, self).__call__(*inputs, **kwargs)
+        prior = at_unit_scale(super(ExactGP, self).__call__(*inputs, **kwargs))
         if not isinstance(prior, MultivariateNormal) or isinstance(prior, MultitaskMultivariateNormal):
             raise TypeError(f"forward: expected a MultivariateNormal of one output, got {type(prior).__name__}")
         return prior
@@ -133,12 +137,9 @@ class StudentTProcess(RebuiltFantasies, ExactGP):
     def _conditioned(self, **kwargs: Any) -> _Conditioned:
         """Factorize A, or take the stored factorization if nothing has changed."""
         tensors, stored = [*self.train_inputs, self.train_targets], self.prediction_strategy
-        assigned = [getattr(module, "_assigned_order_parameter", None) for module in self.modules()]
-        assigned = [value for value in assigned if value is not None]
-        hyperparameters = [*self.parameters(), *self.buffers(), *assigned]
-        # Gradients of fantasized data and of assigned order parameters are always kept.
-        detach = settings.detach_test_caches.on() and not any(t.requires_grad for t in [*tensors, *assigned])
-        if detach and isinstance(stored, _Conditioned) and stored.is_current(tensors, hyperparameters):
+        # Gradients of fantasized data are always kept.
+        detach = settings.detach_test_caches.on() and not any(t.requires_grad for t in tensors)
+        if detach and isinstance(stored, _Conditioned) and stored.state.is_current(self):
             return stored
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
             prior = self._prior(*self.train_inputs, **kwargs)
@@ -146,7 +147,7 @@ class StudentTProcess(RebuiltFantasies, ExactGP):
             cholesky = psd_safe_cholesky(self.likelihood.noisy_covariance(prior))
             error = (self.train_targets - prior.mean).unsqueeze(-1)
             residual = torch.linalg.solve_triangular(cholesky, error, upper=False).squeeze(-1)
-        found = _Conditioned(cholesky, residual, tensors, [t.detach().clone() for t in hyperparameters])
+        found = _Conditioned(cholesky, residual, Snapshot.of(self))
         if detach:
             self.prediction_strategy = found
         return found
@@ -158,24 +159,11 @@ class _Conditioned:
 
     cholesky: Tensor
     residual: Tensor
-    data: list[Tensor]
-    hyperparameters: list[Tensor]
+    state: Snapshot
 
     @property
     def num_data(self) -> int:
         return int(self.cholesky.shape[-1])
-
-    def is_current(self, data: list[Tensor], hyperparameters: list[Tensor]) -> bool:
-        """Whether data (by identity) and hyperparameters (by value) are those of the factorization."""
-        old = self.hyperparameters
-        return (
-            all(a is b for a, b in zip(data, self.data, strict=True))
-            and len(old) == len(hyperparameters)
-            and all(
-                a.device == b.device and a.dtype == b.dtype and torch.equal(a, b)
-                for a, b in zip(old, hyperparameters, strict=True)
-            )
-        )
 
 
 def _columns(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -44,7 +44,7 @@ class ConvolutionalNetwork(FeatureNetwork):
     Attributes:
         hidden: Parameter ``*b x num_hidden``, standard normal under the prior.
         readout: Parameter ``*b x (N_c B) x D`` (D = 1 without ``num_outputs``), prior variance w_1.
-        input_shape: As given.
+        input_shape: The shape that was given.
         patch_size: One number for each spatial dimension.
         stride: One number for each spatial dimension.
         num_patches: B.
@@ -67,7 +67,7 @@ class ConvolutionalNetwork(FeatureNetwork):
 
     def __init__(
         self,
-        activation: Activation,
+        activation: str | Activation,
         input_shape: Sequence[int],
         channels: int,
         patch_size: int | Sequence[int],

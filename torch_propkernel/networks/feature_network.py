@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._validation import as_values, check_floating, check_same_kind
-from ..activations import Activation
+from ..activations import Activation, get_activation
 
 Layers = list[tuple[Tensor, Tensor | None]]
 
@@ -39,8 +39,8 @@ class FeatureNetwork(torch.nn.Module, ABC):
         weight_variance: w_0, ..., w_L = 1 / lambda_l: a number or L + 1 numbers.
         bias_variance: Prior variances of the hidden biases: a number or L numbers; none where zero.
         batch_shape: Shape ``*b`` of a batch of independent networks.
-        dtype: Of the weights; torch's default if None.
-        device: Of the weights.
+        dtype: Data type of the weights; torch's default if None.
+        device: Device of the weights.
         generator: Draws the weights; torch's global one if None.
 
     Attributes:
@@ -50,7 +50,7 @@ class FeatureNetwork(torch.nn.Module, ABC):
         bias_variance: Buffer, L numbers in float64.
 
     Raises:
-        TypeError: The activation is no activation object.
+        TypeError: The activation is neither an activation nor a name.
         ValueError: Variances that are not positive (biases: not negative) or of the wrong number, ``num_outputs`` < 1.
 
     Reference: THEORY.md, section 0.
@@ -72,7 +72,7 @@ class FeatureNetwork(torch.nn.Module, ABC):
 
     def __init__(
         self,
-        activation: Activation,
+        activation: str | Activation,
         input_dim: int,
         weight_shapes: Sequence[tuple[int, int]],
         num_features: int,
@@ -87,8 +87,7 @@ class FeatureNetwork(torch.nn.Module, ABC):
     ) -> None:
         """Allocate the weights and draw them from the prior."""
         super().__init__()
-        if not isinstance(activation, Activation):
-            raise TypeError(f"activation: expected an Activation object such as ReLU(), got {activation!r}")
+        activation = get_activation(activation)
         depth = len(weight_shapes)
         self.activation = activation
         self.input_dim = whole_number("input_dim", input_dim)

@@ -72,7 +72,7 @@ class FiniteNetwork(FeatureNetwork):
 
     def __init__(
         self,
-        activation: Activation,
+        activation: str | Activation,
         input_dim: int,
         width: int | Sequence[int],
         *,

@@ -48,7 +48,7 @@ class LangevinDynamics(Sampler):
 
     Example:
         >>> import torch
-        >>> from torch_propkernel import Identity
+        >>> from torch_propkernel.activations import Identity
         >>> from torch_propkernel.networks import FiniteNetwork, LangevinDynamics, sample_posterior
         >>> network = FiniteNetwork(Identity(), input_dim=1, width=1, dtype=torch.float64)
         >>> x = torch.zeros(1, 1, dtype=torch.float64)   # no information: the posterior is the prior

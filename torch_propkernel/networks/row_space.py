@@ -100,8 +100,8 @@ def reduce_to_row_space(target: Target, keep_weights: bool = False) -> Target:
     It is not where the training inputs span the input space, and for networks that are not fully connected.
 
     Args:
-        target: Of any network.
-        keep_weights: As for :class:`RowSpaceTarget`.
+        target: The target of any network.
+        keep_weights: Passed on to :class:`RowSpaceTarget`.
     """
     if type(target.network) is not FiniteNetwork:
         return target

@@ -69,7 +69,7 @@ def sample_posterior(
         num_chains: Independent chains, moved as one batch; at least 2.
         num_samples: Draws per chain after the warm-up; at least 4.
         warmup: Transitions per chain that are dropped; step sizes are adapted in them.
-        seed: Of the random numbers.
+        seed: Seed of the random numbers.
         keep_weights: Keep the weights of one network per draw.
         progress: Called as ``progress(done, total)`` after every transition; see ``torch_propkernel.progress``.
 

@@ -48,14 +48,14 @@ class SampledPosterior:
         hidden: Whitened hidden weights ``chains x draws x num_hidden`` of these networks, with ``keep_weights``.
         readout: Their readouts, ``chains x draws x F x D``.
         acceptance: Mean acceptance probability.
-        step_size: Of the leapfrog steps, or the learning rate.
+        step_size: Size of the leapfrog steps, or the learning rate.
         num_divergent: Transitions with an energy error that is not finite or above 1000.
         num_transitions: All transitions after the warm-up.
         num_gradients: Gradients computed for each chain after the warm-up.
 
     Example:
         >>> import torch
-        >>> from torch_propkernel import Identity
+        >>> from torch_propkernel.activations import Identity
         >>> from torch_propkernel.networks import FiniteNetwork, sample_posterior
         >>> x = torch.ones(1, 1, dtype=torch.float64)
         >>> network = FiniteNetwork(Identity(), input_dim=1, width=1, dtype=torch.float64)
@@ -135,7 +135,7 @@ def summarize(
         recorded: Fields of ``Observables`` by name; hidden and readout may be missing.
         test_y: ``m x D``.
         squeeze: Drop the dimension of the outputs.
-        statistics: Of the run.
+        statistics: Numbers of the run.
     """
     order = recorded["order_parameter"]
     test: dict[str, MonteCarloEstimate | None] = dict.fromkeys(

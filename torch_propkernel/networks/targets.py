@@ -19,7 +19,7 @@ class Observables(NamedTuple):
 
     Example:
         >>> import torch
-        >>> from torch_propkernel import Identity
+        >>> from torch_propkernel.activations import Identity
         >>> from torch_propkernel.networks import FiniteNetwork, MarginalTarget
         >>> target = MarginalTarget(FiniteNetwork(Identity(), 1, 1), torch.ones(1, 1), torch.ones(1), 1.0)
         >>> target.observables(torch.ones(3, 1)).training_error   # f ~ N(1/2, 1/2) given w = 1: 1/4 + 1/2
@@ -145,7 +145,7 @@ class MarginalTarget(Target):
 
     Example:
         >>> import torch
-        >>> from torch_propkernel import Identity
+        >>> from torch_propkernel.activations import Identity
         >>> from torch_propkernel.networks import FiniteNetwork, MarginalTarget
         >>> target = MarginalTarget(FiniteNetwork(Identity(), 1, 1), torch.ones(1, 1), torch.zeros(1), 1.0)
         >>> value, gradient = target.potential(torch.ones(1, 1))   # A = 1 + w^2, U' = w + w / (1 + w^2)
@@ -193,7 +193,7 @@ class JointTarget(Target):
 
     Example:
         >>> import torch
-        >>> from torch_propkernel import Identity
+        >>> from torch_propkernel.activations import Identity
         >>> from torch_propkernel.networks import FiniteNetwork, JointTarget
         >>> target = JointTarget(FiniteNetwork(Identity(), 1, 1), torch.ones(1, 1), torch.zeros(1), 1.0)
         >>> target.potential(torch.tensor([[1.0, 2.0]]))[1]   # U' = (w + w u^2, u + w^2 u)

@@ -90,3 +90,28 @@ def gram_determinant(c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> Tensor:
     """
     shrink = 1 - 4 * torch.finfo(c_xy.dtype).eps
     return torch.addcmul((shrink * c_xx) * c_yy, c_xy, c_xy, value=-1).clamp_min(0)
+
+
+def clamp_inside(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Return x, moved into the open interval (lower, upper) where it is not inside.
+
+    It stays one rounding away from the ends, so that logarithms of the distances are finite.
+
+    Args:
+        x: Any tensor of floating point numbers.
+        lower: Lower end, finite.
+        upper: Upper end, ``math.inf`` for none.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([-1.0, 0.5, 3.0])
+        >>> inside = clamp_inside(x, torch.tensor(0.0), torch.tensor(2.0))
+        >>> bool((inside > 0).all()), bool((inside < 2).all()), inside[1].item()
+        (True, True, 0.5)
+    """
+    info = torch.finfo(x.dtype)
+    lower, upper = lower.to(x), upper.to(x)
+    reach = torch.where(torch.isfinite(upper), upper - lower, 1.0).clamp_min(1.0)
+    low = lower + torch.maximum(2.0 * info.eps * lower.abs(), info.tiny * reach)
+    high = torch.where(torch.isfinite(upper), upper - info.eps * (upper - lower), upper)
+    return torch.minimum(torch.maximum(x, low), high)

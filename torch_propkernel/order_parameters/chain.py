@@ -11,6 +11,7 @@ from gpytorch.constraints import Positive
 from torch import Tensor
 
 from .._validation import as_width
+from ..numerics.special import exponential_excess
 from .prior import OrderParameterPrior
 
 _INFINITE = 1e300
@@ -110,8 +111,8 @@ class ScalarChain:
 
     def action(self, log_order_parameter: Tensor) -> Tensor:
         """Return sum_l N_l (q_l - log q_l - 1) at t_l = log q_l, ``*b``; infinite layers give zero."""
-        t, finite = log_order_parameter, self.finite
-        excess = torch.where(t.abs() < 1e-3, _expm1_minus(t), torch.expm1(t) - t)
+        finite = self.finite
+        excess = exponential_excess(log_order_parameter)
         return torch.where(finite, torch.where(finite, self.width, 0.0) * excess, 0.0).sum(-1)
 
     def softness(self, order_parameter: Tensor) -> Tensor:
@@ -175,8 +176,3 @@ def _layers(t: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
     slope = (ratio * torch.exp(t).unsqueeze(-1) / (1.0 + grown)).sum(-1)
     # The narrowest layers' log is t itself: log1p(expm1(t)) loses it for t far below zero.
     return torch.where(ratio == 1.0, t.unsqueeze(-1), torch.log1p(grown)), slope
-
-
-def _expm1_minus(t: Tensor) -> Tensor:
-    """e^t - 1 - t for small t, without cancellation."""
-    return t * t * (0.5 + t * (1.0 / 6.0 + t * (1.0 / 24.0 + t * (1.0 / 120.0))))

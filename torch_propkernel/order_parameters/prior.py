@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +11,7 @@ from torch.distributions import constraints
 from torch.nn import Module as TModule
 
 from .._validation import as_width
+from ..numerics.special import log_gamma_normalizer
 
 
 class OrderParameterPrior(Prior):
@@ -24,7 +24,9 @@ class OrderParameterPrior(Prior):
     Gamma(N/2, rate N/2); the additional power of q makes the maximum in q that of the density of log q. The mode is
     q = 1 at every width.
 
-    A layer of infinite width has q = 1 and contributes zero to :meth:`log_prob`.
+    A layer of infinite width has q = 1, whatever value is given to it: the kernel ignores the value. Yet samplers such
+    as NUTS ask for a proper law, so here it stands under the law of that width, 12.9, whose density at q = 1 is one. It
+    contributes zero at q = 1, the value that the kernel reports; draws, density and moments are those of the stand-in.
 
     Shapes: ``width`` is ``*batch_shape x 1 x L`` (the shape of ``order_parameter``); it is the one buffer that kernel
     and prior share. :meth:`log_prob` is elementwise, exact to rounding for widths up to 1e15 (no lgamma differences).
@@ -46,6 +48,9 @@ class OrderParameterPrior(Prior):
         True
     """
 
+    _STAND_IN = 12.895173885676820
+    """The width at which the density is one at its mode."""
+
     arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.positive
     has_rsample = True
@@ -62,6 +67,15 @@ class OrderParameterPrior(Prior):
         return self.width.shape
 
     @property
+    def batch_shape(self) -> torch.Size:
+        """The shape of the widths, ``*batch_shape x 1 x L``."""
+        return self.width.shape
+
+    @batch_shape.setter
+    def batch_shape(self, value: torch.Size) -> None:
+        """Take nothing over: BoTorch's ``subset_output`` writes here after it has indexed the widths themselves."""
+
+    @property
     def _event_shape(self) -> torch.Size:
         return torch.Size([])
 
@@ -73,36 +87,28 @@ class OrderParameterPrior(Prior):
     @property
     def mean(self) -> Tensor:
         """1 + 2 / N_l."""
-        return 1.0 + 2.0 / self.width
+        return 1.0 + 1.0 / self._half()
 
     @property
     def variance(self) -> Tensor:
         """(1 + 2 / N_l) * 2 / N_l."""
-        return self.mean * 2.0 / self.width
+        return self.mean / self._half()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return the elementwise log density at ``x``, zero for infinite layers."""
-        finite = torch.isfinite(self.width)
-        half = torch.where(finite, self.width, 2.0) / 2.0
-        deviation = x - 1.0
-        value = half * (torch.log1p(deviation) - deviation) + _log_normalizer(half)
-        return torch.where(finite, value, torch.zeros_like(value))
+        """Return the elementwise log density at ``x``; for infinite layers that of the stand-in, zero at one."""
+        half, deviation = self._half(), x - 1.0
+        normalizer = torch.where(torch.isfinite(self.width), log_gamma_normalizer(half), torch.zeros_like(half))
+        return half * (torch.log1p(deviation) - deviation) + normalizer
 
     def rsample(self, sample_shape: torch.Size | Sequence[int] = ()) -> Tensor:
-        """Draw order parameters of shape ``sample_shape x *batch_shape x 1 x L``; infinite layers give one."""
-        finite = torch.isfinite(self.width)
-        half = torch.where(finite, self.width, 2.0) / 2.0
-        draws = torch.distributions.Gamma(half + 1.0, half).rsample(torch.Size(sample_shape))
-        return torch.where(finite, draws, torch.ones_like(draws))
+        """Draw order parameters of shape ``sample_shape x *batch_shape x 1 x L``."""
+        half = self._half()
+        return torch.distributions.Gamma(half + 1.0, half).rsample(torch.Size(sample_shape))
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> OrderParameterPrior:
         """Return a prior whose widths are expanded to ``batch_shape`` (including the trailing 1 x L)."""
         return OrderParameterPrior(self.width.expand(torch.Size(batch_shape)).squeeze(-2))
 
-
-def _log_normalizer(a: Tensor) -> Tensor:
-    """(a + 1) log a - a - lgamma(a + 1), from Stirling's series where differences would cancel."""
-    large = torch.where(a > 1e2, a, 1e2)
-    stirling = 0.5 * (large / (2.0 * math.pi)).log() - (1.0 - 1.0 / (30.0 * large**2)) / (12.0 * large)
-    small = torch.where(a > 1e2, 1e2, a)
-    return torch.where(a > 1e2, stirling, (small + 1.0) * small.log() - small - torch.lgamma(small + 1.0))
+    def _half(self) -> Tensor:
+        """N_l / 2, of the stand-in where N_l is infinite."""
+        return torch.where(torch.isfinite(self.width), self.width, self._STAND_IN) / 2.0

@@ -33,7 +33,7 @@ def plot_action(
     part is stationary at fixed r where N_l (q_l - 1) is the same for all l.
 
     Args:
-        spectrum: Of K and y, without batch dimensions.
+        spectrum: Spectrum of K and y, without batch dimensions.
         width: N_1, ..., N_L, finite.
         temperature: T > 0, or 0 for a non-singular K.
         ax: Where to draw; axes of a new figure (not one of pyplot's) if None.

@@ -58,7 +58,7 @@ def plot_comparison(
         ax.axvspan(mean - spread, mean + spread, color=BLUE, alpha=0.25, linewidth=0)
         ax.axvline(mean, color=BLUE, linewidth=1.4)
         for row, theory in enumerate(theories):
-            hollow = theory in ("infinite width", "free scale")
+            hollow = theory in ("infinite_width", "free_scale")
             ax.plot(
                 [comparison.predicted[theory][quantity]],
                 [row],

@@ -30,7 +30,7 @@ def plot_learning_curve(curve: LearningCurve, ax: Axes | None = None, *, target:
 
     Example:
         >>> import torch
-        >>> from torch_propkernel import LearningCurve
+        >>> from torch_propkernel.theories import LearningCurve
         >>> one = torch.ones(2, 3)
         >>> ax = plot_learning_curve(LearningCurve(torch.tensor([5, 10]), one[..., None], one, one, one, 2 * one))
         >>> ax.lines[-1].get_label(), ax.lines[-1].get_ydata().tolist()

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..theories import ErrorEstimate, WidthSweep
+from .._validation import present
+from ..inference import ErrorEstimate
+from ..theories import WidthSweep
 from .style import BLUE, GRAY, LAYER_COLORS, VERMILLION, new_axes, plain_log_axis
 
 if TYPE_CHECKING:
@@ -50,7 +52,8 @@ def plot_errors(
 
     Example:
         >>> import torch
-        >>> from torch_propkernel import ErrorEstimate, WidthSweep
+        >>> from torch_propkernel.inference import ErrorEstimate
+        >>> from torch_propkernel.theories import WidthSweep
         >>> N, row = torch.tensor([[10.0], [100.0]]), torch.ones(2, 3)
         >>> errors = ErrorEstimate(row, row, row, ErrorEstimate(row[0], row[0], row[0]))
         >>> ax = plot_errors(WidthSweep(N, 50 / N, 1 + 1 / N, torch.ones(2), torch.zeros(2), errors, None))
@@ -120,7 +123,8 @@ def plot_order_parameters(sweep: WidthSweep, ax: Axes | None = None, *, chosen: 
 
     Example:
         >>> import torch
-        >>> from torch_propkernel import ErrorEstimate, WidthSweep
+        >>> from torch_propkernel.inference import ErrorEstimate
+        >>> from torch_propkernel.theories import WidthSweep
         >>> N, row = torch.tensor([[10.0], [100.0]]), torch.ones(2, 3)
         >>> errors = ErrorEstimate(row, row, row)
         >>> ax = plot_order_parameters(WidthSweep(N, 50 / N, 1 + 1 / N, torch.ones(2), torch.zeros(2), errors, None))
@@ -129,10 +133,11 @@ def plot_order_parameters(sweep: WidthSweep, ax: Axes | None = None, *, chosen: 
     """
     ax = new_axes(1, (5.0, 4.6))[0] if ax is None else ax
     _reference_layer(sweep)
+    order_parameter = present(sweep.order_parameter, "order_parameter")
     layers = [int(index) for index in torch.nonzero(torch.isfinite(sweep.width).all(0)).flatten()]
     for number, layer in enumerate(layers):
         order = sweep.alpha[:, layer].argsort()
-        alpha, q = sweep.alpha[order, layer].tolist(), sweep.order_parameter[order, layer].tolist()
+        alpha, q = sweep.alpha[order, layer].tolist(), order_parameter[order, layer].tolist()
         label = "q" if sweep.width.shape[-1] == 1 else f"$q_{layer + 1}$"
         color = LAYER_COLORS[number % len(LAYER_COLORS)]
         ax.plot(alpha, q, color=color, marker="o", markersize=max(7 - 2 * number, 3), linewidth=2, label=label)
@@ -158,7 +163,7 @@ def plot_sweep(
 
     Args:
         sweep: From :func:`torch_propkernel.width_sweep`.
-        free_scale: As for :func:`plot_errors`.
+        free_scale: Passed on to :func:`plot_errors`.
         chosen: Widths N_1, ..., N_L to mark.
         target: Unit or short name of the target, for the label.
 
@@ -168,7 +173,8 @@ def plot_sweep(
 
     Example:
         >>> import torch
-        >>> from torch_propkernel import ErrorEstimate, WidthSweep
+        >>> from torch_propkernel.inference import ErrorEstimate
+        >>> from torch_propkernel.theories import WidthSweep
         >>> N, row = torch.tensor([[10.0], [100.0]]), torch.ones(2, 3)
         >>> errors = ErrorEstimate(row, row, row)
         >>> axes = plot_sweep(WidthSweep(N, 50 / N, 1 + 1 / N, torch.ones(2), torch.zeros(2), errors, None))

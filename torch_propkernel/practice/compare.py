@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from .._validation import check_targets
-from ..inference.predictor import Units, evaluating, prepare_points
+from ..inference import Problem
 from ..networks.sample_posterior import MonteCarloEstimate, SampledPosterior, sample_posterior
 from ..theories import (
-    FirstOrder,
+    CorrectedSaddle,
     FittedTheory,
-    FreeScaleBaseline,
+    FreeScale,
     Gated,
     InfiniteWidth,
     Mixture,
     SaddlePoint,
     Theory,
     TwoParameterSaddle,
+    get_theory,
 )
 from .conversion import network_from_model
 
@@ -31,12 +32,12 @@ QUANTITIES = ("test_error", "bias", "variance", "training_error", "order_paramet
 
 DEFAULT_THEORIES: tuple[Theory, ...] = (
     InfiniteWidth(),
-    FreeScaleBaseline(),
+    FreeScale(),
     SaddlePoint(),
     Mixture(),
     TwoParameterSaddle(),
     Gated(),
-    FirstOrder(about="saddle_point"),
+    CorrectedSaddle(),
 )
 
 
@@ -53,8 +54,8 @@ class NetworkComparison:
 
     Example:
         >>> value = MonteCarloEstimate(torch.tensor(2.0), torch.tensor(0.1), torch.tensor(900.0), torch.tensor(1.0))
-        >>> comparison = NetworkComparison({"bias": value}, {"saddle point": {"bias": 2.2}})
-        >>> round(comparison.z_score("saddle point", "bias"), 6), round(comparison.error("saddle point", "bias"), 6)
+        >>> comparison = NetworkComparison({"bias": value}, {"saddle": {"bias": 2.2}})
+        >>> round(comparison.z_score("saddle", "bias"), 6), round(comparison.error("saddle", "bias"), 6)
         (2.0, 0.1)
     """
 
@@ -101,7 +102,7 @@ def compare_with_network(
     x: Tensor,
     y: Tensor,
     *,
-    theories: Sequence[Theory] | None = None,
+    theories: Sequence[str | Theory] | None = None,
     sampler: Any = None,
     num_chains: int = 8,
     num_samples: int = 1000,
@@ -128,7 +129,8 @@ def compare_with_network(
         model: An ExactGP-like model with one RenormalizedNNGPKernel and finite whole widths, with zero or other mean.
         x: Test inputs.
         y: Test targets, in original units.
-        theories: What to compare; all that apply if None. One that is given and does not apply raises.
+        theories: What to compare, objects or names; all that apply if None. One that is given and does not apply
+            raises.
         sampler: As for :func:`sample_posterior`.
         num_chains: As for :func:`sample_posterior`.
         num_samples: As for :func:`sample_posterior`.
@@ -152,21 +154,21 @@ def compare_with_network(
         >>> likelihood.noise = 0.1
         >>> model = NetworkGP(x[:8], x[:8, 0], likelihood, RenormalizedNNGPKernel(Erf(), width=20).double())
         >>> comparison = compare_with_network(model, x[8:], x[8:, 0], num_samples=500, warmup=200)
-        >>> abs(comparison.error("saddle point", "order_parameter")) < 0.05
+        >>> abs(comparison.error("saddle", "order_parameter")) < 0.05
         True
     """
-    with evaluating(model) as parts:
-        network = network_from_model(getattr(model, "covar_module", model), input_dim=parts.inputs.shape[-1])
-        if parts.temperature is None or parts.temperature.numel() != 1:
-            raise ValueError("likelihood: expected one homoskedastic temperature, got another noise model or a batch")
-        units = Units.of(model)
-        points = prepare_points(parts, x)
-        check_targets(y, points.shape[-2])
-        with torch.no_grad():
-            residuals = (y - units.shift) / units.scale - parts.prior(points).loc
-            train_residuals = parts.residuals()
-        inputs, temperature = parts.inputs, parts.temperature.item()
-    fitted, skipped = _fit_all(model, theories)
+    problem = Problem.frozen(model)
+    network = network_from_model(getattr(model, "covar_module", model), input_dim=problem.inputs.shape[-1])
+    if problem.temperature is None or problem.temperature.numel() != 1:
+        raise ValueError("likelihood: expected one homoskedastic temperature, got another noise model or a batch")
+    units = problem.units
+    points = problem.points(x)
+    check_targets(y, points.shape[-2])
+    with torch.no_grad():
+        residuals = units.to_model(y) - problem.prior(points).loc
+        train_residuals = problem.residuals()
+    inputs, temperature = problem.inputs, problem.temperature.item()
+    fitted, skipped = _fit_all(problem, theories)
     sampled = sample_posterior(
         network,
         inputs,
@@ -197,15 +199,18 @@ def compare_with_network(
     return NetworkComparison(measured, predicted, skipped, sampled, fitted)
 
 
-def _fit_all(model: Any, theories: Sequence[Theory] | None) -> tuple[dict[str, FittedTheory], dict[str, str]]:
+def _fit_all(
+    problem: Problem, theories: Sequence[str | Theory] | None
+) -> tuple[dict[str, FittedTheory], dict[str, str]]:
     """Fit the given theories, or all default ones that apply."""
     if theories is not None:
-        names = [theory.name for theory in theories]
-        return {t.name if names.count(t.name) == 1 else repr(t): t.fit(model) for t in theories}, {}
+        chosen = [get_theory(theory) for theory in theories]
+        names = [theory.name for theory in chosen]
+        return {t.name if names.count(t.name) == 1 else repr(t): t.fit(problem) for t in chosen}, {}
     fitted, skipped = {}, {}
     for theory in DEFAULT_THEORIES:
         try:
-            fitted[theory.name] = theory.fit(model)
+            fitted[theory.name] = theory.fit(problem)
         except (TypeError, ValueError) as reason:
             skipped[theory.name] = str(reason)
     return fitted, skipped

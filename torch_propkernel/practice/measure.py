@@ -23,12 +23,6 @@ class LayerMeasurement:
         mean_square: ``lambda_{l-1} |W^l|^2`` / (number of weights), ``*b``; one on average under the prior.
         order_parameter: Measured q_{l-1}, the order parameter of the units that this layer reads, ``*b``; None for the
             first layer (inputs have none) and for several outputs or patches.
-
-    Example:
-        >>> import torch
-        >>> from torch_propkernel.practice.measure import LayerMeasurement
-        >>> LayerMeasurement("0", (3, 2), torch.tensor(1.0), None).shape
-        (3, 2)
     """
 
     name: str

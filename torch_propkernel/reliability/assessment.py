@@ -48,7 +48,8 @@ class Reliability:
     error; the ranges below are what was measured there, no bounds.
 
     Attributes:
-        reliable: False where the score is 0.2 or more: 11 of 13 sampled networks there were off by more than 5 %.
+        reliable: False where the score is 0.2 or more: 11 of 13 sampled networks there were off by more than 5 %. None
+            without a score.
         note: One sentence that says why.
         participation_ratio: Smallest over the batch.
         alpha: Largest P / N_l.
@@ -56,13 +57,9 @@ class Reliability:
         score: Largest over the batch; None where it is not available, zero at infinite width.
         typical_error: Median relative error of the test error of sampled cases with scores in this range, or None.
         large_error: 90th percentile of the same.
-
-    Example:
-        >>> str(Reliability(True, "score 0.1", 40.0, 0.5, 0.1))
-        'score 0.1'
     """
 
-    reliable: bool
+    reliable: bool | None
     note: str
     participation_ratio: float
     alpha: float
@@ -107,7 +104,7 @@ def assess_reliability(
     value = math.nan if score is None else float(score.max())
     if math.isnan(value):
         note = f"no score of the reliability: {missing} ({facts})"
-        return Reliability(True, note, directions, alpha, correction)
+        return Reliability(None, note, directions, alpha, correction)
     index = bisect_right(_ENDS, value)
     count, median, large, worst = _MEASURED[index]
     reliable = value < THRESHOLD
@@ -118,6 +115,11 @@ def assess_reliability(
         f"{100 * median:.2g} % in the median, {100 * large:.2g} % at the 90th percentile, {100 * worst:.3g} % at worst "
         f"({facts})"
     )
+    if not reliable:
+        note += (
+            ". What to do: sample the network itself (compare_with_network), or use infinite width with a free scale "
+            "(theory='free_scale')"
+        )
     return Reliability(reliable, note, directions, alpha, correction, value, median, large)
 
 

@@ -1,20 +1,59 @@
-"""The reliability score of a model at its solution."""
+"""The reliability of a solved problem: its score, computed once, and what the score means."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ..actions.solution import Solution
 from ..actions.solve_order_parameters import solve_order_parameters
+from ..inference import Problem
 from ..inference.last_layer import last_layer
-from ..inference.model_parts import ModelParts
+from .assessment import Reliability, assess_reliability
 from .unit_response import unit_response
 
 MAX_ROWS = 200
+MIN_ROWS = 10
+"""Fewer rows say nothing: two of them had a score of 0.02 whatever the targets were."""
 
 
 @torch.no_grad()
-def reliability_score(parts: ModelParts, order_parameter: Tensor, num_units: int = 4096, seed: int = 0) -> Tensor:
+def assess(problem: Problem, solution: Solution) -> Reliability:
+    """Return how far the prediction of a solution may be off, from the training data alone.
+
+    Args:
+        problem: The problem that was solved.
+        solution: Its solution.
+
+    Example:
+        >>> import gpytorch, torch
+        >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel
+        >>> from torch_propkernel.inference import Problem
+        >>> x, y = torch.eye(3), torch.ones(3)
+        >>> kernel = RenormalizedNNGPKernel("identity", width=4)
+        >>> problem = Problem.frozen(NetworkGP(x, y, gpytorch.likelihoods.GaussianLikelihood(), kernel))
+        >>> from torch_propkernel.theories.solve import solve_problem
+        >>> assess(problem, solve_problem(problem)).reliable is None   # three rows say nothing
+        True
+    """
+    kernel, inputs = problem.network, problem.inputs
+    score, missing = None, "the solve did not converge"
+    if inputs.shape[-2] < MIN_ROWS:
+        missing = f"{inputs.shape[-2]} training rows are too few, at least {MIN_ROWS} are needed"
+    elif solution.result.successful and bool(problem.layers.finite.any()):
+        try:
+            score, missing = reliability_score(problem, solution.order_parameter), "not a saddle point of the units"
+        except ValueError as error:
+            missing = str(error)
+    if kernel.active_dims is not None:
+        inputs = inputs.index_select(-1, kernel.active_dims)
+    scaled = kernel.scaled_inputs(inputs)
+    scaled = (scaled / scaled.abs().amax().clamp_min(1e-30)).float()  # a ratio to a few digits, at half the cost
+    return assess_reliability(score, scaled, problem.layers.width, solution.order_parameter, missing)
+
+
+@torch.no_grad()
+def reliability_score(problem: Problem, order_parameter: Tensor, num_units: int = 4096, seed: int = 0) -> Tensor:
     """Return :func:`unit_response` of a model, ``*b``, from at most 200 training points.
 
     More points are thinned out evenly and the widths reduced with them, so that alpha = P/N, the temperature and the
@@ -22,7 +61,7 @@ def reliability_score(parts: ModelParts, order_parameter: Tensor, num_units: int
     that they give to the last layer's output.
 
     Args:
-        parts: The model's pieces.
+        problem: A live or frozen problem.
         order_parameter: q of the solution, ``*b x L``.
         num_units: Units drawn.
         seed: Of their generator.
@@ -30,17 +69,17 @@ def reliability_score(parts: ModelParts, order_parameter: Tensor, num_units: int
     Raises:
         ValueError: A model whose hidden units are not known, or whose last layer has infinite width.
     """
-    size, rows = parts.targets.shape[-1], parts.inputs.shape[-2]
-    width = parts.kernel.width.squeeze(-2).double()
+    size, rows = problem.targets.shape[-1], problem.inputs.shape[-2]
+    width = problem.layers.width
     if size != rows:
         raise ValueError("several outputs for each row")
     if bool(torch.isinf(width[..., -1]).any()):
         raise ValueError("the last hidden layer has infinite width")
     count = min(size, MAX_ROWS)
-    kept = torch.linspace(0, size - 1, count, dtype=torch.float64).round().long().to(parts.inputs.device)
-    x, targets = parts.inputs.index_select(-2, kept), parts.residuals()[..., kept]
-    noise = _noise(parts, kept)
-    layer = last_layer(parts, x)
+    kept = torch.linspace(0, size - 1, count, dtype=torch.float64).round().long().to(problem.inputs.device)
+    x, targets = problem.inputs.index_select(-2, kept), problem.residuals()[..., kept]
+    noise = _noise(problem, kept)
+    layer = last_layer(problem, x)
     variance = layer.covariance.diagonal(dim1=-2, dim2=-1)
     if count < size:
         kernel = layer.scale * layer.activation.dual(variance.unsqueeze(-1), layer.covariance, variance.unsqueeze(-2))
@@ -48,9 +87,8 @@ def reliability_score(parts: ModelParts, order_parameter: Tensor, num_units: int
         order_parameter = solve_order_parameters(
             kernel, targets, width=width, temperature=1.0, base=noise, throw=False
         ).order_parameter
-    q = order_parameter.to(parts.kernel.raw_order_parameter)
-    with parts.kernel.assigned_order_parameter(q.unsqueeze(-2)):
-        whole = parts.prior(x).variance.mean(-1)
+    q = order_parameter.to(problem.network.raw_order_parameter)
+    whole = problem.prior(x, q).variance.mean(-1)
     own = (layer.scale.squeeze(-1) * layer.activation.dual_diag(variance)).mean(-1)
     scale = layer.scale * (whole / (q[..., -1] * own))[..., None, None]
     return unit_response(
@@ -66,12 +104,11 @@ def reliability_score(parts: ModelParts, order_parameter: Tensor, num_units: int
     )
 
 
-def _noise(parts: ModelParts, rows: Tensor) -> Tensor:
+def _noise(problem: Problem, rows: Tensor) -> Tensor:
     """Noise covariance of the given rows, ``*b x n x n``."""
-    if parts.has_dense_noise():
-        assert parts.noise is not None
-        return parts.noise[..., rows, :][..., rows]
-    diagonal = parts.noise_diagonal()
+    if problem.has_dense_noise():
+        return problem.noise_covariance(problem.inputs)[..., rows, :][..., rows]
+    diagonal = problem.noise_diagonal()
     return torch.diag_embed(
         diagonal[..., rows] if diagonal.shape[-1] > 1 else diagonal.expand(*diagonal.shape[:-1], len(rows))
     )

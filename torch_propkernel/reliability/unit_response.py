@@ -54,7 +54,7 @@ def unit_response(
         noise: Covariance of the noise, ``*b x n x n``.
         targets: y minus the prior mean, ``*b x n``.
         num_units: M.
-        seed: Of the units.
+        seed: Seed of the units that are drawn.
 
     Reference: derived for this package, from the one-unit cavity; THEORY.md, eq. (11). The cut of the weights: Ionides
     (2008), J. Comp. Graph. Stat. 17, 295.

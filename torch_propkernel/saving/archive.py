@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from .._files import write_atomically
 
 FORMAT = 1
 """Version of the file's format; a reader refuses higher ones."""
@@ -28,7 +29,7 @@ class SavedModelError(ValueError):
 
 
 def write_archive(path: str | os.PathLike[str], text: dict[str, Any], tensors: list[Tensor]) -> None:
-    """Write a JSON text and tensors to ``path``; whatever happens, the file there is the old one or the new one.
+    """Write a JSON text and tensors to ``path`` in one step.
 
     The zip's comment, its last bytes, holds the format and the SHA-256 of everything before it.
     """
@@ -41,7 +42,7 @@ def write_archive(path: str | os.PathLike[str], text: dict[str, Any], tensors: l
             file.writestr(_member(_name(index)), array.getvalue())
         file.comment = b" " * _TAIL_SIZE
     body = buffer.getvalue()[:-_TAIL_SIZE]
-    _replace(Path(path), body + _TAIL.format(FORMAT, hashlib.sha256(body).hexdigest()).encode())
+    write_atomically(path, body + _TAIL.format(FORMAT, hashlib.sha256(body).hexdigest()).encode())
 
 
 def _member(name: str) -> zipfile.ZipInfo:
@@ -50,27 +51,6 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 def _name(index: int) -> str:
     return f"{index}.npy"
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write to a temporary file in the same folder, flush it to the disk, and rename it."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            mode = path.stat().st_mode & 0o777
-        else:  # mkstemp's files are for the owner alone; a new file is as open as the process's other ones
-            mask = os.umask(0)
-            os.umask(mask)
-            mode = 0o666 & ~mask
-        os.chmod(name, mode)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def read_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Tensor]]:

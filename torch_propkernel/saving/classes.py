@@ -9,10 +9,10 @@ from gpytorch.likelihoods.noise_models import HomoskedasticNoise
 
 from .. import activations, mixing, models
 from .. import kernels as own_kernels
+from ..inference import Normalization
 from ..kernels.compositions import COMPOSITIONS
 from ..likelihoods import FiniteWidthLikelihood, StudentTProcessLikelihood
 from ..order_parameters import OrderParameterPrior
-from .normalization import Normalization
 from .registry import Entry, register
 
 register(Entry(Normalization, ("input_mean", "input_scale", "target_mean", "target_scale")))
@@ -29,7 +29,6 @@ register(*(Entry(cls) for cls in COMPOSITIONS.values()))
 
 register(
     Entry(mixing.GammaMixing, ("width",)),
-    Entry(mixing.GeneralizedInverseGaussianMixing, ("order", "a", "b")),
     Entry(mixing.InverseGammaMixing, ("df",)),
     Entry(mixing.LogNormalMixing, ("c",)),
     Entry(mixing.PointMass, ("value",)),
@@ -159,8 +158,9 @@ register(
     Entry(models.NetworkStudentTProcess, _PARTS, has_data=True),
     Entry(
         models.NetworkFiniteWidthProcess,
-        (*_PARTS, "predictive"),
+        (*_PARTS, "theory"),
         computed=lambda model: {"mixing": model._own_mixing},
         has_data=True,
+        renamed={"predictive": "theory"},
     ),
 )

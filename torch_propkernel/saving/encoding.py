@@ -19,7 +19,7 @@ from ..activations import Activation
 from ..kernels import Composition
 from ..mixing import MixingLaw
 from .archive import SavedModelError
-from .registry import FUNCTIONS, Entry, allowed_names, entry_named, entry_of, name_of_function
+from .registry import FUNCTIONS, RETIRED, Entry, allowed_names, entry_named, entry_of, name_of_function
 
 _KINDS = (GP, Kernel, Likelihood, Mean, Prior, Interval, Activation, Composition, MixingLaw)
 _DTYPES = {getattr(torch, name) for name in "float64 float32 float16 int64 int32 int16 int8 uint8 bool".split()}
@@ -189,16 +189,22 @@ class Decoder:
         return {"size": torch.Size, "tuple": tuple, "list": list}[kind](self.value(item) for item in inner)
 
     def _object(self, code: dict[str, Any]) -> Any:
-        entry = entry_named(code["class"])
+        name = code["class"]
+        entry = entry_named(name)
+        if entry is None and isinstance(name, str) and name in RETIRED:
+            raise SavedModelError(
+                f"expected a class that this version has, got {name!r}, which was removed in 0.2.0; build the model "
+                f"again with {RETIRED[name]}"
+            )
         if entry is None:
             raise SavedModelError(
-                f"expected a class that can be loaded, got {code['class']!r}: it is of a newer torch_propkernel, or of "
+                f"expected a class that can be loaded, got {name!r}: it is of a newer torch_propkernel, or of "
                 "an optional part that has to be imported first"
             )
         number = self._count
         self._count += issubclass(entry.cls, torch.nn.Module)
         positional = [self.value(item) for item in code["positional"]]
-        arguments = {name: self.value(item) for name, item in code["arguments"].items()}
+        arguments = {entry.renamed.get(name, name): self.value(item) for name, item in code["arguments"].items()}
         priors = {name: (item["of"], self.value(item["prior"])) for name, item in code.get("priors", {}).items()}
         for name, (parameter, prior) in priors.items():
             if parameter is None and entry.priors[name] is not None:

@@ -27,6 +27,7 @@ class Entry:
         children: Submodules that are set after construction.
         values: Plain attributes that are set after construction.
         has_data: Whether it is a model with training data, which is stored beside it.
+        renamed: Arguments of earlier versions, and what they are called now.
     """
 
     cls: type
@@ -37,12 +38,22 @@ class Entry:
     children: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
     has_data: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Top-level package and class."""
         return f"{self.cls.__module__.split('.')[0]}.{self.cls.__name__}"
 
+
+RETIRED = {
+    "torch_propkernel.Linearized": 'composition="nested", whose first order it was, or "linear_part"',
+    "torch_propkernel.GeneralizedInverseGaussianMixing": (
+        "another law of torch_propkernel.mixing, or posterior_of_scale(spectrum, GammaMixing(width), 0.0) where it "
+        "stood for the posterior at T = 0"
+    ),
+}
+"""Classes that files of 0.1.0 may hold and later versions do not have, and what replaces each."""
 
 _BY_CLASS: dict[type, Entry] = {}
 _BY_NAME: dict[str, Entry] = {}

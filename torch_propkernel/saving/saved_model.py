@@ -13,10 +13,10 @@ from gpytorch.models import ExactGP
 from torch import Tensor
 
 from .._validation import check_inputs, check_targets
+from ..inference import Normalization
 from . import classes  # noqa: F401 (fills the registry)
 from .archive import SavedModelError, read_archive, write_archive
 from .encoding import Decoder, Encoder
-from .normalization import Normalization
 from .registry import allowed_names, entry_of
 
 
@@ -26,13 +26,9 @@ class SavedModel:
 
     Attributes:
         model: The model, in evaluation mode.
-        normalization: As it was saved.
+        normalization: The normalization that was saved.
         versions: Versions of the packages that saved it, for instance ``versions["torch"]``.
-        extra: As it was saved.
-
-    Example:
-        >>> SavedModel(model=None, normalization=None, versions={"torch": "2.13.0"}, extra={}).versions["torch"]
-        '2.13.0'
+        extra: The extra entries that were saved.
     """
 
     model: Any
@@ -84,7 +80,8 @@ def save(
     What is not stored: caches of predictions, gradients, hooks, the training mode, attributes that you added.
 
     Writing is atomic: a file beside the target is filled, flushed to the disk and renamed, so that a crash leaves the
-    old file or the new one. Cost: memory for twice the data.
+    old file or the new one. A symbolic link stays a link: the file that it points to is replaced.
+    Cost: memory for twice the data.
 
     Args:
         model: The model.

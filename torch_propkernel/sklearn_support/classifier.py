@@ -1,4 +1,4 @@
-"""Two-class classification with a Bayesian network of finite width, as a scikit-learn estimator."""
+"""Classification with a Bayesian network of finite width, as a scikit-learn estimator."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
-from sklearn.utils import Tags
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
@@ -17,48 +16,57 @@ from .network_estimator import NetworkEstimator
 
 
 class PropKernelClassifier(ClassifierMixin, NetworkEstimator):
-    r"""Two-class classification by regression on labels -1 and +1 with a Bayesian network of finite width.
+    r"""Classification by regression on labels -1 and +1 with Bayesian networks of finite width.
 
     .. math:: P(\text{second class at } x) = P(f(x) > 0 \mid y) = \Phi(\Gamma / \sigma)
 
     with the posterior mean Gamma and deviation sigma of the network's output f (of :class:`PropKernelRegressor`,
-    noise left out); for ``process="mixture"`` the average of that over the scale. The classes are sorted: the first is
-    -1, the second +1.
+    noise left out); for ``theory="mixture"`` the average of that over the scale. The classes are sorted: of two, the
+    first is -1, the second +1.
 
-    What the probability means: the share of networks, drawn from the posterior of the regression on +-1 with noise of
-    variance T, whose sign says the second class. :func:`expected_accuracy` averages it over the right labels. It is NOT
-    a calibrated probability of the class: the loss is squared, labels are never in doubt beyond T, and where both
-    classes mix it says how sure the networks' sign is, not how often it is right. Wrap the estimator in scikit-learn's
-    ``CalibratedClassifierCV`` for frequencies.
+    Of C > 2 classes, each has its own network that tells it (+1) from the rest (-1); the C networks share all
+    hyperparameters, fitted by the sum of their log evidences, and each has its own order parameters. Probabilities are
+    the shares P(f_c(x) > 0) divided by their sum. It is a rule of thumb, not a theory of one network with C outputs.
 
-    Not included: more than two classes (they join with matrix order parameters; until then scikit-learn's
-    ``OneVsRestClassifier`` fits one network for each class), class and sample weights, an intercept for unbalanced
-    classes other than the network's biases. Inputs are used as they are: scale them in a ``Pipeline``.
+    What the probability means for two classes: the share of networks, drawn from the posterior of the regression on +-1
+    with noise of variance T, whose sign says the second class. :func:`expected_accuracy` averages it over the right
+    labels. It is NOT a calibrated probability of the class: the loss is squared, labels are never in doubt beyond T,
+    and where both classes mix it says how sure the networks' sign is, not how often it is right. Wrap the estimator in
+    scikit-learn's ``CalibratedClassifierCV`` for frequencies.
 
-    Accuracy and cost: as :class:`PropKernelRegressor`; float64.
+    Not included: class and sample weights, an intercept for unbalanced classes other than the network's biases.
+    Hyperparameters, units of the inputs, accuracy and cost: as :class:`PropKernelRegressor`, with labels +-1 as the
+    targets, which are used as they are.
 
     Args:
         activation: A name in ``torch_propkernel.activations.ACTIVATIONS`` or an :class:`Activation`.
         width: Width of the hidden layer, one number for each of several, ``math.inf`` or None for infinite width.
-        weight_variance: w_0, ..., w_L: one number or L + 1.
-        bias_variance: b_0, ..., b_{L-1}: one number or L; zero for no bias.
-        temperature: T > 0 in units of the labels +-1, or ``"auto"``.
-        process: ``"saddle"``, ``"mixture"`` or ``"infinite_width"``.
+        temperature: T > 0 in units of the labels +-1; None to fit it.
+        weight_variance: w_0, ..., w_L: one number or L + 1; None to fit them.
+        bias_variance: b_0, ..., b_{L-1}: one number or L, zero for no bias; None to fit them.
+        ard_weights: Relative prior variances of the input weights: one number (no ARD) or one for each input; None to
+            fit them.
+        theory: A name in ``torch_propkernel.theories.THEORIES``, or a :class:`Theory`.
         composition: How the order parameters of several layers enter; ``"mixture"`` needs the default.
+        normalize_X: Standardize the inputs.
+        tuning_rows: Largest number of rows, drawn at random, on which hyperparameters are fitted; None for all.
+        random_state: Seed of that draw.
 
     Attributes:
-        classes_: The two labels.
-        order_parameter_: q_1, ..., q_L at the saddle, shape (L,).
-        solution_: The :class:`Solution`.
+        classes_: The C labels.
+        hyperparameters_: The :class:`NetworkFit`.
         temperature_: T.
-        reliability_: The :class:`Reliability` note on the regime; :meth:`fit` warns if it is not reliable.
-        log_evidence_: log p(y) of the labels +-1 under the regression, integrated over the scale.
-        model_: The GPyTorch model.
+        order_parameters_: By name; ``"q"`` has q_1, ..., q_L, shape (L,), or (C, L) for more than two classes.
+        reliability_: The :class:`Reliability` note on the regime, a list of them for more than two classes; :meth:`fit`
+            warns if one is not reliable. None where the theory has no score.
+        log_evidence_: log p(y) of the labels +-1 under the regression, added up over networks.
+        fits_: The :class:`FittedTheory` of each network.
+        normalization_: The :class:`Normalization` of the inputs.
         n_features_in_: Number of inputs.
         feature_names_in_: Names of the inputs, if X had string column names.
 
     Raises:
-        ValueError: Parameters out of range, data that scikit-learn refuses, one class or more than two.
+        ValueError: Parameters out of range, data that scikit-learn refuses, one class.
         ConvergenceError: The order parameters were not found.
 
     Reference: Pacelli et al. (2023), Nature Machine Intelligence 5, 1497 (arXiv:2209.04882); THEORY.md, eq. (4).
@@ -73,50 +81,45 @@ class PropKernelClassifier(ClassifierMixin, NetworkEstimator):
     """
 
     def fit(self, X: Any, y: Any) -> PropKernelClassifier:
-        """Solve the order parameters of the regression on +-1 and condition on the data.
+        """Fit hyperparameters that are not given, solve the order parameters and condition on the labels.
 
         Args:
             X: Inputs, shape (P, N_0).
-            y: Labels of two classes, shape (P,).
+            y: Labels of two or more classes, shape (P,).
         """
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
-        kind = type_of_target(y, input_name="y")
-        if kind != "binary":
-            raise ValueError(
-                f"Only binary classification is supported. The type of the target is {kind}. More classes join with "
-                "matrix order parameters; until then OneVsRestClassifier fits one network for each class."
-            )
         self.classes_, index = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"y: expected two classes, got one class, {self.classes_.tolist()[0]!r}")
-        self._fit_network(X, 2.0 * index - 1.0)
+            raise ValueError(f"y: expected two classes or more, got one class, {self.classes_.tolist()[0]!r}")
+        of_class = index[:, None] == np.arange(len(self.classes_))
+        labels = np.where(of_class, 1.0, -1.0)
+        self._fit_network(X, labels[:, 1] if len(self.classes_) == 2 else labels, normalize_y=False)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the likelier class at each point, shape (m,)."""
-        second = self.decision_function(X) > 0
-        return self.classes_[second.astype(int)]
+        """Return the likeliest class at each point, shape (m,)."""
+        margin = self.decision_function(X)
+        return self.classes_[(margin > 0).astype(int) if margin.ndim == 1 else margin.argmax(-1)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the share of posterior networks whose sign says each class, shape (m, 2); see the class."""
-        return np.stack(self._marginals(X, _shares), axis=-1)
+        """Return the share of posterior networks whose sign says each class, shape (m, C); see the class."""
+        first, second = self._marginals(X, _shares)
+        if second.ndim == 1:
+            return np.stack([first, second], axis=-1)
+        share = np.maximum(second, np.finfo(np.float64).tiny)  # where no network claims a point, all are alike
+        return share / share.sum(-1, keepdims=True)
 
     def decision_function(self, X: Any) -> np.ndarray:
-        r"""Return the normal quantile of the second class's probability, Gamma / sigma at the saddle, shape (m,).
+        r"""Return the normal quantile of a class's share, Gamma / sigma at the saddle.
 
-        It keeps its resolution up to 37 deviations, where the probability has long been rounded to zero or one.
+        Of the second class for two, shape (m,), of each class for more, shape (m, C). It keeps its resolution up to 37
+        deviations, where the probability has long been rounded to zero or one.
         """
-        first, second = (np.asarray(share) for share in self._marginals(X, _shares))
+        first, second = self._marginals(X, _shares)
         rare = torch.tensor(np.minimum(first, second)).clamp_min(torch.finfo(torch.float64).tiny)
         margin = -torch.special.ndtri(rare).numpy()
         return np.where(second > first, margin, -margin)
-
-    def __sklearn_tags__(self) -> Tags:
-        """Say that there are two classes."""
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
-        return tags
 
 
 def _shares(posterior: ScaleMixtureMultivariateNormal) -> tuple[Tensor, Tensor]:

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from .._validation import as_width, positive_number
-from ..activations import Activation, get_activation
-from ..commands.network import Network
+from .._validation import as_width
+from ..activations import Activation
 from ..distributions import ScaleMixtureMultivariateNormal
-from ..inference.model_parts import take_apart
-from ..inference.predictor import Predictor
+from ..exceptions import ReliabilityWarning
+from ..inference.units import Normalization
 from ..kernels import Composition
-from ..mixing import ProductGammaMixing, posterior_of_scale
-from ..models import FiniteWidthProcess, NetworkFiniteWidthProcess
-from ..spectra import Spectrum
-from ..theories import fit_order_parameters
-from ..tuning import fit_hyperparameters
+from ..kernels.compositions import get_composition
+from ..reliability import Reliability
+from ..theories import FittedTheory, Theory, get_theory
+from ..tuning import fit_network
 
-PROCESSES = ("saddle", "mixture", "infinite_width")
+UNRELIABLE = (
+    "the theory is likely to be off by more than 5 % here; reliability_ has the score and what was measured at such "
+    "scores. To decide, sample the network itself (compare_with_network), or use theory='free_scale'"
+)
+NOT_CONVERGED = (
+    "the search for hyperparameters did not end at a maximum of the evidence; the best values it saw are used, and "
+    "hyperparameters_.search says more"
+)
 _CHUNK = 1000  # rows predicted at a time
 
 
@@ -37,103 +46,127 @@ class NetworkEstimator(BaseEstimator):
         *,
         activation: str | Activation = "relu",
         width: float | Sequence[float] | None = 100,
-        weight_variance: float | Sequence[float] = 1.0,
-        bias_variance: float | Sequence[float] = 1.0,
-        temperature: float | str = 0.01,
-        process: str = "saddle",
+        temperature: float | None = None,
+        weight_variance: float | Sequence[float] | None = None,
+        bias_variance: float | Sequence[float] | None = None,
+        ard_weights: float | Sequence[float] | None = None,
+        theory: str | Theory = "saddle",
         composition: str | Composition = "outer",
+        normalize_X: bool = True,
+        tuning_rows: int | None = 1000,
+        random_state: Any = 0,
     ) -> None:
         """Store the parameters unchanged, as scikit-learn asks; :meth:`fit` checks them."""
         self.activation = activation
         self.width = width
+        self.temperature = temperature
         self.weight_variance = weight_variance
         self.bias_variance = bias_variance
-        self.temperature = temperature
-        self.process = process
+        self.ard_weights = ard_weights
+        self.theory = theory
         self.composition = composition
+        self.normalize_X = normalize_X
+        self.tuning_rows = tuning_rows
+        self.random_state = random_state
 
-    def _network(self) -> tuple[Network, bool]:
-        """Return the network that the parameters describe, and whether its temperature is to be fitted."""
-        if self.process not in PROCESSES:
-            raise ValueError(f"process: expected one of {PROCESSES}, got {self.process!r}")
-        automatic = isinstance(self.temperature, str)
-        if automatic and self.temperature != "auto":
-            raise ValueError(f"temperature: expected a number > 0 or 'auto', got {self.temperature!r}")
+    def _fit_network(self, X: np.ndarray, y: np.ndarray, normalize_y: bool) -> None:
+        """Bring the data (targets ``P`` or ``P x D``) to the model's units, fit hyperparameters, then the theory."""
+        theory, composition = get_theory(self.theory), get_composition(self.composition)
         width = as_width(math.inf if self.width is None else self.width, torch.float64)
-        if self.process == "infinite_width":
-            width = torch.full_like(width, torch.inf)
-        network = Network(
-            activation=get_activation(self.activation),
-            width=tuple(width.tolist()),
-            temperature=0.01 if automatic else positive_number("temperature", self.temperature),  # type: ignore[arg-type]
-            weight_variance=tuple(np.atleast_1d(self.weight_variance).tolist()),
-            bias_variance=tuple(np.atleast_1d(self.bias_variance).tolist()),
-            composition=self.composition,  # type: ignore[arg-type]
+        x, targets = torch.tensor(X), torch.tensor(y)
+        units = Normalization.of_varying(x, targets, correction=0)
+        if not self.normalize_X:
+            mean, scale = torch.zeros_like(units.input_mean), torch.ones_like(units.input_scale)
+            units = dataclasses.replace(units, input_mean=mean, input_scale=scale)
+        if not normalize_y:
+            mean, scale = torch.zeros_like(units.target_mean), torch.ones_like(units.target_scale)
+            units = dataclasses.replace(units, target_mean=mean, target_scale=scale)
+        x, targets = units.to_model(x), units.targets.to_model(targets)
+        targets = targets.mT if targets.dim() == 2 else targets
+        found = fit_network(
+            x,
+            targets,
+            self.activation,
+            width.shape[-1],
+            temperature=self.temperature,
+            weight_variance=self.weight_variance,
+            bias_variance=self.bias_variance,
+            ard_weights=self.ard_weights,
+            max_rows=self.tuning_rows,
+            seed=int(check_random_state(self.random_state).randint(2**31 - 1)),
         )
-        return network, automatic
+        problems = [found.model(x, target, width, composition) for target in torch.atleast_2d(targets)]
+        self.fits_ = [theory.fit(problem) for problem in problems]
+        self.hyperparameters_ = found
+        self.temperature_ = found.temperature
+        self.normalization_ = units
+        values = [{name: value.numpy() for name, value in fit.order_parameters.items()} for fit in self.fits_]
+        self.order_parameters_ = {name: self._of_targets([each[name] for each in values]) for name in values[0]}
+        reliabilities = [fit.reliability for fit in self.fits_]
+        self.reliability_: Any = reliabilities[0] if units.target_mean.dim() == 0 else reliabilities
+        if found.search is not None and not found.search.converged:
+            warnings.warn(NOT_CONVERGED, ConvergenceWarning, stacklevel=3)
+        if any(isinstance(note, Reliability) and note.reliable is False for note in reliabilities):
+            warnings.warn(ReliabilityWarning(UNRELIABLE), stacklevel=3)
 
-    def _fit_network(self, X: np.ndarray, y: np.ndarray) -> None:
-        """Fit the temperature if asked to, solve the order parameters, and condition on the data."""
-        network, automatic = self._network()
-        inputs, targets = torch.tensor(X), torch.tensor(y)
-        model = network.model(inputs, targets)
-        if self.process == "mixture":
-            if not model.covar_module.is_scalar:
-                raise ValueError(
-                    "process: expected 'saddle' or 'infinite_width' with a composition in which more than the product "
-                    f"of the order parameters enters, here {self.composition!r}, got 'mixture'"
-                )
-            model = NetworkFiniteWidthProcess(inputs, targets, model.likelihood, model.covar_module)
-        if automatic:
-            evidence = "mixture" if self.process == "mixture" else "saddle"
-            fit_hyperparameters(model, train=("temperature",), evidence=evidence)
-        with torch.no_grad():
-            # The fit of the temperature has given its warnings already.
-            self.solution_ = fit_order_parameters(model, warn=not automatic)
-            self.model_ = model.eval()
-            if isinstance(model, FiniteWidthProcess):
-                model.scale_posterior()
-            else:
-                self._predictor = Predictor(take_apart(model))
-        self.temperature_ = model.likelihood.noise.item()
-        self.order_parameter_ = self.solution_.order_parameter.numpy()
-        self.reliability_ = self.solution_.reliability
+    def _of_targets(self, values: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
+        """Return the one target's value, or those of several targets as a further axis."""
+        return values[0] if self.normalization_.target_mean.dim() == 0 else np.stack(values, axis)
 
     @property
-    def log_evidence_(self) -> float:
-        """Return log p(y) of the targets that the network is fitted to, with the scale integrated over its prior.
+    def log_evidence_(self) -> float | None:
+        """Return log p(y) of the targets in the model's units, added up over targets; None where the theory has none.
 
-        It is computed when it is asked for, with one reduction of the kernel matrix.
+        By the theory: at the best scale, with the scale integrated over its posterior, or at infinite width.
+        """
+        check_is_fitted(self, "fits_")
+        evidences = [float(fit.log_evidence) for fit in self.fits_ if fit.log_evidence is not None]
+        return sum(evidences) if len(evidences) == len(self.fits_) else None
+
+    def log_marginal_likelihood(self, theta: None = None) -> float:
+        """Return ``log_evidence_`` under the name that ``GaussianProcessRegressor`` has for it.
+
+        Args:
+            theta: None: the value is that of the fitted hyperparameters.
 
         Raises:
-            ValueError: A composition in which order parameters enter other than through their product.
+            ValueError: Other hyperparameters are asked for, or the theory has no evidence.
         """
-        check_is_fitted(self, "model_")
-        if isinstance(self.model_, FiniteWidthProcess):
-            return float(self.model_.scale_posterior().log_evidence)
-        with torch.no_grad():
-            problem = take_apart(self.model_).scalar_problem()
-            spectrum = Spectrum.from_kernel(problem.kernel_matrix, problem.residuals, base=problem.base)
-            law = ProductGammaMixing(self.model_.covar_module.width.squeeze(-2))
-            return float(posterior_of_scale(spectrum, law, problem.temperature).log_evidence)
+        check_is_fitted(self, "fits_")
+        if theta is not None:
+            raise ValueError(
+                f"theta: expected None, the fitted hyperparameters, got {theta!r}; give others as parameters of the "
+                "estimator and fit it"
+            )
+        value = self.log_evidence_
+        if value is None:
+            raise ValueError(f"theory: expected one with an evidence for this composition, got {self.theory!r}")
+        return value
 
     def _points(self, X: Any) -> Tensor:
-        """Check test inputs."""
-        check_is_fitted(self, "model_")
-        return torch.tensor(validate_data(self, X, reset=False, dtype=np.float64))
-
-    @torch.no_grad()
-    def _posterior(self, x: Tensor, joint: bool = False) -> ScaleMixtureMultivariateNormal:
-        """Return the posterior of f, in units of the fitted targets; at the saddle, a mixture of one component."""
-        if isinstance(self.model_, FiniteWidthProcess):
-            return self.model_.predict(x, "mixture", joint=joint)
-        mean, spread = self._predictor.predict(x, joint)
-        spreads = {"covariance" if joint else "variance": spread.unsqueeze(0)}
-        return ScaleMixtureMultivariateNormal(mean.new_zeros(1), mean.unsqueeze(0), **spreads)
+        """Check test inputs and bring them to the model's units."""
+        check_is_fitted(self, "fits_")
+        x = torch.tensor(validate_data(self, X, reset=False, dtype=np.float64))
+        return self.normalization_.to_model(x)
 
     def _marginals(
         self, X: Any, quantities: Callable[[ScaleMixtureMultivariateNormal], tuple[Tensor, ...]]
     ) -> list[np.ndarray]:
-        """Return quantities of the posterior of f at each point on its own, in bounded memory."""
-        pieces = [quantities(self._posterior(rows)) for rows in self._points(X).split(_CHUNK)]
-        return [torch.cat(column).numpy() for column in zip(*pieces, strict=True)]
+        """Return quantities of the posterior of f at each point on its own, ``m`` or ``m x D``, in bounded memory."""
+        chunks = self._points(X).split(_CHUNK)
+        columns = []
+        for fit in self.fits_:
+            pieces = [quantities(posterior(fit, rows)) for rows in chunks]
+            columns.append([torch.cat(column).numpy() for column in zip(*pieces, strict=True)])
+        return [self._of_targets(values, axis=-1) for values in zip(*columns, strict=True)]
+
+
+@torch.no_grad()
+def posterior(fit: FittedTheory, x: Tensor, joint: bool = False) -> ScaleMixtureMultivariateNormal:
+    """Return the posterior of f in the model's units; a normal one is a mixture of one component."""
+    found = fit.distribution(x, joint)
+    if isinstance(found, ScaleMixtureMultivariateNormal):
+        return found
+    spread = {"covariance": found.covariance_matrix} if joint else {"variance": found.variance}
+    component = {kind: value.unsqueeze(0) for kind, value in spread.items()}
+    return ScaleMixtureMultivariateNormal(found.loc.new_zeros(1), found.loc.unsqueeze(0), **component)

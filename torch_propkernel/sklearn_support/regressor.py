@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import RegressorMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .network_estimator import NetworkEstimator
+from ..inference.units import Units
+from .network_estimator import NetworkEstimator, posterior
 
 
 class PropKernelRegressor(RegressorMixin, NetworkEstimator):
@@ -21,45 +22,67 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
 
     K is the covariance of the infinitely wide network (:class:`NNGPKernel`), k and k_xx its entries at the test point,
     q the order parameter that minimizes the effective action (:func:`fit_order_parameters`), T the variance of the
-    noise. :meth:`fit` solves for q; nothing is trained by gradient steps unless ``temperature="auto"``.
+    noise.
 
-    Units: with ``normalize_y`` the targets are shifted and divided by their standard deviation on the training data
-    (by one if they are constant); the temperature and the prior variances are in those units. Inputs are used as they
-    are: put a ``StandardScaler`` before this estimator in a ``Pipeline``. Columns that are constant need no care: they
-    act as a bias. Prior variances are 1/lambda_l; layers divide by the square root of their fan-in.
+    :meth:`fit` finds the hyperparameters that are left at None by evidence at infinite width (:func:`fit_network`),
+    freezes them, and then solves the theory at the given width. A number that is given is never fitted. In a search
+    over a grid, give what the grid does not vary: each fit costs seconds, :meth:`fit` with all numbers given
+    milliseconds.
+
+    Units: inputs and targets are shifted and divided by their standard deviations on the training data (by one where
+    they are constant), so that a ``StandardScaler`` before this estimator changes nothing; the temperature and the
+    prior variances are in those units, predictions in the targets' own. Switch it off with ``normalize_X`` and
+    ``normalize_y``; images, whose pixels have one scale, want the first. Prior variances are 1/lambda_l; layers divide
+    by the square root of their fan-in.
 
     The spread that :meth:`predict` returns is that of a new noisy target, T included, as
-    ``GaussianProcessRegressor``'s with a ``WhiteKernel`` in it; ``include_noise=False`` leaves T out.
+    ``GaussianProcessRegressor``'s with a ``WhiteKernel`` in it; ``include_noise=False`` leaves T out. Before a fit
+    there are no predictions: ``GaussianProcessRegressor`` answers from its prior there, this estimator raises
+    ``NotFittedError``, since width, units and prior are known only with the data.
 
-    Not included: several targets, sample weights, missing values, sparse inputs; a prior mean other than the targets'.
+    Several targets, y of shape (P, D): D independent networks that share all hyperparameters, fitted by the sum of
+    their log evidences. Each has its own order parameters; correlations between targets are left out.
+
+    Not included: sample weights (``fit`` takes none and says so: weights as repeated rows, which is what scikit-learn
+    means by them, are not a noise variance T/w once T is fitted), missing values, sparse inputs, a prior mean other
+    than the targets'.
 
     Accuracy: computed in float64 whatever the inputs' dtype, and returned in float64; exact to rounding for the given
-    theory, of which THEORY.md, section 7, says where it fails (``reliability_``). Cost: about ten Cholesky
-    factorizations of the P x P kernel matrix, then P^2 m for m test points (1000 at a time); ``"mixture"`` one ``eigh``
-    and P m for each of some dozens of nodes.
+    theory, of which THEORY.md, section 7, says where it fails (``reliability_``). Cost: the search for hyperparameters
+    on at most ``tuning_rows`` rows (1 to 20 s); about ten Cholesky factorizations of the P x P kernel matrix for each
+    target, then P^2 m for m test points (1000 at a time); ``"mixture"`` one ``eigh`` and P m for each of some dozens of
+    nodes.
 
     Args:
         activation: A name in ``torch_propkernel.activations.ACTIVATIONS`` or an :class:`Activation`.
         width: Width of the hidden layer, one number for each of several, ``math.inf`` or None for infinite width.
-        weight_variance: w_0, ..., w_L: one number or L + 1.
-        bias_variance: b_0, ..., b_{L-1}: one number or L; zero for no bias.
-        temperature: T > 0, or ``"auto"``: the value of highest evidence (:func:`fit_hyperparameters`), with everything
-            else fixed.
-        process: ``"saddle"``: the normal posterior at the solved q. ``"mixture"``: the scale behind q is integrated
-            over its posterior (:class:`FiniteWidthProcess`). ``"infinite_width"``: q = 1, the baseline.
+        temperature: T > 0; None to fit it.
+        weight_variance: w_0, ..., w_L: one number or L + 1; None to fit them.
+        bias_variance: b_0, ..., b_{L-1}: one number or L, zero for no bias; None to fit them.
+        ard_weights: Relative prior variances of the input weights: one number (all alike: no ARD) or one for each
+            input; None to fit them.
+        theory: A name in ``torch_propkernel.theories.THEORIES``, such as ``"saddle"``: the normal posterior at the
+            solved q; ``"mixture"``: the scale behind q is integrated over its posterior; ``"infinite_width"``: q = 1;
+            ``"free_scale"``: q is a free scale, the baseline that every other has to face. Or a :class:`Theory`.
         composition: How the order parameters of several layers enter; ``"mixture"`` needs the default.
+        normalize_X: Standardize the inputs.
         normalize_y: Standardize the targets. It is True here, unlike in ``GaussianProcessRegressor``: the prior is for
             targets of unit variance.
+        tuning_rows: Largest number of rows, drawn at random, on which hyperparameters are fitted; None for all.
+            Predictions use all rows.
+        random_state: Seed of that draw, which nothing else depends on.
 
     Attributes:
-        order_parameter_: q_1, ..., q_L at the saddle, shape (L,); ones for infinite width.
-        solution_: The :class:`Solution`: its outcome, other stationary points, statistics.
+        hyperparameters_: The :class:`NetworkFit`: temperature, variances and ARD weights, given or fitted, how the
+            search went, and on how many rows.
         temperature_: T, in units of the standardized targets.
-        reliability_: The :class:`Reliability` note on the regime; :meth:`fit` warns if it is not reliable.
-        log_evidence_: log p(y) of the standardized targets, integrated over the scale; computed when asked for.
-        model_: The GPyTorch model.
-        target_mean_: Mean of the targets that was subtracted.
-        target_scale_: Standard deviation by which they were divided.
+        order_parameters_: By name; ``"q"`` has q_1, ..., q_L, shape (L,), or (D, L) for several targets.
+        reliability_: The :class:`Reliability` note on the regime, a list of them for several targets; :meth:`fit` warns
+            if one is not reliable. None where the theory has no score.
+        log_evidence_: log p(y) of the standardized targets by the theory, added up over targets;
+            :meth:`log_marginal_likelihood` returns it too.
+        fits_: The :class:`FittedTheory` of each target, in the model's units.
+        normalization_: The :class:`Normalization` between the user's units and the model's.
         n_features_in_: Number of inputs.
         feature_names_in_: Names of the inputs, if X had string column names.
 
@@ -72,15 +95,15 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
 
     Example:
         >>> import numpy as np
-        >>> from sklearn.pipeline import make_pipeline
-        >>> from sklearn.preprocessing import StandardScaler
         >>> rng = np.random.default_rng(0)
         >>> X = rng.normal(size=(80, 3))
         >>> y = np.abs(X[:, 0]) + X[:, 1] + 0.3 * rng.normal(size=80)
-        >>> model = make_pipeline(StandardScaler(), PropKernelRegressor(width=1000, temperature=0.1))
-        >>> mean, std = model.fit(X[:60], y[:60]).predict(X[60:], return_std=True)
+        >>> model = PropKernelRegressor(width=1000).fit(X[:60], y[:60])
+        >>> mean, std = model.predict(X[60:], return_std=True)
         >>> model.score(X[60:], y[60:]) > 0.8, bool((np.abs(mean - y[60:]) < 4 * std).all())
         (True, True)
+        >>> bool(0.15 < np.sqrt(model.temperature_) * y[:60].std() < 0.45)   # the noise, 0.3, was found
+        True
     """
 
     def __init__(
@@ -88,39 +111,42 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
         *,
         activation: Any = "relu",
         width: Any = 100,
-        weight_variance: Any = 1.0,
-        bias_variance: Any = 1.0,
-        temperature: Any = 0.01,
-        process: str = "saddle",
+        temperature: Any = None,
+        weight_variance: Any = None,
+        bias_variance: Any = None,
+        ard_weights: Any = None,
+        theory: Any = "saddle",
         composition: Any = "outer",
+        normalize_X: bool = True,
         normalize_y: bool = True,
+        tuning_rows: Any = 1000,
+        random_state: Any = 0,
     ) -> None:
         """Store the parameters unchanged."""
         super().__init__(
             activation=activation,
             width=width,
+            temperature=temperature,
             weight_variance=weight_variance,
             bias_variance=bias_variance,
-            temperature=temperature,
-            process=process,
+            ard_weights=ard_weights,
+            theory=theory,
             composition=composition,
+            normalize_X=normalize_X,
+            tuning_rows=tuning_rows,
+            random_state=random_state,
         )
         self.normalize_y = normalize_y
 
     def fit(self, X: Any, y: Any) -> PropKernelRegressor:
-        """Solve the order parameters and condition on the data.
+        """Fit hyperparameters that are not given, solve the order parameters and condition on the data.
 
         Args:
             X: Inputs, shape (P, N_0).
-            y: Targets, shape (P,).
+            y: Targets, shape (P,) or (P, D).
         """
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
-        y = y.astype(np.float64)
-        self.target_mean_ = float(y.mean()) if self.normalize_y else 0.0
-        spread = float(y.std()) if self.normalize_y else 1.0
-        # Targets that are constant to rounding keep their units.
-        self.target_scale_ = spread if spread > 10 * np.finfo(np.float64).eps * abs(self.target_mean_) else 1.0
-        self._fit_network(X, (y - self.target_mean_) / self.target_scale_)
+        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, multi_output=True)
+        self._fit_network(X, y.astype(np.float64), self.normalize_y)
         return self
 
     def predict(
@@ -128,10 +154,12 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Return the mean of the posterior at X, and its spread if that is asked for, in the targets' own units.
 
+        Shapes for several targets, D of them, in brackets.
+
         Args:
             X: Inputs, shape (m, N_0).
-            return_std: Return the standard deviations too, shape (m,).
-            return_cov: Return the covariance between the points instead, shape (m, m).
+            return_std: Return the standard deviations too, shape (m,), [(m, D)].
+            return_cov: Return the covariance between the points instead, shape (m, m), [(m, m, D)].
             include_noise: The spread is that of a new noisy target (T included), else that of the network's output.
 
         Raises:
@@ -139,18 +167,19 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
         """
         if return_std and return_cov:
             raise ValueError("return_std, return_cov: expected at most one of them, got both")
-        check_is_fitted(self, "model_")
+        check_is_fitted(self, "fits_")
         noise = self.temperature_ if include_noise else 0.0
-        if return_cov:
-            joint = self._posterior(self._points(X), joint=True)
-            covariance = joint.covariance_matrix.numpy() + noise * np.eye(joint.event_shape[0])
-            return self._in_own_units(joint.mean.numpy()), covariance * self.target_scale_**2
-        mean, variance = self._marginals(X, lambda posterior: (posterior.mean, posterior.variance))
-        mean = self._in_own_units(mean)
-        return (mean, np.sqrt(variance + noise) * self.target_scale_) if return_std else mean
+        if not return_cov:
+            mean, variance = self._marginals(X, lambda each: (each.mean, each.variance))
+            mean, std = self._units.value(mean), self._units.deviation(np.sqrt(variance + noise))
+            return (mean, std) if return_std else mean
+        joints = [posterior(fit, x, joint=True) for x in [self._points(X)] for fit in self.fits_]
+        means = self._of_targets([each.mean.numpy() for each in joints], axis=-1)
+        covariances = [each.covariance_matrix.numpy() + noise * np.eye(len(means)) for each in joints]
+        return self._units.value(means), self._units.variance(self._of_targets(covariances, axis=-1))
 
     def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0, include_noise: bool = True) -> np.ndarray:
-        """Draw targets at X jointly from the posterior, shape (m, n_samples), in the targets' own units.
+        """Draw targets at X jointly from the posterior, shape (m, n_samples) or (m, D, n_samples), in their own units.
 
         Args:
             X: Inputs, shape (m, N_0).
@@ -160,15 +189,26 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
             include_noise: Draw noisy targets, else outputs of the network, to 1e-6 of the prior's deviation.
         """
         x = self._points(X)
-        with torch.no_grad():
-            # The covariance of f at known points is a small difference of large numbers: keep it positive definite.
-            noise = self.temperature_ if include_noise else 1e-12 * float(self.model_.forward(x).variance.max())
-            posterior = self._posterior(x, joint=True).add_noise(x.new_full((len(x),), noise))
         seed = int(check_random_state(random_state).randint(2**31 - 1))
-        with torch.random.fork_rng(devices=[]):
+        samples = []
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            samples = posterior.rsample(torch.Size([n_samples]))
-        return self._in_own_units(samples.T.numpy())
+            for fit in self.fits_:
+                # The covariance of f at known points is a small difference of large numbers: keep it positive definite.
+                least = 1e-12 * float(fit.problem.prior(x).variance.max())
+                noise = self.temperature_ if include_noise else least
+                noisy = posterior(fit, x, joint=True).add_noise(x.new_full((len(x),), noise))
+                samples.append(noisy.rsample(torch.Size([n_samples])).numpy())
+        return np.moveaxis(self._units.value(self._of_targets(samples, axis=-1)), 0, -1)
 
-    def _in_own_units(self, value: np.ndarray) -> np.ndarray:
-        return self.target_mean_ + self.target_scale_ * value
+    @property
+    def _units(self) -> Units:
+        """The targets' units for arrays, whose arithmetic is that of tensors."""
+        shift, scale = self.normalization_.target_mean, self.normalization_.target_scale
+        return Units(shift.numpy(), scale.numpy())  # type: ignore[arg-type]
+
+    def __sklearn_tags__(self) -> Tags:
+        """Say that there may be several targets."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

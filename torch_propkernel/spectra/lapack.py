@@ -15,8 +15,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import scipy.linalg
-from scipy.linalg import blas, lapack
 
 _Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -68,6 +66,8 @@ def eigenvalues_and_projections(matrix: _Array, vector: _Array) -> tuple[_Array,
     Signs of z are arbitrary, as those of eigenvectors are. ``matrix`` (``P x P``, float64) is overwritten.
     Cost: about 4/3 P^3 flops in the tridiagonal reduction, a quarter of a full eigendecomposition's time.
     """
+    from scipy.linalg import blas, eigh_tridiagonal, lapack  # a tenth of a second of import time, for this alone
+
     size = matrix.shape[0]
     norm = float(np.linalg.norm(vector))
     if size == 1 or norm == 0.0:
@@ -91,5 +91,5 @@ def eigenvalues_and_projections(matrix: _Array, vector: _Array) -> tuple[_Array,
         if found is not None:
             order = np.argsort(found[0])
             return found[0][order] ** 2 - shift, found[1][order]
-    values, vectors = scipy.linalg.eigh_tridiagonal(diagonal, off_diagonal)
+    values, vectors = eigh_tridiagonal(diagonal, off_diagonal)
     return values, norm * vectors[0]

@@ -155,6 +155,17 @@ class Spectrum:
         return self.num_outputs * counts
 
     @property
+    def vectors(self) -> Tensor:
+        """The eigenvectors.
+
+        Raises:
+            ValueError: They were not kept.
+        """
+        if self.eigenvectors is None:
+            raise ValueError("spectrum: expected one with eigenvectors, got one without; reduce with eigenvectors=True")
+        return self.eigenvectors
+
+    @property
     def single(self) -> Tensor:
         """The projections of the one output, ``*b x M``.
 

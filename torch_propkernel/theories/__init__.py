@@ -1,41 +1,37 @@
 """Theories of finite Bayesian networks under one interface: fit a model, predict, compare."""
 
 from .base import FittedTheory, Theory
-from .best_scale import FreeScale, fit_free_scale
-from .compare_widths import WidthComparison, compare_widths
-from .curves import LearningCurve, WidthSweep, learning_curve, width_sweep
-from .errors import ErrorEstimate, expected_accuracy, generalization_error, leave_one_out_error, training_error
-from .first_order import FirstOrder, FittedFirstOrder
-from .fit_order_parameters import fit_order_parameters
-from .free_scale import FreeScaleBaseline
+from .errors import expected_accuracy, generalization_error, leave_one_out_error, training_error
+from .first_order import CorrectedSaddle, FirstOrder
+from .free_scale import FreeScale
 from .gated import Gated
 from .infinite_width import InfiniteWidth
 from .mixture import Mixture
+from .names import THEORIES, get_theory
 from .saddle_point import SaddlePoint
-from .two_parameter import TwoParameterMixture, TwoParameterSaddle
+from .solve import ModelSolution, fit_order_parameters
+from .sweeps import LearningCurve, WidthSweep, learning_curve, width_sweep
+from .two_parameter import TwoParameterSaddle
 
 __all__ = [
-    "ErrorEstimate",
+    "THEORIES",
+    "CorrectedSaddle",
     "FirstOrder",
-    "FittedFirstOrder",
     "FittedTheory",
     "FreeScale",
-    "FreeScaleBaseline",
     "Gated",
     "InfiniteWidth",
     "LearningCurve",
     "Mixture",
+    "ModelSolution",
     "SaddlePoint",
     "Theory",
-    "TwoParameterMixture",
     "TwoParameterSaddle",
-    "WidthComparison",
     "WidthSweep",
-    "compare_widths",
     "expected_accuracy",
-    "fit_free_scale",
     "fit_order_parameters",
     "generalization_error",
+    "get_theory",
     "learning_curve",
     "leave_one_out_error",
     "training_error",

@@ -1,20 +1,20 @@
-"""What every theory of a finite network does: fit a model's training data, then predict with its order parameters."""
+"""What every theory of a finite network does: fit a model's training data, then answer all that a user may ask."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .._validation import check_targets
-from ..inference.model_parts import ModelParts, take_apart
-from ..inference.predictor import Predictor, Units, prepare_points
+from ..inference import Conditioned, ErrorEstimate, Problem
+from ..inference.conditioned import check_chunk_size, expected_errors
 from ..kernels import RenormalizedNNGPKernel
-from .errors import ErrorEstimate
+from ..reliability import Reliability
 
 
 class Theory(ABC):
@@ -24,7 +24,8 @@ class Theory(ABC):
     same options are equal.
 
     Attributes:
-        name: Short name in tables.
+        name: Name in the table of theories, in reports and on the command line.
+        needs_order_parameters: Whether the model must hold a :class:`RenormalizedNNGPKernel`.
 
     Example:
         >>> from torch_propkernel.theories import InfiniteWidth, Mixture
@@ -33,29 +34,26 @@ class Theory(ABC):
     """
 
     name: ClassVar[str]
+    needs_order_parameters: ClassVar[bool] = True
 
+    @torch.no_grad()
     def fit(self, model: Any) -> FittedTheory:
         """Return the theory's order parameters for the model's training data; the model is not changed.
 
         Args:
             model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`. A copy is kept: later changes of the
-                model do not reach the fitted theory.
+                model do not reach the fitted theory. Or a :class:`Problem` from :meth:`Problem.frozen`: several
+                theories of one problem share its kernel matrix and reduction.
 
         Raises:
             TypeError, ValueError: Not a suitable model, NaN in the data, or one to which this theory does not apply.
             ConvergenceError: The solve failed.
         """
-        frozen = copy.deepcopy(model)
-        if isinstance(frozen, torch.nn.Module):
-            frozen.eval()  # BoTorch models hold transformed inputs then
-        with torch.no_grad():
-            parts = take_apart(frozen)
-            Units.of(frozen)
-            return self._fit(parts)
+        return self._fit(Problem.frozen(model, needs_order_parameters=self.needs_order_parameters))
 
     @abstractmethod
-    def _fit(self, parts: ModelParts) -> FittedTheory:
-        """Fit the pieces of a copy that no one else holds, without gradients."""
+    def _fit(self, problem: Problem) -> FittedTheory:
+        """Fit a frozen problem, without gradients."""
 
     def __eq__(self, other: object) -> bool:
         """Equal when of one class and with the same options."""
@@ -71,31 +69,37 @@ class Theory(ABC):
         return f"{type(self).__name__}({options})"
 
 
-class FittedTheory(ABC):
-    r"""Order parameters of a theory at a model's training data, and the predictions that follow.
+class FittedTheory:
+    r"""A theory at a model's training data: its order parameters, and all predictions that follow.
 
-    A subclass gives ``_predict``, and ``_training_error``. Predictions are in the targets' original units
-    (BoTorch's ``Standardize``), order parameters in the model's. No gradients are formed.
+    Predictions are in the targets' original units (BoTorch's ``Standardize``), order parameters and the evidence in the
+    model's. No gradients are formed, but in x by :meth:`distribution`. It pickles.
 
     Args:
         theory: What was fitted.
-        parts: Pieces of the frozen model.
+        problem: The frozen problem.
+        conditioned: The posterior.
         order_parameters: By name, each ``*b`` or ``*b x L``.
         readout_norm: Predicted posterior mean of ``lambda_L |v|^2 / N_L``, ``*b``.
         message: Outcome of the solve, in words.
         stats: Numbers of the solve: residuals, iterations, number of minima, errors of quadratures.
+        log_evidence: log p(y), ``*b``; None where the theory has none.
 
     Attributes:
         theory: What was fitted.
-        parts: Pieces of the model; a copy.
+        problem: The frozen problem.
+        conditioned: The posterior.
         order_parameters: By name.
         readout_norm: Predicted posterior mean of ``lambda_L |v|^2 / N_L``, an observable of a sampled network.
         message: Outcome of the solve, in words.
         stats: Numbers of the solve.
+        log_evidence: log p(y) of the model's own targets, ``*b``, comparable at fixed prior variances; None where the
+            theory has none.
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import Identity, NetworkGP, RenormalizedNNGPKernel
+        >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel
+        >>> from torch_propkernel.activations import Identity
         >>> from torch_propkernel.theories import InfiniteWidth
         >>> likelihood = gpytorch.likelihoods.GaussianLikelihood()
         >>> likelihood.noise = 1.0
@@ -103,32 +107,30 @@ class FittedTheory(ABC):
         >>> fitted = InfiniteWidth().fit(model)
         >>> [round(v.item(), 5) for v in fitted.predict(torch.ones(1, 1))]   # k = T = 1: mean 1/2, variance 1/2
         [0.5, 0.5]
+        >>> round(fitted.training_error().item(), 5)   # A = 2: 1/4 + 1 - 1/2
+        0.75
     """
 
     def __init__(
         self,
         theory: Theory,
-        parts: ModelParts,
+        problem: Problem,
+        conditioned: Conditioned,
         order_parameters: dict[str, Tensor],
         readout_norm: Tensor,
         message: str,
         stats: dict[str, Any] | None = None,
+        log_evidence: Tensor | None = None,
     ) -> None:
         """Store the outcome."""
         self.theory = theory
-        self.parts = parts
+        self.problem = problem
+        self.conditioned = conditioned
         self.order_parameters = order_parameters
         self.readout_norm = readout_norm
         self.message = message
         self.stats = stats or {}
-
-    @abstractmethod
-    def _predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and latent variance at prepared points ``*b x m x d``, ``*b x m`` each, in the model's units."""
-
-    @abstractmethod
-    def _training_error(self) -> Tensor:
-        """Return E (1/P) sum (y - f)^2, ``*b``, in the model's units."""
+        self.log_evidence = log_evidence
 
     @torch.no_grad()
     def predict(self, x: Tensor, chunk_size: int = 1000) -> tuple[Tensor, Tensor]:
@@ -144,7 +146,22 @@ class FittedTheory(ABC):
         Raises:
             TypeError, ValueError: x of the wrong shape, kind, or not finite.
         """
-        return _in_chunks(self._predict, prepare_points(self.parts, x), chunk_size, Units.of(self.parts.model))
+        check_chunk_size(chunk_size)
+        pieces = [self.conditioned.predict(rows) for rows in self.problem.points(x).split(chunk_size, dim=-2)]
+        mean, variance = (torch.cat(columns, -1) for columns in zip(*pieces, strict=True))
+        return self.problem.units.value(mean), self.problem.units.variance(variance)
+
+    def distribution(self, x: Tensor, joint: bool = False) -> Any:
+        """Return the posterior of the network's output at x in the model's units, without the noise T.
+
+        A normal, or a :class:`ScaleMixtureMultivariateNormal` where the theory is a mixture.
+
+        Args:
+            x: Test inputs, ``*b x m x d``.
+            joint: Keep covariances between test points.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+            return self.conditioned.distribution(self.problem.points(x), joint)
 
     @torch.no_grad()
     def error(self, x: Tensor, y: Tensor, chunk_size: int = 1000) -> ErrorEstimate:
@@ -158,23 +175,35 @@ class FittedTheory(ABC):
         Raises:
             TypeError, ValueError: x or y of the wrong shape, kind, or not finite.
         """
-        x = prepare_points(self.parts, x)
-        check_targets(y, x.shape[-2])
-        units = Units.of(self.parts.model)
-        wide, finite = (
-            ErrorEstimate(mean, (y - mean).square(), variance)
-            for mean, variance in (
-                _in_chunks(predict, x, chunk_size, units)
-                for predict in (Predictor(self.parts, 1.0).predict, self._predict)
-            )
-        )
+        x = self.problem.points(x)
+        wide, finite = expected_errors([self.problem.infinite_width, self.conditioned], x, y, chunk_size)
         return dataclasses.replace(finite, infinite_width=wide)
+
+    @torch.no_grad()
+    def leave_one_out(self) -> ErrorEstimate:
+        """Return errors at each training point given the others, ``*b x P``, those of infinite width beside them.
+
+        Order parameters are those of all points; a mixture's weights follow the points that are left.
+        """
+        wide = self.problem.infinite_width.leave_one_out()
+        return dataclasses.replace(self.conditioned.leave_one_out(), infinite_width=wide)
 
     @torch.no_grad()
     def training_error(self) -> Tensor:
         """Return the average squared error of posterior networks on the training points, ``*b``, in original units."""
-        scale = torch.as_tensor(Units.of(self.parts.model).scale, dtype=self.parts.targets.dtype).squeeze(-1)
-        return self._training_error() * scale**2
+        return self.conditioned.training_error()
+
+    @torch.no_grad()
+    def accuracy(self, x: Tensor, y: Tensor, chunk_size: int = 1000) -> Tensor:
+        """Return the expected share of labels +-1 that the sign of a posterior network gets right, ``*b``."""
+        x = self.problem.points(x)
+        check_targets(y, x.shape[-2])
+        return self.conditioned.accuracy(x, y, chunk_size)
+
+    @cached_property
+    def reliability(self) -> Reliability | None:
+        """How far the prediction may be off, from the training data alone; None for a theory without such a score."""
+        return None
 
     def __repr__(self) -> str:
         """Theory and order parameters."""
@@ -182,21 +211,15 @@ class FittedTheory(ABC):
         return f"{type(self).__name__}({self.theory!r}: {values})"
 
 
-def _in_chunks(predict: Any, x: Tensor, chunk_size: int, units: Units) -> tuple[Tensor, Tensor]:
-    pieces = [predict(rows) for rows in x.split(chunk_size, dim=-2)]
-    mean, variance = (torch.cat(columns, -1) for columns in zip(*pieces, strict=True))
-    return units.shift + units.scale * mean, variance * units.scale**2
-
-
-def bare_kernel(parts: ModelParts, theory: Theory, depth: int) -> RenormalizedNNGPKernel:
+def bare_kernel(problem: Problem, theory: Theory, depth: int) -> RenormalizedNNGPKernel:
     """Return the model's kernel if it is the whole covariance of a network with ``depth`` hidden layers.
 
     Raises:
         ValueError: A composite covariance, another depth.
     """
-    kernel = parts.kernel
-    if getattr(parts.model, "covar_module", None) is not kernel:
-        got = type(getattr(parts.model, "covar_module", None)).__name__
+    kernel = problem.network
+    if getattr(problem.model, "covar_module", None) is not kernel:
+        got = type(getattr(problem.model, "covar_module", None)).__name__
         raise ValueError(
             f"covar_module: {theory!r} expected the RenormalizedNNGPKernel itself, got {got}; put an overall scale "
             "into weight_variance"
@@ -206,7 +229,7 @@ def bare_kernel(parts: ModelParts, theory: Theory, depth: int) -> RenormalizedNN
     return kernel
 
 
-def kernel_inputs(parts: ModelParts, x: Tensor) -> Tensor:
+def kernel_inputs(problem: Problem, x: Tensor) -> Tensor:
     """Return the columns of x that the kernel reads."""
-    dims = parts.kernel.active_dims
+    dims = problem.network.active_dims
     return x if dims is None else x.index_select(-1, dims)

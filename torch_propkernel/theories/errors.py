@@ -4,96 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._validation import check_targets
-from ..actions.solution import Solution
-from ..inference.model_parts import ModelParts
-from ..inference.predictor import Predictor, Units, evaluating, prepare_points
-from .fit_order_parameters import fit_parts
+from ..inference import Conditioned, ErrorEstimate, Problem
+from ..inference.conditioned import check_chunk_size, expected_errors
+from .base import Theory
+from .names import get_theory
+from .solve import drop_cached_predictions, fit_problem
 
 
-@dataclass(frozen=True)
-class ErrorEstimate:
-    """Expected squared errors of a network drawn from the posterior, split into bias and variance.
-
-    All in the targets' original units, without the noise T.
-
-    Attributes:
-        mean: Posterior mean Gamma for each point, ``*b x m``.
-        bias: (y - Gamma)^2 for each point: the measured squared error of the mean, no prediction.
-        variance: sigma^2 for each point.
-        infinite_width: The same at q = 1 with the same hyperparameters, not refitted; None in that object itself.
-        solution: What the solver returned, if the call was asked to fit.
-
-    Example:
-        >>> import torch
-        >>> error = ErrorEstimate(torch.zeros(2), torch.tensor([1.0, 3.0]), torch.tensor([0.5, 0.5]))
-        >>> error.mean_total.item()
-        2.5
-    """
-
-    mean: Tensor
-    bias: Tensor
-    variance: Tensor
-    infinite_width: ErrorEstimate | None = None
-    solution: Solution | None = None
-
-    @property
-    def total(self) -> Tensor:
-        """Bias plus variance for each point."""
-        return self.bias + self.variance
-
-    @property
-    def mean_bias(self) -> Tensor:
-        """Bias averaged over the points, ``*b``."""
-        return self.bias.mean(-1)
-
-    @property
-    def mean_variance(self) -> Tensor:
-        """Variance averaged over the points, ``*b``."""
-        return self.variance.mean(-1)
-
-    @property
-    def mean_total(self) -> Tensor:
-        """Total averaged over the points, ``*b``."""
-        return self.total.mean(-1)
-
-    def __str__(self) -> str:
-        """One line, with the infinite-width value beside it."""
-        text = f"error {_show(self.mean_total)} = bias {_show(self.mean_bias)} + variance {_show(self.mean_variance)}"
-        if self.infinite_width is not None:
-            text += f" (infinite width: {_show(self.infinite_width.mean_total)})"
-        return text
-
-
-def _show(value: Tensor) -> str:
-    return f"{value.item():.6g}" if value.numel() == 1 else str([f"{v:.6g}" for v in value.flatten().tolist()])
+def _check_choice(theory: Any, **others: Any) -> None:
+    """Refuse what does not go with a theory, which finds its own order parameters."""
+    given = [name for name, value in others.items() if value is not None and value is not False]
+    if theory is not None and given:
+        raise ValueError(f"{', '.join(given)}: expected none beside theory={theory!r}, which fits the model itself")
 
 
 def _both_widths(
-    parts: ModelParts, order_parameter: Tensor | None, fit: bool, function: Callable[[Predictor], ErrorEstimate]
+    model: Any,
+    problem: Problem,
+    order_parameter: Tensor | None,
+    fit: bool,
+    errors: Callable[[list[Conditioned]], list[ErrorEstimate]],
 ) -> ErrorEstimate:
-    """Apply ``function`` to the predictor at the solved q and at q = 1; one kernel evaluation serves all if it can."""
-    kernel, solution, problem = parts.kernel, None, None
+    """Return errors at the solved, given or present order parameters, and beside them those at q = 1."""
+    solution = None
     if fit:
         if order_parameter is not None:
             raise ValueError("order_parameter: expected None with fit=True, got a value")
-        solution, problem = fit_parts(parts, differentiable=torch.is_grad_enabled())
+        solution = fit_problem(problem, differentiable=torch.is_grad_enabled(), stacklevel=5)
+        drop_cached_predictions(model)
         order_parameter = solution.order_parameter
-    q = kernel.order_parameter if order_parameter is None else order_parameter.unsqueeze(-2)
-    if kernel.is_scalar and parts.is_multiplicative():
-        unit = parts.covariance(1.0) if problem is None else problem.kernel_matrix
-        scale = q.to(unit.dtype).prod(-1).unsqueeze(-1)
-        finite = function(Predictor(parts, q, unit * scale))
-        infinite = function(Predictor(parts, 1.0, unit))
-    else:
-        finite, infinite = function(Predictor(parts, q)), function(Predictor(parts, 1.0))
-    return dataclasses.replace(finite, infinite_width=infinite, solution=solution)
+    finite, wide = errors([problem.conditioned(order_parameter), problem.infinite_width])
+    return dataclasses.replace(finite, infinite_width=wide, solution=solution)
 
 
 def generalization_error(
@@ -101,6 +48,7 @@ def generalization_error(
     x: Tensor,
     y: Tensor,
     *,
+    theory: str | Theory | None = None,
     fit: bool = False,
     order_parameter: Tensor | None = None,
     differentiable: bool = False,
@@ -124,6 +72,8 @@ def generalization_error(
         model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`.
         x: Test inputs.
         y: Test targets, in original units.
+        theory: A :class:`Theory` or a name from ``THEORIES``, fitted to the model, which is not changed; None for the
+            kernel's present order parameters.
         fit: Solve and set the order parameters first, as :func:`fit_order_parameters` does, from the same kernel
             matrix.
         order_parameter: Use these q (``*b x L``, may carry a graph) instead of the kernel's.
@@ -137,7 +87,8 @@ def generalization_error(
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import NetworkGP, Identity, RenormalizedNNGPKernel, generalization_error
+        >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel, generalization_error
+        >>> from torch_propkernel.activations import Identity
         >>> kernel = RenormalizedNNGPKernel(Identity(), width=4)
         >>> likelihood = gpytorch.likelihoods.GaussianLikelihood()
         >>> likelihood.noise = 1.0
@@ -146,21 +97,26 @@ def generalization_error(
         >>> round(error.mean_total.item(), 5)
         0.75
     """
-    with evaluating(model) as parts, torch.set_grad_enabled(differentiable):
-        x = prepare_points(parts, x)
-        check_targets(y, x.shape[-2])
-        units = Units.of(model)
-
-        def errors(predictor: Predictor) -> ErrorEstimate:
-            mean, variance = predictor.predict_in_chunks(x, chunk_size)
-            mean = units.shift + units.scale * mean
-            return ErrorEstimate(mean, (y - mean).square(), variance * units.scale**2)
-
-        return _both_widths(parts, order_parameter, fit, errors)
+    _check_choice(theory, fit=fit, order_parameter=order_parameter, differentiable=differentiable)
+    check_chunk_size(chunk_size)
+    if theory is not None:
+        return get_theory(theory).fit(model).error(x, y, chunk_size)
+    with torch.set_grad_enabled(differentiable):
+        problem = Problem.of(model)
+        points = problem.points(x)
+        check_targets(y, points.shape[-2])
+        return _both_widths(
+            model, problem, order_parameter, fit, lambda both: expected_errors(both, points, y, chunk_size)
+        )
 
 
 def leave_one_out_error(
-    model: Any, *, fit: bool = False, order_parameter: Tensor | None = None, differentiable: bool = False
+    model: Any,
+    *,
+    theory: str | Theory | None = None,
+    fit: bool = False,
+    order_parameter: Tensor | None = None,
+    differentiable: bool = False,
 ) -> ErrorEstimate:
     r"""Predicted test error from the training data alone, leaving one point out at a time.
 
@@ -171,6 +127,8 @@ def leave_one_out_error(
 
     Args:
         model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`.
+        theory: A :class:`Theory` or a name from ``THEORIES``, fitted to the model, which is not changed; None for the
+            kernel's present order parameters.
         fit: Solve and set the order parameters first, as :func:`fit_order_parameters` does, from the same kernel
             matrix.
         order_parameter: Use these q (``*b x L``) instead of the kernel's.
@@ -183,27 +141,29 @@ def leave_one_out_error(
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import NetworkGP, Identity, RenormalizedNNGPKernel, leave_one_out_error
+        >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel, leave_one_out_error
+        >>> from torch_propkernel.activations import Identity
         >>> kernel = RenormalizedNNGPKernel(Identity(), width=4)
         >>> model = NetworkGP(torch.eye(2), torch.ones(2), gpytorch.likelihoods.GaussianLikelihood(), kernel)
         >>> error = leave_one_out_error(model)   # orthogonal points say nothing of each other: y^2, and k = 1/2
         >>> round(error.mean_bias.item(), 4), round(error.mean_variance.item(), 4)
         (1.0, 0.5)
     """
-    with evaluating(model) as parts, torch.set_grad_enabled(differentiable):
-        units = Units.of(model)
-
-        def errors(predictor: Predictor) -> ErrorEstimate:
-            precision = predictor.inverse_diagonal()
-            deviation = predictor.weights / precision
-            variance = (1.0 / precision - parts.noise_diagonal()).clamp_min(0.0)
-            mean = units.shift + units.scale * (parts.targets - deviation)
-            return ErrorEstimate(mean, (units.scale * deviation).square(), variance * units.scale**2)
-
-        return _both_widths(parts, order_parameter, fit, errors)
+    _check_choice(theory, fit=fit, order_parameter=order_parameter, differentiable=differentiable)
+    if theory is not None:
+        return get_theory(theory).fit(model).leave_one_out()
+    with torch.set_grad_enabled(differentiable):
+        problem = Problem.of(model)
+        return _both_widths(model, problem, order_parameter, fit, lambda both: [each.leave_one_out() for each in both])
 
 
-def training_error(model: Any, *, order_parameter: Tensor | None = None, differentiable: bool = False) -> Tensor:
+def training_error(
+    model: Any,
+    *,
+    theory: str | Theory | None = None,
+    order_parameter: Tensor | None = None,
+    differentiable: bool = False,
+) -> Tensor:
     r"""Average squared error of posterior networks on the training points, ``*b``.
 
     .. math:: \frac1P \big[T^2 |A^{-1} y|^2 + T P - T^2 \mathrm{tr} A^{-1}\big]
@@ -213,6 +173,8 @@ def training_error(model: Any, *, order_parameter: Tensor | None = None, differe
 
     Args:
         model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`.
+        theory: A :class:`Theory` or a name from ``THEORIES``, fitted to the model, which is not changed; None for the
+            kernel's present order parameters.
         order_parameter: Use these q (``*b x L``) instead of the kernel's.
         differentiable: Keep the graph to hyperparameters and inputs.
 
@@ -223,7 +185,8 @@ def training_error(model: Any, *, order_parameter: Tensor | None = None, differe
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import NetworkGP, Identity, RenormalizedNNGPKernel, training_error
+        >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel, training_error
+        >>> from torch_propkernel.activations import Identity
         >>> kernel = RenormalizedNNGPKernel(Identity(), width=4)
         >>> likelihood = gpytorch.likelihoods.GaussianLikelihood()
         >>> likelihood.noise = 1.0
@@ -231,13 +194,21 @@ def training_error(model: Any, *, order_parameter: Tensor | None = None, differe
         >>> round(training_error(model).item(), 5)   # A = 2: 1/4 + 1 - 1/2
         0.75
     """
-    with evaluating(model) as parts, torch.set_grad_enabled(differentiable):
-        q = None if order_parameter is None else order_parameter.unsqueeze(-2)
-        return Predictor(parts, q).training_error() * Units.of(model).scale ** 2
+    _check_choice(theory, order_parameter=order_parameter, differentiable=differentiable)
+    if theory is not None:
+        return get_theory(theory).fit(model).training_error()
+    with torch.set_grad_enabled(differentiable):
+        return Problem.of(model).conditioned(order_parameter).training_error()
 
 
 def expected_accuracy(
-    model: Any, x: Tensor, y: Tensor, *, order_parameter: Tensor | None = None, chunk_size: int = 1000
+    model: Any,
+    x: Tensor,
+    y: Tensor,
+    *,
+    theory: str | Theory | None = None,
+    order_parameter: Tensor | None = None,
+    chunk_size: int = 1000,
 ) -> Tensor:
     r"""Expected share of test points whose label +-1 the sign of a posterior network gets right, ``*b``.
 
@@ -249,6 +220,8 @@ def expected_accuracy(
         model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`, trained on labels +-1.
         x: Test inputs, ``*b x m x d``.
         y: Labels, +1 or -1, ``*b x m``.
+        theory: A :class:`Theory` or a name from ``THEORIES``, fitted to the model, which is not changed; None for the
+            kernel's present order parameters.
         order_parameter: Use these q (``*b x L``) instead of the kernel's.
         chunk_size: Test points at a time.
 
@@ -259,27 +232,20 @@ def expected_accuracy(
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import NetworkGP, Identity, RenormalizedNNGPKernel, expected_accuracy
+        >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel, expected_accuracy
+        >>> from torch_propkernel.activations import Identity
         >>> kernel = RenormalizedNNGPKernel(Identity(), width=4)
         >>> model = NetworkGP(torch.eye(2), torch.ones(2), gpytorch.likelihoods.GaussianLikelihood(), kernel)
         >>> both = torch.tensor([1.0, -1.0])
         >>> round(expected_accuracy(model, torch.eye(2)[[0, 0]], both).item(), 5)   # right for one, wrong for the other
         0.5
     """
-    with evaluating(model) as parts, torch.no_grad():
-        x = prepare_points(parts, x)
-        check_targets(y, x.shape[-2])
-        if not bool((y.abs() == 1).all()):
-            raise ValueError(
-                f"y: expected labels +1 and -1, got values from {float(y.min()):.3g} to {float(y.max()):.3g}"
-            )
-        units = Units.of(model)
-        q = None if order_parameter is None else order_parameter.unsqueeze(-2)
-        mean, variance = Predictor(parts, q).predict_in_chunks(x, chunk_size)
-        margin = y * (units.shift + units.scale * mean)
-        deviation = variance.sqrt() * units.scale
-        # A point without spread is right, wrong, or (at zero) a coin toss.
-        certain = 0.5 * (1.0 + torch.sign(margin))
-        spread = deviation > 0
-        chance = torch.special.ndtr(margin / torch.where(spread, deviation, torch.ones_like(deviation)))
-        return torch.where(spread, chance, certain).mean(-1)
+    _check_choice(theory, order_parameter=order_parameter)
+    check_chunk_size(chunk_size)
+    if theory is not None:
+        return get_theory(theory).fit(model).accuracy(x, y, chunk_size)
+    with torch.no_grad():
+        problem = Problem.of(model)
+        points = problem.points(x)
+        check_targets(y, points.shape[-2])
+        return problem.conditioned(order_parameter).accuracy(points, y, chunk_size)

@@ -7,13 +7,10 @@ from torch import Tensor
 
 from ..actions.first_order import FirstOrderTerms, Terms, draw_pre_activations, first_order_terms
 from ..activations import Identity
+from ..inference import Conditioned, DenseConditioned, KernelNode, Problem
 from ..inference.last_layer import last_layer
-from ..inference.model_parts import ModelParts
-from ..inference.predictor import Predictor
 from .base import FittedTheory, Theory
-from .fit_order_parameters import fit_parts
-
-ABOUT = ("infinite_width", "saddle_point")
+from .solve import solve_problem
 
 
 class FirstOrder(Theory):
@@ -21,39 +18,36 @@ class FirstOrder(Theory):
 
     .. math:: \log Z(j) = \log Z_{GP}(j) + \frac{1}{8N} \big\{E_w[B^4 - 6 g B^2 + 3 g^2] - \Pi(j)\big\} + O(N^{-2})
 
-    ``about="infinite_width"``: the expansion around q = 1, exact to this order for one hidden layer, any activation
-    (also with a nonzero mean) and any data; for identity activations in closed form, for any depth. It is good where
-    P/N and the correction are small: alpha below about 0.1, or the wider the colder; it fails without warning beyond,
-    so compare ``stats["relative_correction"]`` with one. ``about="saddle_point"``: the saddle point's prediction plus
-    what its Gaussian unit leaves out, 3 Pi in place of Pi, at A(q*): an estimate of the saddle's error that lives at
-    P/N of order one. It leaves out the shift of q that the same term causes, and the fluctuation of q (:class:`Mixture`
-    has that).
+    The expansion around q = 1, exact to this order for one hidden layer, any activation (also with a nonzero mean) and
+    any data; for identity activations in closed form, for any depth. It is good where P/N and the correction are small:
+    alpha below about 0.1, or the wider the colder. Beyond it fails: compare ``stats["relative_correction"]`` with one.
+    :class:`CorrectedSaddle` expands around the saddle point.
 
     With several layers the last layer's units are exact; of the lower ones only the fluctuation of their scale is kept
     (that of the outer composition), so the order 1/N is incomplete there but for linear networks. Corrected variances
-    are cut at zero. ``order_parameters["q"]`` is 1 + (a^T K a - tr A^{-1} K)/N or q*, ``*b x L``; ``readout_norm`` is
-    q_L. ``stats`` has ``log_evidence_correction`` (around infinite width: of log p(y)) with its Monte Carlo
-    ``standard_error``, and ``relative_correction``, the root mean square change of the fit at the training points over
-    the GP's standard deviation there. :meth:`FittedFirstOrder.correction` gives corrections with their errors.
+    are cut at zero. ``order_parameters["q"]`` is 1 + (a^T K a - tr A^{-1} K)/N, ``*b x L``; ``readout_norm`` is q_L.
+    ``log_evidence`` is that of the GP plus the correction; ``stats`` has ``log_evidence_correction`` with its Monte
+    Carlo ``standard_error``, and ``relative_correction``, the root mean square change of the fit at the training points
+    over the GP's standard deviation there. ``conditioned.correction(x)`` gives corrections with their errors.
+    There is no leave-one-out.
 
     Units are drawn with a generator of their own. Cost: ``eigh`` of (P + m) points for each call with m points, and
     M P (P + m) for M units.
 
     Args:
-        about: The point of expansion.
         num_units: M. Monte Carlo errors of the corrections fall as 1/sqrt(M) and grow with q and P/N.
-        seed: Of the units.
+        seed: Seed of the units.
 
     Raises:
-        ValueError: The model's covariance is not its renormalized kernel (in ScaleKernels), batches of models, an
-            unknown ``about``.
+        ValueError: The model's covariance is not its renormalized kernel (in ScaleKernels), batches of models.
 
     Reference: Baglioni et al. (2024), arXiv:2401.11004, have such corrections for linear networks; derived here for any
     activation; THEORY.md, eq. (2b).
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import Identity, NetworkGP, RenormalizedNNGPKernel
+        >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel
+        >>> from torch_propkernel.activations import Identity
         >>> from torch_propkernel.theories import FirstOrder, Mixture
         >>> kernel = RenormalizedNNGPKernel(Identity(), width=1000)
         >>> x = torch.tensor([[1.0, 0.2], [0.3, -1.0], [0.5, 0.5]])
@@ -63,80 +57,95 @@ class FirstOrder(Theory):
         True
     """
 
-    name = "first order in 1/N"
+    name = "first_order"
+    _counts_pairing = True
+    """Whether the Gaussian pairing Pi/8 of the layers is part of the correction: the saddle point has it already."""
 
-    def __init__(self, about: str = "infinite_width", num_units: int = 16384, seed: int = 0) -> None:
+    def __init__(self, num_units: int = 16384, seed: int = 0) -> None:
         """Store the options."""
-        if about not in ABOUT:
-            raise ValueError(f"about: expected one of {ABOUT}, got {about!r}")
         if num_units < 2:
             raise ValueError(f"num_units: expected at least 2, got {num_units}")
-        self.about = about
         self.num_units = num_units
         self.seed = seed
 
-    def _fit(self, parts: ModelParts) -> FittedTheory:
-        if parts.targets.dim() > 1 or parts.kernel.width.numel() != parts.kernel.width.shape[-1]:
-            raise ValueError(f"model: expected one problem, got a batch of shape {tuple(parts.targets.shape[:-1])}")
-        last_layer(parts, parts.inputs[..., :1, :])  # refuses models whose units are not known
-        width = parts.kernel.width.squeeze(-2)
-        if self.about == "saddle_point":
-            solution, _ = fit_parts(parts, warn=False)
-            q, message = solution.order_parameter.to(width), solution.message
-        else:
-            q, message = torch.ones_like(width), "The expansion in 1/N around infinite width; nothing was solved."
-        fitted = FittedFirstOrder(self, parts, {"q": q}, q[..., -1], message)
-        if self.about == "infinite_width":
-            weights = fitted.predictor.weights
-            fit = parts.residuals() - parts.noise_diagonal() * weights
-            trace = (1.0 - parts.noise_diagonal() * fitted.predictor.inverse_diagonal()).sum(-1)
-            fitted.order_parameters = {"q": 1.0 + ((weights * fit).sum(-1) - trace) / width}
-            fitted.readout_norm = fitted.order_parameters["q"][..., -1]
-        terms, error = fitted.correction(parts.inputs)
-        spread = fitted.predictor.predict(parts.inputs)[1]
+    def _expansion_point(self, problem: Problem) -> tuple[Tensor, str]:
+        message = "The expansion in 1/N around infinite width; nothing was solved."
+        return torch.ones_like(problem.network.width.squeeze(-2)), message
+
+    def _fit(self, problem: Problem) -> FittedTheory:
+        kernel = problem.network
+        if problem.targets.dim() > 1 or kernel.width.numel() != kernel.width.shape[-1]:
+            raise ValueError(f"model: expected one problem, got a batch of shape {tuple(problem.targets.shape[:-1])}")
+        last_layer(problem, problem.inputs[..., :1, :])  # refuses models whose units are not known
+        q, message = self._expansion_point(problem)
+        conditioned = FirstOrderCorrected(self, problem, q)
+        terms, error = conditioned.correction(problem.inputs)
+        values, evidence = q, None
+        if self._counts_pairing:
+            (weights,), (precision,) = (v.unbind(-2) for v in conditioned.process.left_out_terms())
+            noise = problem.noise_diagonal()
+            trace = (1.0 - noise * precision).sum(-1)
+            fit = problem.residuals() - noise * weights
+            values = 1.0 + ((weights * fit).sum(-1) - trace) / kernel.width.squeeze(-2)
+            evidence = conditioned.process.log_likelihoods().squeeze(-1) + terms.log_evidence
+        spread = conditioned.process.predict(problem.inputs)[1]
         change = (terms.mean.square() + terms.variance.abs()).mean(-1) / spread.mean(-1)
-        fitted.stats = {
+        stats = {
             "log_evidence_correction": terms.log_evidence,
             "standard_error": error.log_evidence,
             "relative_correction": change.sqrt(),
         }
-        return fitted
+        return FittedTheory(self, problem, conditioned, {"q": values}, values[..., -1], message, stats, evidence)
 
 
-class FittedFirstOrder(FittedTheory):
-    """The expansion at a model's training data.
+class CorrectedSaddle(FirstOrder):
+    """The saddle point's prediction plus what its Gaussian unit leaves out, 3 Pi in place of Pi, at A(q*).
+
+    An estimate of the saddle point's error that lives at P/N of order one, where the expansion around infinite width
+    (:class:`FirstOrder`, which documents the arguments) is of no use. It leaves out the shift of q that the same term
+    causes, and the fluctuation of q (:class:`Mixture` has that). It has no evidence.
 
     Args:
-        theory: What was fitted.
-        parts: Pieces of the frozen model.
-        order_parameters: ``q`` of the process that is corrected.
-        readout_norm: Of the last layer.
-        message: In words.
+        num_units: As for :class:`FirstOrder`.
+        seed: As for :class:`FirstOrder`.
+
+    Reference: THEORY.md, eq. (2b).
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import Erf, NetworkGP, RenormalizedNNGPKernel
-        >>> kernel = RenormalizedNNGPKernel(Erf(), width=float("inf"))
-        >>> model = NetworkGP(torch.eye(3), torch.ones(3), gpytorch.likelihoods.GaussianLikelihood(), kernel)
-        >>> terms, standard_error = FirstOrder().fit(model).correction(torch.eye(3))
-        >>> terms.mean.tolist()
-        [0.0, 0.0, 0.0]
+        >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel
+        >>> from torch_propkernel.activations import Identity
+        >>> from torch_propkernel.theories import CorrectedSaddle, SaddlePoint
+        >>> likelihood = gpytorch.likelihoods.GaussianLikelihood()
+        >>> model = NetworkGP(torch.eye(3), torch.ones(3), likelihood, RenormalizedNNGPKernel(Identity(), width=9))
+        >>> one, two = (theory.fit(model).order_parameters["q"] for theory in (CorrectedSaddle(), SaddlePoint()))
+        >>> torch.allclose(one, two.to(one))   # q is the saddle point's
+        True
     """
 
-    theory: FirstOrder
+    name = "corrected_saddle"
+    _counts_pairing = False
 
-    def __init__(
-        self,
-        theory: FirstOrder,
-        parts: ModelParts,
-        order_parameters: dict[str, Tensor],
-        readout_norm: Tensor,
-        message: str,
-    ) -> None:
+    def _expansion_point(self, problem: Problem) -> tuple[Tensor, str]:
+        solution = solve_problem(problem).raise_if_failed()
+        return solution.order_parameter.to(problem.network.width), solution.message
+
+
+class FirstOrderCorrected(Conditioned):
+    """A conditioned process with the corrections of order 1/N.
+
+    Args:
+        theory: Its options.
+        problem: The problem.
+        expansion_point: q of the process that is corrected, ``*b x L``.
+    """
+
+    def __init__(self, theory: FirstOrder, problem: Problem, expansion_point: Tensor) -> None:
         """Condition the Gaussian process that is corrected."""
-        super().__init__(theory, parts, order_parameters, readout_norm, message)
-        self.expansion_point = order_parameters["q"]
-        self.predictor = Predictor(parts, self.expansion_point.unsqueeze(-2))
+        super().__init__(problem)
+        self.theory = theory
+        self.expansion_point = expansion_point
+        self.process = DenseConditioned(problem, [KernelNode(problem, expansion_point)])
 
     @torch.no_grad()
     def correction(self, x: Tensor) -> tuple[Terms, Terms]:
@@ -145,40 +154,46 @@ class FittedFirstOrder(FittedTheory):
         Args:
             x: Points as the model's kernel takes them, ``m x d``; in the model's units.
         """
-        terms = self._terms(x)
-        width = self.parts.kernel.width.squeeze(-2).double()
+        terms, width = self._terms(x), self.problem.layers.width
         inverse, all_layers = 1.0 / width[..., -1], (1.0 / width).sum(-1)
         total = terms.non_gaussian.map(lambda value: value * inverse)
-        if self.theory.about == "infinite_width":
+        if self.theory._counts_pairing:
             total = Terms(*(a + all_layers * b for a, b in zip(total, terms.gaussian, strict=True)))
         return total, terms.standard_error.map(lambda value: value * inverse)
 
     def _terms(self, x: Tensor) -> FirstOrderTerms:
-        parts, theory = self.parts, self.theory
-        joint = torch.cat([parts.inputs, x], dim=-2)
-        size = parts.targets.shape[-1]
-        with parts.kernel.assigned_order_parameter(self.expansion_point.unsqueeze(-2)):
-            covariance = parts.prior(joint).covariance_matrix.double()
+        problem, theory, q = self.problem, self.theory, self.expansion_point
+        joint = torch.cat([problem.inputs, x], dim=-2)
+        size = problem.num_data
+        covariance = problem.prior(joint, q).covariance_matrix.double()
         units = None
-        if not isinstance(parts.kernel.activation, Identity):
-            layer = last_layer(parts, joint)
+        if not isinstance(problem.network.activation, Identity):
+            layer = last_layer(problem, joint)
             h, _ = draw_pre_activations(layer.covariance.double(), theory.num_units, theory.seed)
-            lower_and_own = self.expansion_point.prod(-1).double()
-            units = (layer.scale.double() * lower_and_own).sqrt() * layer.activation(h)
+            units = (layer.scale.double() * problem.layers.scale(q).double()).sqrt() * layer.activation(h)
         return first_order_terms(
             covariance[:size, :size],
             covariance[:size, size:],
             covariance.diagonal()[size:],
-            self.predictor.factor.double(),
-            parts.residuals().double(),
+            self.process.factors[0].double(),
+            problem.residuals().double(),
             units,
         )
 
-    def _predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance = self.predictor.predict(x)
+    def moments(self, x: Tensor, joint: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the corrected mean and variance."""
+        if joint:
+            raise ValueError("joint: expected False, got True; the expansion gives marginals only")
+        means, variances = self.process.moments(x)
         terms, _ = self.correction(x)
-        return mean + terms.mean.to(mean.dtype), (variance + terms.variance.to(mean.dtype)).clamp_min(0.0)
+        mean, variance = (v.to(means.dtype).unsqueeze(-2) for v in (terms.mean, terms.variance))
+        return means + mean, (variances + variance).clamp_min(0.0)
 
-    def _training_error(self) -> Tensor:
-        mean, variance = self._predict(self.parts.inputs)
-        return ((self.parts.targets - mean).square() + variance).mean(-1)
+    def left_out_terms(self) -> tuple[Tensor, Tensor]:
+        """Refuse: the corrected process has no closed leave-one-out."""
+        raise ValueError(f"theory: expected one with leave-one-out errors (saddle, mixture), got {self.theory.name!r}")
+
+    def training_error(self) -> Tensor:
+        """Return E (1/P) sum (y - f)^2 of the corrected posterior, in the user's units."""
+        mean, variance = self.predict(self.problem.inputs)
+        return self.problem.units.mean_variance(((self.problem.targets - mean).square() + variance).mean(-1))

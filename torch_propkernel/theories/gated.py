@@ -12,10 +12,9 @@ from ..actions.gated_action import GatedPrior, gate_moments
 from ..actions.local_minimum import lowest_minimum, minimize
 from ..activations import ReLU
 from ..exceptions import ConvergenceError
-from ..inference.model_parts import ModelParts
+from ..inference import Blocks, DenseConditioned, Problem
 from ..kernels.recursion import dual_covariance
 from .base import FittedTheory, Theory, bare_kernel, kernel_inputs
-from .infinite_width import FittedGaussian, GivenKernel
 
 _RESOLVED = 1e-8
 """Largest derivative left in I(A, B), and largest error of its quadrature, that count as resolved."""
@@ -72,8 +71,8 @@ class Gated(Theory):
 
     name = "gated"
 
-    def _fit(self, parts: ModelParts) -> FittedTheory:
-        kernel = bare_kernel(parts, self, depth=2)
+    def _fit(self, problem: Problem) -> FittedTheory:
+        kernel = bare_kernel(problem, self, depth=2)
         if not isinstance(kernel.activation, ReLU):
             raise TypeError(f"activation: {self!r} expected ReLU(), got {kernel.activation!r}")
         if bool((kernel.bias_variance != 0).any()):
@@ -81,9 +80,9 @@ class Gated(Theory):
         width = kernel.width.squeeze(-2).double()
         precision = 1.0 / kernel.readout_variance[..., 0, 0].double()
         prior = GatedPrior(gate_moments(device=width.device), precision)
-        residuals, whole = parts.residuals().double(), parts.covariance(1.0).double()
-        linear = _linear_part(parts, prior, parts.inputs, parts.inputs).double()
-        rest, noise = whole - linear, parts.noise_covariance(whole).double()
+        residuals, whole = problem.residuals().double(), problem.unit_covariance.double()
+        linear = _linear_part(problem, prior, problem.inputs, problem.inputs).double()
+        rest, noise = whole - linear, problem.noise_covariance(whole).double()
 
         finite = torch.isfinite(width)
         counted = torch.where(finite, width, 0.0)
@@ -125,14 +124,6 @@ class Gated(Theory):
                 "single units carry too much of the readout for this theory"
             )
         fields = torch.stack([rate.slope_field, rate.residual_field], -1)
-        logs = best.logs.to(parts.targets.dtype)
-
-        def blocks(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            mean, cross, variance = parts.blocks(x, 1.0)
-            part, own = _linear_part(parts, prior, parts.inputs, x), _linear_part(parts, prior, x, None)
-            return mean, _combine(logs, part, cross - part), _combine(logs, own, variance - own)
-
-        covariance = _combine(best.logs, linear, rest).to(parts.targets.dtype)
         stats = {
             "result": SolveResult.local_minimum,
             "residual": best.gradient.abs().amax(-1) / scale,
@@ -145,16 +136,40 @@ class Gated(Theory):
         }
         values = {"q1": q_1, "A": A, "B": B, "a": rate.slope_field, "b": rate.residual_field}
         message = SolveResult.local_minimum.value
-        predictor = GivenKernel(parts, covariance, blocks)
-        return FittedGaussian(predictor, self, parts, values, prior.readout_norm(fields), message, stats)
+        conditioned = DenseConditioned(problem, [_Node(problem, prior, best.logs)])
+        return FittedTheory(self, problem, conditioned, values, prior.readout_norm(fields), message, stats)
 
 
-def _linear_part(parts: ModelParts, prior: GatedPrior, x1: Tensor, x2: Tensor | None) -> Tensor:
+@dataclasses.dataclass(frozen=True)
+class _Node:
+    """f ~ N(0, K_R) with the gated kernel at given logarithms of q_1, A / A_0, B / B_0."""
+
+    problem: Problem
+    prior: GatedPrior
+    logs: Tensor
+
+    def residuals(self) -> Tensor:
+        return self.problem.residuals()
+
+    def covariance(self) -> Tensor:
+        whole, inputs = self.problem.unit_covariance.double(), self.problem.inputs
+        linear = _linear_part(self.problem, self.prior, inputs, inputs).double()
+        return _combine(self.logs, linear, whole - linear).to(self.problem.targets.dtype)
+
+    def blocks(self, x: Tensor, joint: bool) -> Blocks:
+        mean, cross, prior = self.problem.affine_blocks(x, joint)[1]
+        logs = self.logs.to(cross.dtype)
+        part = _linear_part(self.problem, self.prior, self.problem.inputs, x)
+        own = _linear_part(self.problem, self.prior, x, x if joint else None)
+        return Blocks(mean, _combine(logs, part, cross - part), _combine(logs, own, prior - own))
+
+
+def _linear_part(problem: Problem, prior: GatedPrior, x1: Tensor, x2: Tensor | None) -> Tensor:
     """Return E[Phi^2] Kt / lambda_2 between two sets of points, ``*b x n x m``, or its diagonal at x1, ``*b x n``."""
-    kernel = parts.kernel
-    x1 = kernel_inputs(parts, x1)
+    kernel = problem.network
+    x1 = kernel_inputs(problem, x1)
     elementwise = x2 is None
-    other = x1 if x2 is None or x2 is parts.inputs else kernel_inputs(parts, x2)
+    other = x1 if x2 is None or x2 is problem.inputs else kernel_inputs(problem, x2)
     state = kernel.input_covariance(x1, other, elementwise=elementwise)
     kappa = dual_covariance(state, kernel.activation).xy
     mean, other_mean = (kernel.activation.mean(c) for c in (state.xx, state.yy))

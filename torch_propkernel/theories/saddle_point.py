@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from ..inference.model_parts import ModelParts
-from ..inference.predictor import Predictor
+from functools import cached_property
+
+from ..actions.evidence import laplace_evidence
+from ..inference import Problem
+from ..reliability import Reliability
+from ..reliability.score import assess
 from .base import FittedTheory, Theory
-from .fit_order_parameters import fit_parts
-from .infinite_width import FittedGaussian
+from .solve import solve_problem
 
 
 class SaddlePoint(Theory):
@@ -17,13 +20,14 @@ class SaddlePoint(Theory):
 
     K_R is the one of the kernel's ``composition``. ``order_parameters["q"]`` has q_1, ..., q_L, ``*b x L``;
     ``readout_norm`` is q_L. What :func:`fit_order_parameters` does, behind the interface of all theories; ``stats``
-    and ``message`` are its solution's, ``stats["solution"]`` is the whole of it. Its warning about unreliable regimes
-    is not repeated here: look at ``stats["solution"].reliability``.
+    and ``message`` are its solution's, ``stats["solution"]`` is the whole of it. ``log_evidence`` is Laplace's where
+    the problem has one dimension, else None. It does not warn: look at ``reliability``, which is computed when it is
+    read.
 
     Raises:
         ConvergenceError: The solve did not converge.
 
-    Reference: Pacelli et al. (2023), arXiv:2209.04882, results (i) and (ii); THEORY.md, eqs. (2), (6), (7), (8), (8b).
+    Reference: Pacelli et al. (2023), arXiv:2209.04882, results (i) and (ii); THEORY.md, eqs. (2), (6), (7), (8b).
 
     Example:
         >>> import gpytorch, torch
@@ -37,15 +41,30 @@ class SaddlePoint(Theory):
         True
     """
 
-    name = "saddle point"
+    name = "saddle"
 
-    def _fit(self, parts: ModelParts) -> FittedTheory:
-        solution, problem = fit_parts(parts, warn=False)
-        covariance = None
-        if problem is not None and parts.is_multiplicative():
-            scale = solution.order_parameter.prod(-1).to(problem.kernel_matrix.dtype)
-            covariance = scale[..., None, None] * problem.kernel_matrix
+    def _fit(self, problem: Problem) -> FittedTheory:
+        solution = solve_problem(problem).raise_if_failed()
         q = solution.order_parameter
-        predictor = Predictor(parts, q.unsqueeze(-2), covariance)
-        stats = solution.stats | {"solution": solution}
-        return FittedGaussian(predictor, self, parts, {"q": q}, q[..., -1], solution.message, stats)
+        evidence = None
+        if problem.network.is_scalar:
+            evidence = laplace_evidence(problem.spectrum(), problem.layers.width, problem.scalar().temperature)
+        return FittedSaddlePoint(
+            self,
+            problem,
+            problem.conditioned(q),
+            {"q": q},
+            q[..., -1],
+            solution.message,
+            solution.stats | {"solution": solution},
+            evidence,
+        )
+
+
+class FittedSaddlePoint(FittedTheory):
+    """The saddle point at a model's training data; it also has a reliability."""
+
+    @cached_property
+    def reliability(self) -> Reliability | None:
+        """How far the prediction may be off, from the training data alone."""
+        return assess(self.problem, self.stats["solution"])

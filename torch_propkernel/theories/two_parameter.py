@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,37 +10,61 @@ from torch import Tensor
 from ..actions import SolveResult
 from ..actions.two_parameter_action import TwoParameterAction
 from ..exceptions import ConvergenceError
-from ..inference.model_parts import ModelParts
-from ..mixing import GammaMixing
-from ..mixing.scale_integral import integrate_scale
-from ..spectra.spectrum import Spectrum
+from ..inference import Blocks, DenseConditioned, Problem
+from ..spectra import Spectrum
 from .base import FittedTheory, Theory, bare_kernel, kernel_inputs
-from .infinite_width import FittedGaussian, GivenKernel
-from .mixture import FittedScaleMixture
 
 
-def mean_direction(parts: ModelParts, x: Tensor) -> Tensor:
+def mean_direction(problem: Problem, x: Tensor) -> Tensor:
     """Return w = m(C_xx) / sqrt(lambda_1) at the points x, ``*b x m``."""
-    kernel = parts.kernel
-    x = kernel_inputs(parts, x)
+    kernel = problem.network
+    x = kernel_inputs(problem, x)
     variance = kernel.input_covariance(x, x, elementwise=True).xx
     return kernel.activation.mean(variance) * kernel.readout_variance.squeeze(-2).sqrt()
 
 
-def _reduce(parts: ModelParts, theory: Theory) -> tuple[TwoParameterAction, Spectrum, Tensor]:
-    """Return the action, the spectrum of K - M and w."""
-    kernel = bare_kernel(parts, theory, depth=1)
+def _reduce(problem: Problem, theory: Theory) -> tuple[TwoParameterAction, Tensor]:
+    """Return the action and w."""
+    kernel = bare_kernel(problem, theory, depth=1)
     width = kernel.width[..., 0, 0].double()
     if not bool((torch.isfinite(width) & (width > 1)).all()):
         raise ValueError(
             f"width: {theory!r} expected a finite number above 1, got {width.tolist()}; InfiniteWidth() is the limit"
         )
-    mean = mean_direction(parts, parts.inputs)
-    covariance = parts.covariance(1.0) - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+    mean = mean_direction(problem, problem.inputs)
+    covariance = problem.unit_covariance - mean.unsqueeze(-1) * mean.unsqueeze(-2)
     one = width.new_ones(())
-    temperature = one if parts.temperature is None else parts.temperature.double()
-    spectrum = Spectrum.from_kernel(covariance, parts.residuals(), base=parts.noise, eigenvectors=True)
-    return TwoParameterAction.from_spectrum(spectrum, mean, width, temperature), spectrum, mean
+    temperature = one if problem.temperature is None else problem.temperature.double()
+    spectrum = Spectrum.from_kernel(covariance, problem.residuals(), base=problem.noise, eigenvectors=True)
+    return TwoParameterAction.from_spectrum(spectrum, mean, width, temperature), mean
+
+
+@dataclass(frozen=True)
+class _Node:
+    """f ~ N(0, q (K - M) + t M): K renormalized by q, the direction w of the mean by t."""
+
+    problem: Problem
+    scale: Tensor
+    mean_scale: Tensor
+    mean: Tensor
+
+    def residuals(self) -> Tensor:
+        return self.problem.residuals()
+
+    def covariance(self) -> Tensor:
+        outer = self.mean.unsqueeze(-1) * self.mean.unsqueeze(-2)
+        q, t = self.scale.unsqueeze(-1), self.mean_scale.unsqueeze(-1)
+        return q * (self.problem.unit_covariance - outer) + t * outer
+
+    def blocks(self, x: Tensor, joint: bool) -> Blocks:
+        _, unit = self.problem.affine_blocks(x, joint)
+        here, extra = mean_direction(self.problem, x), self.mean_scale - self.scale
+        outer = self.mean.unsqueeze(-1) * here.unsqueeze(-2)
+        cross = self.scale.unsqueeze(-1) * unit.cross + extra.unsqueeze(-1) * outer
+        if joint:
+            own = here.unsqueeze(-1) * here.unsqueeze(-2)
+            return Blocks(unit.mean, cross, self.scale.unsqueeze(-1) * unit.prior + extra.unsqueeze(-1) * own)
+        return Blocks(unit.mean, cross, self.scale * unit.prior + extra * here.square())
 
 
 class TwoParameterSaddle(Theory):
@@ -72,7 +96,7 @@ class TwoParameterSaddle(Theory):
     Example:
         >>> import gpytorch, torch
         >>> from torch_propkernel import Erf, NetworkGP, ReLU, RenormalizedNNGPKernel
-        >>> from torch_propkernel.theories import SaddlePoint
+        >>> from torch_propkernel.theories import SaddlePoint, TwoParameterSaddle
         >>> def fit(theory, activation):
         ...     kernel = RenormalizedNNGPKernel(activation, width=10).double()
         ...     x = torch.eye(4, dtype=torch.float64)
@@ -84,10 +108,10 @@ class TwoParameterSaddle(Theory):
         False
     """
 
-    name = "two parameters, saddle"
+    name = "two_parameter"
 
-    def _fit(self, parts: ModelParts) -> FittedTheory:
-        action, _, mean = _reduce(parts, self)
+    def _fit(self, problem: Problem) -> FittedTheory:
+        action, mean = _reduce(problem, self)
         saddle = action.solve()
         q, t = saddle.order_parameter, saddle.mean_scale
         residual = saddle.slope.abs() / (1.0 + q)
@@ -105,120 +129,6 @@ class TwoParameterSaddle(Theory):
             "iterations": saddle.iterations,
         }
         scale, mean_scale = (v.to(mean.dtype).unsqueeze(-1) for v in (q, t))
-
-        def blocks(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            prior_mean, cross, prior = parts.blocks(x, 1.0)
-            here = mean_direction(parts, x)
-            extra = mean_scale - scale
-            cross = scale.unsqueeze(-1) * cross + extra.unsqueeze(-1) * mean.unsqueeze(-1) * here.unsqueeze(-2)
-            return prior_mean, cross, scale * prior + extra * here.square()
-
-        outer = mean.unsqueeze(-1) * mean.unsqueeze(-2)
-        covariance = scale.unsqueeze(-1) * (parts.covariance(1.0) - outer) + mean_scale.unsqueeze(-1) * outer
-        return FittedGaussian(
-            GivenKernel(parts, covariance, blocks),
-            self,
-            parts,
-            {"q": q, "s": 1.0 / t - 1.0, "t": t},
-            q,
-            result.value,
-            stats,
-        )
-
-
-class _FittedTwoParameterMixture(FittedScaleMixture):
-    """Nodes of q, each with mean and variance of gamma = sqrt(lambda_1) c given q and y: f ~ N(gamma w, q (K - M))."""
-
-    def __init__(self, projections: Tensor, coefficient: Tensor, coefficient_variance: Tensor, *args: Any) -> None:
-        super().__init__(*args)
-        self._coefficient, self._coefficient_variance = (v.unsqueeze(-1) for v in (coefficient, coefficient_variance))
-        self._projections = projections
-        self._solved_mean = self._spread * projections.unsqueeze(-2)
-
-    def _components(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        blocks, here = self._blocks(x), mean_direction(self.parts, x).double()
-        cross = blocks.cross - self._projections.unsqueeze(-1) * here.unsqueeze(-2)
-        mean, variance = self._condition(blocks._replace(cross=cross, prior=blocks.prior - here.square()))
-        direction = here.unsqueeze(-2) - self.posterior.scale.unsqueeze(-1) * (self._solved_mean @ cross)
-        return mean + self._coefficient * direction, variance + self._coefficient_variance * direction.square()
-
-    def _squared_weights(self) -> Tensor:
-        back = self._vectors.transpose(-1, -2)
-        solved = self._spread * self.spectrum.single.unsqueeze(-2) - self._coefficient * self._solved_mean
-        return (solved @ back).square() + self._coefficient_variance * (self._solved_mean @ back).square()
-
-
-class TwoParameterMixture(Theory):
-    r"""The two order parameters of :class:`TwoParameterSaddle` integrated over their posterior.
-
-    .. math:: f | q, \gamma \sim GP(\gamma w, q (K - M)), \quad \gamma = \sqrt{\lambda_1} c \sim N(0, 1), \quad
-              N_1 q = \gamma^2 + \chi^2_{N_1 - 1}, \quad w = m/\sqrt{\lambda_1}
-
-    q = ``lambda_1 |v|^2 / N_1`` contains the part gamma^2/N_1 of v along the mean, so q >= gamma^2/N_1, and the other
-    directions are chi-squared with N_1 - 1 degrees of freedom. Equivalently q ~ Gamma(N_1/2, rate N_1/2), and gamma =
-    sqrt(N_1 q) x with x independent of q and of density proportional to (1 - x^2)^{(N_1-3)/2}: two nested
-    one-dimensional integrals, each controlled in error. Exact under the Gaussian equivalence of the paper; without a
-    mean it is :class:`Mixture`.
-
-    ``order_parameters``: posterior means ``"q"`` and ``"c"`` (= gamma/sqrt(lambda_1)) and ``"t"`` = E gamma^2;
-    ``readout_norm`` is E[q | y]. ``stats``: ``log_evidence``, its estimated ``error``, ``nodes`` of q.
-
-    Cost: one ``eigh``, then P and about 200 nodes of x for each of some hundreds of nodes of q.
-
-    Raises:
-        ValueError: As :class:`TwoParameterSaddle`.
-        ConvergenceError: The integrals did not settle.
-
-    Reference: THEORY.md, section 3 and eq. (5).
-
-    Example:
-        >>> import gpytorch, torch
-        >>> from torch_propkernel import Identity, NetworkGP, RenormalizedNNGPKernel
-        >>> from torch_propkernel.theories import Mixture
-        >>> kernel = RenormalizedNNGPKernel(Identity(), width=4).double()
-        >>> likelihood = gpytorch.likelihoods.GaussianLikelihood().double()
-        >>> x = torch.eye(2, dtype=torch.float64)
-        >>> model = NetworkGP(x, x[0] + 3.0, likelihood, kernel).double()
-        >>> one, two = (theory.fit(model).readout_norm for theory in (Mixture(), TwoParameterMixture()))
-        >>> bool((one - two).abs() < 1e-10)   # the identity has no mean
-        True
-    """
-
-    name = "two parameters, mixture"
-
-    def _fit(self, parts: ModelParts) -> FittedTheory:
-        action, spectrum, _ = _reduce(parts, self)
-        law = GammaMixing(action.width)
-
-        def log_density(u: Tensor) -> Tensor:
-            prior = law.log_density(u.movedim(-1, 0)).movedim(0, -1)
-            return prior + action.mean_moments(u.exp())[0]
-
-        posterior = integrate_scale(spectrum, log_density, law.log_interval(), action.temperature)
-        posterior = posterior.without_empty_nodes()
-        _, coefficient, variance = action.mean_moments(posterior.scale)
-        readout = parts.kernel.readout_variance[..., 0, 0].double()
-        values = {
-            "q": posterior.mean,
-            "c": (posterior.weights * coefficient).sum(-1) * readout.sqrt(),
-            "c_squared": (posterior.weights * (coefficient.square() + variance)).sum(-1) * readout,
-        }
-        stats = {
-            "log_evidence": posterior.log_evidence,
-            "error": posterior.error,
-            "nodes": posterior.log_scale.shape[-1],
-        }
-        return _FittedTwoParameterMixture(
-            action.mean_projections,
-            coefficient,
-            variance,
-            spectrum,
-            action.temperature,
-            posterior,
-            self,
-            parts,
-            values,
-            values["q"],
-            "Both order parameters were integrated over their posterior.",
-            stats,
-        )
+        node = _Node(problem, scale, mean_scale, mean)
+        values = {"q": q, "s": 1.0 / t - 1.0, "t": t}
+        return FittedTheory(self, problem, DenseConditioned(problem, [node]), values, q, result.value, stats)

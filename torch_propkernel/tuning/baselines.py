@@ -6,54 +6,58 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from gpytorch.kernels import MaternKernel, ScaleKernel
-from linear_operator import to_dense
 from torch import Tensor
 
 from ..activations import Activation
-from ..inference.left_out import leave_one_out_mixture
+from ..inference import ErrorEstimate
 from ..kernels import NNGPKernel
 from ..likelihoods import FiniteWidthLikelihood
-from ..mixing.scale_integral import ScalePosterior
-from ..models.network_gp import NetworkGP
-from ..spectra.spectrum import Spectrum
+from ..models import NetworkGP
+from ..theories import InfiniteWidth
 from .fit_hyperparameters import fit_hyperparameters
 from .hyperparameter_fit import HyperparameterFit
 
 
 @dataclass(frozen=True, eq=False)
-class Baseline:
+class TunedBaseline:
     """A GP tuned by evidence, and its leave-one-out predictions.
 
     Attributes:
         name: What it is.
         fit: Its hyperparameters, with the maximum of log p(y): not comparable with evidences of a grid, in which
             nothing was maximized.
-        pointwise_log_density: ``log p(y_i | y_-i)`` at these hyperparameters, ``P``.
-        leave_one_out_error: Mean over points of (y_i - f(x_i))^2 under the posterior of the others, in
-            the user's units squared.
-
-    Example:
-        >>> import torch
-        >>> Baseline("GP", None, torch.tensor([-1.0, -2.0]), torch.tensor(0.5)).leave_one_out_log_density.item()
-        -1.5
+        leave_one_out: Of the GP at these hyperparameters, in standardized units.
+        unit: The user's unit of the targets in these.
     """
 
     name: str
     fit: HyperparameterFit
-    pointwise_log_density: Tensor
-    leave_one_out_error: Tensor
+    leave_one_out: ErrorEstimate
+    unit: float
+
+    @property
+    def pointwise_log_density(self) -> Tensor:
+        """``log p(y_i | y_-i)`` of the standardized targets, ``P``."""
+        density = self.leave_one_out.log_density
+        if density is None:
+            raise ValueError("leave_one_out: expected log densities, got none")
+        return density
 
     @property
     def leave_one_out_log_density(self) -> Tensor:
         """Mean over points of the log density."""
         return self.pointwise_log_density.mean()
 
+    @property
+    def leave_one_out_error(self) -> Tensor:
+        """Mean over points of (y_i - f(x_i))^2 under the posterior of the others, in the user's units squared."""
+        return self.leave_one_out.mean_total * self.unit**2
+
 
 def tuned_baselines(
     x: Tensor, y: Tensor, activations: Sequence[Activation], depths: Sequence[int], unit: float
-) -> tuple[Baseline, ...]:
+) -> tuple[TunedBaseline, ...]:
     """Fit ScaleKernel(NNGPKernel), the best activation and depth by evidence, and Matern-5/2 with ARD.
 
     Args:
@@ -79,14 +83,8 @@ def tuned_baselines(
     return best, tuned
 
 
-def _tune(name: str, x: Tensor, y: Tensor, kernel: Any, train: Sequence[str], unit: float) -> Baseline:
+def _tune(name: str, x: Tensor, y: Tensor, kernel: Any, train: Sequence[str], unit: float) -> TunedBaseline:
     model = NetworkGP(x, y, FiniteWidthLikelihood(), kernel).double()
     model.likelihood.noise = 0.1
     fit = fit_hyperparameters(model, train=train, throw=False, warn=False, starts=2)
-    with torch.no_grad():
-        spectrum = Spectrum.from_kernel(to_dense(kernel(x)), y, eigenvectors=True)
-        zero = spectrum.eigenvalues.new_zeros(1)
-        once = ScalePosterior(zero, zero, zero.squeeze(), zero.squeeze())  # all weight on r = 1
-        temperature = model.likelihood.noise.squeeze()
-        density, error = leave_one_out_mixture(spectrum, once, temperature, temperature)
-    return Baseline(name, fit, density, error.mean() * unit**2)
+    return TunedBaseline(name, fit, InfiniteWidth().fit(model).leave_one_out(), unit)

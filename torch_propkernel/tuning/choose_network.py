@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .._validation import check_inputs, check_same_kind, check_targets
-from ..activations import Activation, ReLU
-from ..inference.left_out import leave_one_out_mixture
+from ..activations import Activation, get_activation
+from ..inference import Normalization
+from ..inference.conditioned import left_out, spectral_left_out_terms
 from ..kernels import NNGPKernel
 from ..mixing import PointMass, posterior_of_scale
 from ..mixing.law_of_widths import law_of_widths
@@ -32,7 +33,7 @@ def choose_network(
     x: Tensor,
     y: Tensor,
     *,
-    activations: Activation | Sequence[Activation] = ReLU(),  # noqa: B008 (without state)
+    activations: str | Activation | Sequence[str | Activation] = "relu",
     widths: Sequence[float] = WIDTHS,
     depths: Sequence[int] = (1, 2),
     temperatures: Sequence[float] = TEMPERATURES,
@@ -71,7 +72,7 @@ def choose_network(
     Args:
         x: Inputs.
         y: Targets.
-        activations: One or several.
+        activations: One or several, objects or names.
         widths: Numbers > 0, ``math.inf`` allowed.
         depths: Numbers of hidden layers.
         temperatures: T > 0, in standardized units.
@@ -99,7 +100,8 @@ def choose_network(
         >>> choice.preference("width"), choice.preference("temperature") is None
         (None, False)
     """
-    activations = (activations,) if isinstance(activations, Activation) else tuple(activations)
+    several = (activations,) if isinstance(activations, str | Activation) else tuple(activations)
+    activations = tuple(get_activation(activation) for activation in several)
     values = (activations, depths, bias_ratios, weight_variances, readout_variances, temperatures, widths)
     grid = _checked_grid(dict(zip(AXES, map(tuple, values), strict=True)))
     check_same_kind(x=check_inputs(x, "x"), y=check_targets(y, x.shape[-2]))
@@ -112,9 +114,8 @@ def choose_network(
         x, y = x.double(), y.double()
         unit = 1.0
         if standardize:
-            x, _ = _standardized(x)
-            y, size = _standardized(y)
-            unit = float(size)
+            units = Normalization.of_varying(x, y)
+            x, y, unit = units.to_model(x), units.targets.to_model(y), float(units.target_scale)
         evidence, error = (torch.empty(shape, dtype=torch.float64, device=x.device) for _ in range(2))
         pointwise = torch.empty(*shape, len(y), dtype=torch.float64, device=x.device)
         widths = grid["width"]
@@ -153,13 +154,6 @@ def _checked_grid(grid: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]
     return grid
 
 
-def _standardized(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Zero mean and unit variance along the first dimension; constant columns become zero."""
-    size = values.std(0)
-    size = torch.where(size > 1e-12 * values.abs().amax(0), size, torch.ones_like(size))
-    return (values - values.mean(0)) / size, size
-
-
 def _prior(depth: int, width: float) -> TabulatedDensity | None:
     """Density of the scale of equal widths; None for infinite ones."""
     if math.isinf(width):
@@ -189,5 +183,9 @@ def _evaluate(
         posterior = posterior_of_scale(spectrum, PointMass(torch.ones_like(noise)), noise)
     else:
         posterior = integrate_scale(spectrum, prior, prior.interval, noise)
-    density, error = leave_one_out_mixture(spectrum, posterior, noise, noise)
-    return posterior.log_evidence, density, error.mean()
+    posterior = posterior.without_empty_nodes(1e-20)  # a point left out can lift a node by many nats
+    spread = 1.0 / (noise + posterior.scale.unsqueeze(-1) * spectrum.eigenvalues)
+    away, variance, density = left_out(
+        *spectral_left_out_terms(spectrum, spread), noise.unsqueeze(-1), posterior.log_weights
+    )
+    return posterior.log_evidence, density, (away.square() + variance).mean()

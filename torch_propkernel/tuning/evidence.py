@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gpytorch
 import torch
 from torch import Tensor
 
-from ..inference.model_parts import take_apart
+from ..distributions.normal_given_scale import at_unit_scale
+from ..inference import Problem
 from ..kernels import RenormalizedNNGPKernel
 from ..mixing import MixingLaw, posterior_of_scale
 from ..mixing.law_of_widths import law_of_widths
-from ..mixing.scale_integral import scale_evidence
+from ..mixing.scale_evidence import scale_evidence
 from ..order_parameters import OrderParameterPrior
-from ..theories.fit_order_parameters import solve_parts
+from ..theories.solve import solve_problem
 
-EVIDENCES = ("mixture", "saddle")
+THEORIES = ("mixture", "saddle", "infinite_width")
 
 
 def finite_kernel(model: torch.nn.Module) -> RenormalizedNNGPKernel | None:
@@ -25,7 +27,7 @@ def finite_kernel(model: torch.nn.Module) -> RenormalizedNNGPKernel | None:
     return next((kernel for kernel in kernels if bool(torch.isfinite(kernel.width).any())), None)
 
 
-def log_evidence(model: Any, evidence: str) -> Tensor:
+def log_evidence(model: Any, theory: str) -> Tensor:
     r"""Return log p(y) of a model in training mode, with gradients with respect to its hyperparameters.
 
     - ``"mixture"``: integrated over the scale, with the law of the widths or the model's own
@@ -33,36 +35,46 @@ def log_evidence(model: Any, evidence: str) -> Tensor:
     - ``"saddle"``: :math:`\log N(y; 0, A(q^*)) + \sum_l \tfrac{N_l}{2}(\log q_l^* - q_l^* + 1)`, which is
       :math:`-\tfrac{N_L}{2} S(q^*)` and a constant, q* solved here. S is stationary in q: its gradient at fixed q* is
       the whole one (THEORY.md, section 1);
-    - a model without a finite width: what its likelihood says of the training targets, by a Cholesky factorization.
+    - ``"infinite_width"``: :math:`\log N(y; 0, A(1))`;
+    - a model without a finite width: what its likelihood says of the training targets, by a Cholesky factorization,
+      added up over the rows of targets of shape (D, P).
     """
-    kernel = finite_kernel(model)
-    if kernel is None:
+    if finite_kernel(model) is None:
         return _log_likelihood(model)
-    if evidence == "mixture":
-        problem = take_apart(model).scalar_problem()
+    problem = Problem.of(model)
+    if theory == "mixture":
+        scalar = problem.scalar()
         law = getattr(model, "mixing", None)
         if not isinstance(law, MixingLaw):
-            law = law_of_widths(kernel.width.squeeze(-2).to(torch.float64))
-        temperature = problem.temperature.detach()
+            law = law_of_widths(problem.layers.width)
+        temperature = scalar.temperature.detach()
         return scale_evidence(
-            problem.kernel_matrix,
-            problem.residuals,
-            problem.temperature,
+            scalar.kernel_matrix,
+            scalar.residuals,
+            scalar.temperature,
             lambda spectrum: posterior_of_scale(spectrum, law, temperature),
-            base=problem.base,
+            base=scalar.base,
         )[0]
+    if theory == "infinite_width":
+        return problem.infinite_width.log_likelihoods().squeeze(-1)
     with torch.no_grad():
-        solution = solve_parts(take_apart(model))[0].raise_if_failed()
-    q, width = solution.order_parameter, kernel.width.squeeze(-2)
-    finite = torch.isfinite(width)
-    with kernel.assigned_order_parameter(q.unsqueeze(-2)):
-        likelihood = _log_likelihood(model)
-    return likelihood + torch.where(finite, 0.5 * torch.where(finite, width, 0.0) * (q.log() - q + 1.0), 0.0).sum()
+        q = solve_problem(Problem.of(model)).raise_if_failed().order_parameter
+    likelihood = problem.conditioned(q).log_likelihoods().squeeze(-1)
+    return likelihood - 0.5 * problem.layers.action(q.log())
 
 
 def _log_likelihood(model: Any) -> Tensor:
+    targets = model.train_targets
     with gpytorch.settings.fast_computations(log_prob=False):
-        return model.likelihood(model.forward(*model.train_inputs), *model.train_inputs).log_prob(model.train_targets)
+        prior = at_unit_scale(model.forward(*model.train_inputs))
+        noisy = model.likelihood(prior, *model.train_inputs)
+        if targets.dim() == 1:
+            return noisy.log_prob(targets)
+        # Targets that share a covariance share its factorization.
+        residuals = (targets - noisy.loc).transpose(-1, -2)
+        quadratic, log_det = noisy.lazy_covariance_matrix.inv_quad_logdet(residuals, logdet=True)
+        rows, size = targets.shape
+        return -0.5 * (quadratic + rows * (log_det + size * math.log(2.0 * math.pi)))
 
 
 def log_prior(model: torch.nn.Module) -> Tensor | float:

@@ -11,7 +11,6 @@ import torch
 from gpytorch.settings import cholesky_max_tries
 from linear_operator.utils.errors import NotPSDError
 from linear_operator.utils.warnings import NumericalWarning
-from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 
 from ..exceptions import ConvergenceError, NotPositiveDefiniteError
@@ -53,9 +52,9 @@ def starting_points(parameters: list[TrainedParameter], size: float, count: int)
 class LogPosterior:
     """Minus log posterior and its gradient as functions of the flat raw parameters."""
 
-    def __init__(self, model: Any, parameters: list[TrainedParameter], evidence: str) -> None:
+    def __init__(self, model: Any, parameters: list[TrainedParameter], theory: str) -> None:
         """Hold what an evaluation needs."""
-        self.model, self.parameters, self.evidence = model, parameters, evidence
+        self.model, self.parameters, self.theory = model, parameters, theory
         self.evaluations, self.highest = 0, 0.0
 
     @torch.no_grad()
@@ -73,7 +72,7 @@ class LogPosterior:
         try:
             with torch.enable_grad(), cholesky_max_tries(1), warnings.catch_warnings():
                 warnings.simplefilter("ignore", NumericalWarning)  # a jitter of 1e-8, below every T that is allowed
-                value = -(log_evidence(self.model, self.evidence) + log_prior(self.model))
+                value = -(log_evidence(self.model, self.theory) + log_prior(self.model))
                 pieces = torch.autograd.grad(value, raws, allow_unused=True)
         except _FAILURES:
             value, pieces = torch.tensor(math.nan), ()
@@ -89,11 +88,11 @@ class LogPosterior:
         return number, gradient
 
 
-def descend(
-    objective: LogPosterior, start: Tensor, parameters: list[TrainedParameter], max_iterations: int
-) -> OptimizeResult:
+def descend(objective: LogPosterior, start: Tensor, parameters: list[TrainedParameter], max_iterations: int) -> Any:
     """Minimize within the boxes by L-BFGS-B; the result also has ``slope`` (projected) and ``converged``."""
     low, high = (torch.cat([getattr(p, end) for p in parameters]).cpu().numpy() for end in ("low", "high"))
+    from scipy.optimize import minimize  # a tenth of a second of import time, for this alone
+
     found = minimize(
         objective,
         start.cpu().numpy(),

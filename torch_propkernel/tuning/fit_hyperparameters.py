@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from gpytorch.kernels import Kernel
+from gpytorch.likelihoods import GaussianLikelihood
+from gpytorch.means import Mean
 from torch import Tensor
 
 from .._validation import check_targets
 from ..exceptions import BoundaryWarning, IdentifiabilityWarning
-from ..inference.model_parts import take_apart
-from ..theories.fit_order_parameters import fit_parts
-from .evidence import EVIDENCES, finite_kernel, log_prior
+from ..inference import Problem
+from ..theories.solve import drop_cached_predictions, fit_problem
+from .evidence import THEORIES, finite_kernel, log_prior
 from .evidence_descent import MAX_STARTS, LogPosterior, descend, starting_points
 from .hyperparameter_fit import HyperparameterFit
 from .trained_parameters import TrainedParameter, find_trained_parameters
@@ -27,7 +31,7 @@ def fit_hyperparameters(
     model: Any,
     *,
     train: Sequence[str] = ("temperature", "bias_ratio"),
-    evidence: str = "mixture",
+    theory: str = "mixture",
     throw: bool = True,
     warn: bool = True,
     max_iterations: int = 200,
@@ -39,10 +43,12 @@ def fit_hyperparameters(
     .. math:: \max_\theta\ \log p(y | \theta) + \log p(\theta), \qquad
               p(y | \theta) = \int p(r)\, N(y; m, T + B + r K_\theta)\, dr
 
-    for ``evidence="mixture"``, with p(r) the law of the widths (the exact evidence of the outer composition). For
+    for ``theory="mixture"``, with p(r) the law of the widths (the exact evidence of the outer composition). For
     ``"saddle"`` the integral is replaced by the action, :math:`-\tfrac{N_L}{2} S(q^*)`, q* solved anew at every step
-    (any composition). A model without a finite width, such as an ``ExactGP`` with :class:`NNGPKernel` or with any other
-    kernel, or a :class:`StudentTProcess`, is fitted by its own likelihood whatever ``evidence`` says.
+    (any composition), for ``"infinite_width"`` by the likelihood at q = 1. A model without a finite width, such as an
+    ``ExactGP`` with :class:`NNGPKernel` or with any other kernel, or a :class:`StudentTProcess`, is fitted by its own
+    likelihood whatever ``theory`` says. A Gaussian process may have targets of shape ``D x P``: D independent problems
+    of one kernel, whose log evidences are added up.
     :math:`p(\theta)` are the priors that the model has registered, those of the order parameters excepted: the kernels
     bring one for :math:`b_l / w_l`, :class:`gpytorch.likelihoods.GaussianLikelihood` none for T.
 
@@ -68,7 +74,7 @@ def fit_hyperparameters(
     Args:
         model: An ExactGP-like module without batch dimensions; changed only by the fitted values.
         train: What trains.
-        evidence: "mixture" or "saddle".
+        theory: Whose evidence: "mixture", "saddle" or "infinite_width".
         throw: Raise if the best start did not converge; the model is then unchanged. Without it the best values found
             are written.
         warn: Warn of parameters at a bound, of a free scale beside a finite width, and as
@@ -88,7 +94,8 @@ def fit_hyperparameters(
 
     Example:
         >>> import gpytorch, torch
-        >>> from torch_propkernel import Identity, NetworkGP, RenormalizedNNGPKernel
+        >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel
+        >>> from torch_propkernel.activations import Identity
         >>> from torch_propkernel.tuning import fit_hyperparameters
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(30, 2, generator=generator, dtype=torch.float64)
@@ -99,11 +106,9 @@ def fit_hyperparameters(
         >>> fit.converged, 0.001 < fit.temperature < 0.1, model.likelihood.noise.item() == fit.temperature
         (True, True, True)
     """
-    _check(model, evidence, max_iterations, starts)
-    was_training = model.training
-    model.train()  # drops cached predictions, which do not copy
+    _check(model, theory, max_iterations, starts)
+    drop_cached_predictions(model)  # they do not copy
     work = copy.deepcopy(model).double()
-    model.train(was_training)
     bounds, size = _temperature_bounds(work, temperature_bounds)
     parameters = find_trained_parameters(work, train, bounds)
     finite = finite_kernel(work)
@@ -114,31 +119,30 @@ def fit_hyperparameters(
             IdentifiabilityWarning,
             stacklevel=2,
         )
-    objective = LogPosterior(work, parameters, evidence)
+    objective = LogPosterior(work, parameters, theory)
     runs = [
         descend(objective, start, parameters, max_iterations) for start in starting_points(parameters, size, starts)
     ]
     best = min(runs, key=lambda run: run.fun)
     objective.assign(best.x)
-    fit = _report(work, parameters, evidence, best, runs)
+    fit = _report(work, parameters, best, runs)
     if throw:
         fit.raise_if_failed()
     with torch.no_grad():
         for parameter in parameters:
             model.get_parameter(parameter.path).copy_(parameter.raw)
-    model.train()
-    model.train(was_training)
+    drop_cached_predictions(model)
     if warn and fit.at_bound:
         warnings.warn(f"{', '.join(fit.at_bound)}: {fit.message}", BoundaryWarning, stacklevel=2)
     if finite is not None:
-        fit_parts(take_apart(model), throw=throw, warn=warn and "scale" not in train)
+        fit_problem(Problem.of(model), throw=throw, warn=warn and "scale" not in train, stacklevel=4)
     values: dict[str, tuple[float, ...]] = {}
     for parameter in find_trained_parameters(model, train, bounds):
         values[parameter.name] = values.get(parameter.name, ()) + tuple(parameter.values.tolist())
-    return HyperparameterFit(**{**fit.__dict__, "model": model, "values": values, "temperature": _temperature(model)})
+    return dataclasses.replace(fit, model=model, values=values, temperature=_temperature(model))
 
 
-def _check(model: Any, evidence: str, max_iterations: int, starts: int) -> None:
+def _check(model: Any, theory: str, max_iterations: int, starts: int) -> None:
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected an ExactGP-like module, got {type(model).__name__}")
     for attribute in ("train_inputs", "train_targets", "likelihood"):
@@ -147,22 +151,34 @@ def _check(model: Any, evidence: str, max_iterations: int, starts: int) -> None:
             raise TypeError(f"model: expected an ExactGP-like model with {attribute}, got {got} without")
     targets = model.train_targets
     assert isinstance(targets, Tensor)
-    if targets.dim() != 1 or not len(targets):
-        raise ValueError(f"model: expected targets of shape (P,), no batch and one output, got {tuple(targets.shape)}")
-    check_targets(targets, len(targets), "train_targets")
-    if evidence not in EVIDENCES:
-        raise ValueError(f"evidence: expected one of {EVIDENCES}, got {evidence!r}")
+    if targets.dim() not in ((1, 2) if _takes_several_targets(model) else (1,)) or not targets.numel():
+        raise ValueError(
+            "model: expected targets of shape (P,), or (D, P) for a Gaussian process without a finite width, no batch "
+            f"and one output, got {tuple(targets.shape)}"
+        )
+    check_targets(targets, targets.shape[-1], "train_targets")
+    if theory not in THEORIES:
+        raise ValueError(f"theory: expected one of {THEORIES}, got {theory!r}")
     if not isinstance(starts, int) or not 1 <= starts <= MAX_STARTS:
         raise ValueError(f"starts: expected 1 to {MAX_STARTS}, got {starts!r}")
     if max_iterations < 1:
         raise ValueError(f"max_iterations: expected at least 1, got {max_iterations!r}")
     if finite_kernel(model) is not None:
-        parts = take_apart(model)
-        if evidence == "mixture" and not parts.kernel.is_scalar:
+        kernel = Problem.of(model).network
+        if theory == "mixture" and not kernel.is_scalar:
             raise ValueError(
-                f"evidence: expected 'saddle' for the composition {parts.kernel.composition!r}, in which not only the "
+                f"theory: expected 'saddle' for the composition {kernel.composition!r}, in which not only the "
                 "product of the order parameters enters, got 'mixture'"
             )
+
+
+def _takes_several_targets(model: Any) -> bool:
+    """Whether the log evidence is a Gaussian's with one covariance for all targets."""
+    if not isinstance(model.likelihood, GaussianLikelihood) or finite_kernel(model) is not None:
+        return False
+    parts = [m for m in model.modules() if isinstance(m, (Kernel, Mean))]
+    one = model.likelihood.noise.numel() == 1 and not any(part.batch_shape for part in parts)
+    return one and all(x.dim() == 2 for x in model.train_inputs)
 
 
 @torch.no_grad()
@@ -180,9 +196,7 @@ def _temperature_bounds(model: Any, given: tuple[float, float] | None) -> tuple[
 
 
 @torch.no_grad()
-def _report(
-    model: Any, parameters: list[TrainedParameter], evidence: str, best: Any, runs: list[Any]
-) -> HyperparameterFit:
+def _report(model: Any, parameters: list[TrainedParameter], best: Any, runs: list[Any]) -> HyperparameterFit:
     model.train()
     prior = float(log_prior(model))
     met = [f"{p.name} at its {end} bound" for p in parameters for end in p.bounds_met()]
@@ -191,7 +205,8 @@ def _report(
         message = f"converged after {best.nit} iterations"
     else:
         message = f"not converged after {best.nit} iterations ({best.message}; slope {best.slope:.2g} nats)"
-    message += f", {agreeing} of {len(runs)} starts agree"
+    if len(runs) > 1:
+        message += f", {agreeing} of {len(runs)} starts agree"
     if met:
         message += f"; {', '.join(met)}"
         if any(text.startswith("temperature at its lower") for text in met):

@@ -25,12 +25,6 @@ class HyperparameterFit:
         iterations: Of the best start.
         evaluations: Of all starts.
         starts: log_posterior at the end of each start.
-
-    Example:
-        >>> values = {"temperature": (0.1,)}
-        >>> fit = HyperparameterFit(None, 0.1, values, -3.0, -3.5, True, "converged", (), 7, 9, (-3.5,))
-        >>> print(fit)
-        temperature 0.1; log evidence -3.000; converged
     """
 
     model: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,15 +13,40 @@ from torch import Tensor
 from ..actions.local_minimum import lowest_minimum, minimize
 from ..actions.solution import Solution, SolveResult
 from ..actions.solve_order_parameters import solve_order_parameters
-from ..exceptions import ReliabilityWarning
-from ..inference.model_parts import ModelParts, ScalarProblem, take_apart, warn_if_not_identifiable
-from ..reliability import assess_reliability
-from ..reliability.score import reliability_score
+from ..exceptions import PrecisionWarning, ReliabilityWarning
+from ..inference import Problem
+from ..inference.problem import warn_if_not_identifiable
+from ..numerics.first_derivatives import first_derivatives_only
+from ..reliability import Reliability
+from ..reliability.score import assess
+
+UNRELIABLE = (
+    "the saddle point is likely to be off by more than 5 % here; solution.reliability has the score and what was "
+    "measured at such scores. To decide, sample the network itself (compare_with_network), or use infinite width with "
+    "a free scale (theory='free_scale')"
+)
+
+COARSE = (
+    "the kernel matrix is rounded to single precision, which is not small against the temperature: order parameters "
+    "and variances may be off by percents. Build the model in double precision (torch.set_default_dtype(torch.float64))"
+)
+_COARSE = 1e-3  # largest eigenvalue's rounding over T; variances were off by 0.2 % there
+
+
+@dataclass(frozen=True)
+class ModelSolution(Solution):
+    """A solution that knows its model: how far the theory's prediction may be off there.
+
+    Attributes:
+        reliability: Score of the reliability and what it means.
+    """
+
+    reliability: Reliability = field(kw_only=True)
 
 
 def fit_order_parameters(
     model: Any, *, throw: bool = True, differentiable: bool = False, warn: bool = True
-) -> Solution:
+) -> ModelSolution:
     r"""Solve the order parameters of a model's renormalized kernel from its training data, and write them into it.
 
     The effective action is minimized at fixed hyperparameters: S(q) of THEORY.md, eq. (2), with
@@ -42,7 +68,8 @@ def fit_order_parameters(
         throw: Raise if the solve did not converge.
         differentiable: Give the returned order parameters implicit gradients with respect to the hyperparameters (and
             training inputs that require them). Needs memory for the kernel's graph.
-        warn: Warn where the prediction is likely to be off by more than 5 %, and where a free scale hides q.
+        warn: Warn where the prediction is likely to be off by more than 5 %, where a free scale hides q, and where
+            single precision is too coarse for the temperature.
 
     Returns:
         The solution; ``reliability`` holds the score of the reliability and what it means.
@@ -64,90 +91,85 @@ def fit_order_parameters(
         >>> solution.result.name, bool((model.covar_module.order_parameter > 1.2).all())
         ('global_minimum', True)
     """
-    return fit_parts(take_apart(model), throw=throw, differentiable=differentiable, warn=warn)[0]
+    problem = Problem.of(model)
+    solution = fit_problem(problem, throw=throw, differentiable=differentiable, warn=warn, stacklevel=4)
+    drop_cached_predictions(model)
+    return solution
 
 
-def fit_parts(
-    parts: ModelParts, *, throw: bool = True, differentiable: bool = False, warn: bool = True
-) -> tuple[Solution, ScalarProblem | None]:
-    """Do what :func:`fit_order_parameters` does, and return the one-dimensional problem too, if it was one."""
-    model = parts.model
+def drop_cached_predictions(model: Any) -> None:
+    """Drop what GPyTorch models keep for predictions, without touching any mode."""
+    for module in model.modules():
+        if hasattr(module, "_clear_cache"):
+            module._clear_cache()
+
+
+def fit_problem(
+    problem: Problem, *, throw: bool = True, differentiable: bool = False, warn: bool = True, stacklevel: int = 3
+) -> ModelSolution:
+    """Solve a live problem, judge the solution and write it into the model's kernel."""
     if warn:
-        warn_if_not_identifiable(parts)
-    was_training = model.training
+        warn_if_not_identifiable(problem, stacklevel=stacklevel + 1)
     with torch.set_grad_enabled(differentiable):
-        solution, problem = solve_parts(parts)
-    solution = _describe(parts, solution)
+        found = solve_problem(problem)
+    solution = ModelSolution(
+        **{field.name: getattr(found, field.name) for field in dataclasses.fields(Solution)},
+        reliability=assess(problem, found),
+    )
     if throw:
         solution.raise_if_failed()
     if solution.result.successful:
-        parts.kernel.initialize(order_parameter=solution.order_parameter.detach().unsqueeze(-2))
-        model.train()
-        model.train(was_training)
-    if warn and solution.reliability is not None and not solution.reliability.reliable:
-        warnings.warn(solution.reliability.note, ReliabilityWarning, stacklevel=3)
-    return solution, problem
+        # The parameter is the model's own: its views share it.
+        problem.network.initialize(order_parameter=solution.order_parameter.detach().unsqueeze(-2))
+    if warn and problem.network.is_scalar and problem.targets.dtype != torch.float64:
+        rounding = torch.finfo(problem.targets.dtype).eps * problem.spectrum().eigenvalues[..., -1]
+        if bool((rounding > _COARSE * problem.scalar().temperature).any()):
+            warnings.warn(PrecisionWarning(COARSE), stacklevel=stacklevel)
+    if warn and solution.reliability.reliable is False:
+        warnings.warn(ReliabilityWarning(UNRELIABLE), stacklevel=stacklevel)
+    return solution
 
 
-def solve_parts(parts: ModelParts) -> tuple[Solution, ScalarProblem | None]:
-    """Solve at the present hyperparameters and leave the kernel as it is; also the problem, if one-dimensional."""
-    if not parts.kernel.is_scalar:
-        return _solve_local(parts), None
-    problem = parts.scalar_problem()
-    solution = solve_order_parameters(
-        problem.kernel_matrix,
-        problem.residuals,
-        width=parts.kernel.width.squeeze(-2),
-        temperature=problem.temperature,
-        base=problem.base,
+def solve_problem(problem: Problem) -> Solution:
+    """Solve at the present hyperparameters and leave the kernel as it is."""
+    if not problem.network.is_scalar:
+        return _solve_local(problem)
+    scalar, width = problem.scalar(), problem.layers.width
+    if not torch.is_grad_enabled():
+        return solve_order_parameters(problem.spectrum(), width=width, temperature=scalar.temperature, throw=False)
+    return solve_order_parameters(
+        scalar.kernel_matrix,
+        scalar.residuals,
+        width=width,
+        temperature=scalar.temperature,
+        base=scalar.base,
         throw=False,
     )
-    return solution, problem
 
 
-def _describe(parts: ModelParts, solution: Solution) -> Solution:
-    """Add what only the model knows: how far its hidden units are from Gaussian ones."""
-    kernel, inputs = parts.kernel, parts.inputs
-    score, missing = None, "the solve did not converge"
-    with torch.no_grad():
-        if solution.result.successful and bool(torch.isfinite(kernel.width).any()):
-            try:
-                score, missing = reliability_score(parts, solution.order_parameter), "not a saddle point of the units"
-            except ValueError as error:
-                missing = str(error)
-        if kernel.active_dims is not None:
-            inputs = inputs.index_select(-1, kernel.active_dims)
-        scaled = kernel.scaled_inputs(inputs)
-        scaled = (scaled / scaled.abs().amax().clamp_min(1e-30)).float()  # a ratio to a few digits, at half the cost
-        note = assess_reliability(score, scaled, kernel.width, solution.order_parameter, missing)
-        stats = solution.stats | {"participation_ratio": note.participation_ratio}
-    return dataclasses.replace(solution, reliability=note, stats=stats)
-
-
-def _solve_local(parts: ModelParts) -> Solution:
+def _solve_local(problem: Problem) -> Solution:
     """Several dimensions: descend from the outer composition's solution, from infinite width, and from around it."""
-    kernel = parts.kernel
-    width = kernel.width.squeeze(-2).to(torch.float64)
-    finite = torch.isfinite(width)
+    kernel, chain = problem.network, problem.layers
+    width, finite = chain.width, chain.finite
     counted = torch.where(finite, width, 0.0)
     divisor = torch.where(finite[..., -1], width[..., -1], 1.0)
     differentiable = torch.is_grad_enabled()
 
     def total_action(logs: Tensor) -> Tensor:
         """N_L S as a function of log q; infinite where the covariance is not positive definite."""
-        order_parameter = torch.exp(logs).to(kernel.raw_order_parameter.dtype).unsqueeze(-2)
-        covariance = parts.covariance(order_parameter).to(torch.float64)
-        factor, info = torch.linalg.cholesky_ex(covariance + parts.noise_covariance(covariance).to(torch.float64))
+        order_parameter = torch.exp(logs).to(kernel.raw_order_parameter.dtype)
+        covariance = problem.covariance(order_parameter).to(torch.float64)
+        factor, info = torch.linalg.cholesky_ex(covariance + problem.noise_covariance(covariance).to(torch.float64))
         half = torch.linalg.solve_triangular(factor, residuals.unsqueeze(-1), upper=False)
         data = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + half.square().sum((-2, -1))
         value = (counted * (torch.exp(logs) - logs)).sum(-1) + data
         return torch.where(info > 0, torch.inf, value)
 
     with torch.no_grad():
-        residuals = parts.residuals().to(torch.float64)
-        batch = torch.broadcast_shapes(residuals.shape[:-1], width.shape[:-1], parts.inputs.shape[:-2])
-        unit = parts.covariance(1.0)
-        noise = parts.noise_covariance(unit)
+        residuals = problem.residuals().to(torch.float64)
+        batch = torch.broadcast_shapes(residuals.shape[:-1], width.shape[:-1], problem.inputs.shape[:-2])
+        unit = problem.unit_covariance
+        noise = problem.noise_covariance(unit)
         outer = solve_order_parameters(
             unit, residuals.to(unit.dtype), width=width, temperature=1.0, base=noise, throw=False
         ).order_parameter.log()
@@ -159,7 +181,7 @@ def _solve_local(parts: ModelParts) -> Solution:
     best, agreeing, num_minima = lowest_minimum(runs)
     order_parameter, value = torch.exp(best.logs), best.value
     if differentiable:
-        residuals = parts.residuals().to(torch.float64)
+        residuals = problem.residuals().to(torch.float64)
         logs = best.logs.clone().requires_grad_(True)
         value = total_action(logs)
         (gradient,) = torch.autograd.grad(value.sum(), logs, create_graph=True)
@@ -180,4 +202,7 @@ def _solve_local(parts: ModelParts) -> Solution:
         "agreeing_starts": agreeing,
     }
     result = SolveResult.local_minimum if ok else SolveResult.not_converged
+    if differentiable:
+        order_parameter = first_derivatives_only(order_parameter, "order_parameter")
+        value = first_derivatives_only(value, "action")
     return Solution(order_parameter, value / divisor, result, stats=stats)

@@ -1,0 +1,7 @@
+"""What pytest passes over: the doctests of faces whose host is not installed."""
+
+from importlib.util import find_spec
+
+HOSTS = {"botorch_support": "botorch", "sklearn_support": "sklearn", "plotting": "matplotlib"}
+
+collect_ignore = [f"torch_propkernel/{face}" for face, host in HOSTS.items() if find_spec(host) is None]

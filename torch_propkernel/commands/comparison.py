@@ -1,0 +1,112 @@
+"""Theories of one problem beside each other on held-out rows, and which of them to use."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .._validation import present
+from ..inference import ErrorEstimate
+
+SIMPLEST_FIRST = ("infinite_width", "free_scale", "saddle", "mixture")
+QUANTILE = 1.959964  # of the normal distribution, at 97.5 %
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What one theory reaches on held-out rows, in the target's units.
+
+    Attributes:
+        theory: Its name.
+        rmse: Root of the mean squared error of the posterior mean.
+        r2: Share of the held-out targets' variance that the mean explains; NaN if they are all equal.
+        nlpd: Mean over rows of -log p(y), for targets with noise.
+        coverage_95: Share of targets within the mean +- 1.96 standard deviations with noise.
+        seconds: Time to fit and to predict, beyond the kernel matrix and its reduction, which all theories share.
+        recommended: Whether it is the one to use.
+    """
+
+    theory: str
+    rmse: float
+    r2: float
+    nlpd: float
+    coverage_95: float
+    seconds: float
+    recommended: bool
+
+
+@contextmanager
+def timed(seconds: dict[str, float], theory: str) -> Iterator[None]:
+    """Add the time of a block to a theory's.
+
+    Example:
+        >>> seconds = {}
+        >>> with timed(seconds, "saddle"):
+        ...     pass
+        >>> 0.0 <= seconds["saddle"] < 1.0
+        True
+    """
+    begun = time.perf_counter()
+    yield
+    seconds[theory] = seconds.get(theory, 0.0) + time.perf_counter() - begun
+
+
+def compare(
+    errors: Mapping[str, ErrorEstimate], y: Tensor, noise: float, seconds: Mapping[str, float]
+) -> tuple[Compared, ...]:
+    """Return the scores of all theories on the same rows.
+
+    Args:
+        errors: Of each theory, by name, in the target's units.
+        y: Held-out targets.
+        noise: Variance of the noise, in the target's units squared.
+        seconds: Of each theory.
+    """
+    losses = {name: -present(error.log_density, "log_density") for name, error in errors.items()}
+    chosen = recommend(losses)
+    spread = float((y - y.mean()).square().sum())
+    rows = []
+    for name, error in errors.items():
+        reach = QUANTILE * (error.variance + noise).sqrt()
+        rows.append(
+            Compared(
+                name,
+                math.sqrt(float(error.mean_bias)),
+                1.0 - float(error.bias.sum()) / spread if spread > 0 else math.nan,
+                float(losses[name].mean()),
+                float(((y - error.mean).abs() <= reach).double().mean()),
+                seconds[name],
+                name == chosen,
+            )
+        )
+    return tuple(rows)
+
+
+def recommend(losses: Mapping[str, Tensor]) -> str:
+    """Return the simplest theory that is within two standard errors of the best, and that no simpler one beats.
+
+    Losses are compared by their means, standard errors are those of differences paired over rows.
+
+    Args:
+        losses: -log p(y) at each row, by the name of the theory.
+
+    Example:
+        >>> import torch
+        >>> worse = torch.tensor([1.0, 1.2, 1.1, 1.1])
+        >>> recommend({"infinite_width": worse, "saddle": worse - 0.5}), recommend({"mixture": worse, "saddle": worse})
+        ('saddle', 'saddle')
+    """
+    names = sorted(losses, key=SIMPLEST_FIRST.index)
+    means = [float(losses[name].mean()) for name in names]
+    best = losses[names[means.index(min(means))]]
+    for index, name in enumerate(names):
+        gap = losses[name] - best
+        near = len(gap) < 2 or means[index] - min(means) <= 2.0 * float(gap.std()) / math.sqrt(len(gap))
+        if near and means[index] == min(means[: index + 1]):
+            return name
+    raise ValueError("losses: expected numbers, got NaN")

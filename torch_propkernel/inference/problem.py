@@ -1,0 +1,529 @@
+"""The problem that a model poses: A(q) = noise + fixed + K(q), targets and inputs, taken from it once."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import gpytorch
+import torch
+from gpytorch.kernels import Kernel, ProductKernel, ScaleKernel
+from gpytorch.likelihoods import _GaussianLikelihoodBase
+from linear_operator import to_dense
+from linear_operator.operators import DiagLinearOperator
+from torch import Tensor
+
+from .._memory import check_memory
+from .._validation import check_inputs, check_targets
+from .._views import evaluation_view, replaced
+from ..exceptions import IdentifiabilityWarning
+from ..kernels import RenormalizedNNGPKernel
+from ..kernels.renormalized_nngp_kernel import find_renormalized_kernel
+from ..likelihoods import StudentTProcessLikelihood
+from ..order_parameters import ScalarChain
+from ..spectra import Spectrum
+from .conditioned import Blocks, Conditioned, DenseConditioned, SpectralConditioned
+from .units import Units
+
+_LARGE = 4000  # training targets from which the memory is looked at
+_MATRICES = 5
+
+
+@dataclass(frozen=True)
+class ScalarProblem:
+    """A(r) = T B + r K of a problem whose order parameters enter through their product r alone.
+
+    Attributes:
+        kernel_matrix: K, the part proportional to r, ``*b x P x P``.
+        base: B, a matrix or a diagonal, or None for the identity.
+        temperature: T, ``*b``; one where B holds the noise.
+        residuals: Targets minus mean, ``*b x P``.
+    """
+
+    kernel_matrix: Tensor
+    base: Tensor | None
+    temperature: Tensor
+    residuals: Tensor
+
+
+class Problem:
+    r"""An ExactGP-like model and its training data, taken apart once for all that is asked of them.
+
+    .. math:: y \sim N(m, A(q)), \qquad A(q) = \text{noise} + \text{fixed terms} + K_R(q)
+
+    The kernel matrix, its reduction, and the kernel's blocks at test points are computed when they are first needed and
+    kept: several theories, widths and predictions of one problem cost one kernel evaluation and one reduction. The
+    model is looked at in evaluation mode through a view that shares its parameters; it is never changed, so that
+    threads may share it. A problem is made for one call, or :meth:`frozen` on a copy of the model: it does not follow
+    later changes of hyperparameters.
+
+    Build it with :meth:`of` (live, differentiable in the model's parameters) or :meth:`frozen` (a deep copy).
+
+    Attributes:
+        model: View of the model in evaluation mode.
+        kernel: Its one renormalized kernel; None for a GP without one, which has no order parameters.
+        inputs: Training inputs as the view's ``forward`` takes them, ``*b x P x d``.
+        targets: Training targets in the model's units, flattened to ``*b x P`` (``P D`` for a multitask model).
+        temperature: T as ``*b`` where the noise is T times the identity, else None.
+        noise: Noise covariance ``*b x P x P`` or its diagonal ``*b x P``, where it is not; else None.
+        units: From the model's targets to the user's.
+        chain: The order parameters; None without a renormalized kernel.
+
+    Raises:
+        TypeError, ValueError: Not an ExactGP-like model with a Gaussian likelihood, several renormalized kernels,
+            mixed dtypes or devices, NaN in the data.
+
+    Example:
+        >>> import gpytorch, torch
+        >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel
+        >>> from torch_propkernel.activations import Identity
+        >>> likelihood = gpytorch.likelihoods.GaussianLikelihood()
+        >>> likelihood.noise = 1.0
+        >>> kernel = RenormalizedNNGPKernel(Identity(), width=4)
+        >>> problem = Problem.of(NetworkGP(torch.ones(1, 1), 3 * torch.ones(1), likelihood, kernel))
+        >>> mean, variance = problem.conditioned().predict(torch.ones(1, 1))   # q = 1, k = T = 1
+        >>> round(mean.item(), 5), round(variance.item(), 5)
+        (1.5, 0.5)
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        kernel: RenormalizedNNGPKernel | None,
+        inputs: Tensor,
+        targets: Tensor,
+        temperature: Tensor | None,
+        noise: Tensor | None,
+        units: Units,
+        chain: ScalarChain | None,
+    ) -> None:
+        """Store the pieces."""
+        self.model, self.kernel, self.inputs, self.targets = model, kernel, inputs, targets
+        self.temperature, self.noise, self.units, self.chain = temperature, noise, units, chain
+        self._spectra: dict[bool, Spectrum] = {}
+        self._kept: dict[bool, tuple[Tensor, Blocks | None, Blocks]] = {}  # by joint, of the last test points
+
+    @classmethod
+    def of(cls, model: Any, *, needs_order_parameters: bool = True) -> Problem:
+        """Take a model apart as it is; nothing is computed on P x P matrices.
+
+        Args:
+            model: An ExactGP-like module, or a problem, which is returned.
+            needs_order_parameters: Refuse a model without a renormalized kernel.
+        """
+        if isinstance(model, Problem):
+            return model
+        kernel = find_renormalized_kernel(model, optional=not needs_order_parameters)
+        for attribute in ("train_inputs", "train_targets", "likelihood"):
+            if getattr(model, attribute, None) is None:
+                got = type(model).__name__
+                raise TypeError(f"model: expected an ExactGP-like model with {attribute}, got {got} without")
+        gaussian = isinstance(model.likelihood, _GaussianLikelihoodBase)
+        if not gaussian or isinstance(model.likelihood, StudentTProcessLikelihood):
+            got = type(model.likelihood).__name__
+            raise TypeError(f"likelihood: expected a Gaussian one, whose noise is the temperature, got {got}")
+        if len(model.train_inputs) != 1:
+            raise ValueError(f"model: expected one tensor of training inputs, got {len(model.train_inputs)}")
+        inputs = check_inputs(model.train_inputs[0], "train_inputs")
+        targets = model.train_targets
+        check_kind_of_model(model, kernel, train_inputs=inputs, train_targets=targets)
+        view = evaluation_view(model)
+        if kernel is not None:
+            kernel = find_renormalized_kernel(view)
+        if model.training and getattr(view, "input_transform", None) is not None:
+            inputs = view.input_transform.preprocess_transform(inputs)  # what eval() does to a BoTorch model
+        with torch.no_grad():  # (D,) for a multitask model, whose covariance has the row index slow
+            outputs = view.forward(inputs[..., :1, :]).event_shape[1:]
+        if len(outputs):
+            targets = targets.reshape(*targets.shape[:-2], -1)
+        check_targets(targets, math.prod(outputs) * inputs.shape[-2], "train_targets")
+        temperature, noise = _noise(view, inputs)
+        chain = None if kernel is None else kernel.chain
+        return cls(view, kernel, inputs, targets, temperature, noise, Units.of(view), chain)
+
+    @classmethod
+    def frozen(cls, model: Any, *, needs_order_parameters: bool = True) -> Problem:
+        """Take a deep copy of a model apart, without gradients; a problem is returned as it is."""
+        if isinstance(model, Problem):
+            return model
+        with torch.no_grad():
+            return cls.of(copy.deepcopy(model), needs_order_parameters=needs_order_parameters)
+
+    def with_width(self, width: Tensor) -> Problem:
+        """Return the problem of other widths, ``L`` numbers each for a layer; kernel matrix and reduction are shared.
+
+        Raises:
+            ValueError: Another number of layers.
+        """
+        kernel, chain = self._network()
+        width = width.to(chain.width).expand_as(chain.width)
+        made = Problem.__new__(Problem)
+        made.__dict__.update(self.__dict__)
+        made.kernel = kernel.with_width(width)
+        made.model = replaced(self.model, kernel, made.kernel)
+        made.chain = ScalarChain(width)
+        return made
+
+    def with_rows(self, rows: Tensor) -> Problem:
+        """Return the problem of some training rows, without batch dimensions; the kernel matrix is shared."""
+        made = Problem(
+            self.model,
+            self.kernel,
+            self.inputs[rows],
+            self.targets[rows],
+            self.temperature,
+            None if self.noise is None else (self.noise[rows][:, rows] if self.has_dense_noise() else self.noise[rows]),
+            self.units,
+            self.chain,
+        )
+        made._residuals = self.residuals()[rows]
+        made._unit_covariance = self.unit_covariance[rows][:, rows]
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was kept for test points."""
+        return {**self.__dict__, "_kept": {}}
+
+    def _network(self) -> tuple[RenormalizedNNGPKernel, ScalarChain]:
+        if self.kernel is None or self.chain is None:
+            raise ValueError("model: expected a RenormalizedNNGPKernel in its covariance, got a GP without one")
+        return self.kernel, self.chain
+
+    # Prior --------------------------------------------------------------------------------------------------------
+
+    @property
+    def network(self) -> RenormalizedNNGPKernel:
+        """The renormalized kernel.
+
+        Raises:
+            ValueError: There is none.
+        """
+        return self._network()[0]
+
+    @property
+    def layers(self) -> ScalarChain:
+        """The order parameters as one object.
+
+        Raises:
+            ValueError: There is no renormalized kernel.
+        """
+        return self._network()[1]
+
+    @property
+    def num_data(self) -> int:
+        """Number of targets."""
+        return self.targets.shape[-1]
+
+    def prior(self, x: Tensor, order_parameter: Tensor | None = None) -> gpytorch.distributions.MultivariateNormal:
+        """Return the model's prior at ``x`` with given order parameters ``*b x L``, or those that the kernel has."""
+        if order_parameter is None:
+            return self.model.forward(x)
+        kernel = self.network
+        return replaced(self.model, kernel, kernel.at(order_parameter)).forward(x)
+
+    def at_scale(self, scale: float | Tensor) -> Tensor:
+        """Return order parameters ``*b x L`` whose product is ``scale``: one but for the last layer's."""
+        return self.layers.at_scale(scale, like=self.network.raw_order_parameter)
+
+    @cached_property
+    def _residuals(self) -> Tensor:
+        return self.targets - self.model.forward(self.inputs).loc
+
+    def residuals(self) -> Tensor:
+        """Return y minus the model's mean, ``*b x P``."""
+        return self._residuals
+
+    @cached_property
+    def _unit_covariance(self) -> Tensor:
+        self._check_memory()
+        if self.kernel is None:
+            return to_dense(self.model.forward(self.inputs).lazy_covariance_matrix)
+        return to_dense(self.prior(self.inputs, self.at_scale(1.0)).lazy_covariance_matrix)
+
+    def _check_memory(self) -> None:
+        """Refuse what does not fit before it is allocated: about five matrices of P x P for a fit."""
+        if self.num_data >= _LARGE:
+            needed = 8.0 * _MATRICES * self.num_data * self.targets.numel()
+            remedy = "take fewer training points"
+            check_memory(f"{self.num_data} training targets", needed, remedy, self.targets.device)
+
+    def covariance(self, order_parameter: Tensor | None = None, rows: int | None = None) -> Tensor:
+        """Return the prior covariance of the training points (of the first ``rows`` ones), dense and without noise.
+
+        At q = 1, and wherever it is proportional to prod_l q_l, it comes from one evaluation, which is kept.
+        """
+        if rows is not None:
+            return to_dense(self.prior(self.inputs[..., :rows, :], order_parameter).lazy_covariance_matrix)
+        if self.kernel is None or self.chain is None:
+            return self._unit_covariance
+        if order_parameter is None:
+            order_parameter = self.kernel.order_parameter.squeeze(-2)
+        if self.kernel.is_scalar and self.is_multiplicative():
+            scale = self.chain.scale(order_parameter.to(self._unit_covariance.dtype))
+            return scale[..., None, None] * self._unit_covariance
+        return to_dense(self.prior(self.inputs, order_parameter).lazy_covariance_matrix)
+
+    @property
+    def unit_covariance(self) -> Tensor:
+        """The covariance at q = 1, dense; kept, so not to be overwritten."""
+        return self._unit_covariance
+
+    def blocks(self, x: Tensor, order_parameter: Tensor | None = None, joint: bool = False) -> Blocks:
+        """Return the prior at prepared test points ``*b x m x d``."""
+        inputs, size = self.inputs, self.num_data
+        batch = torch.broadcast_shapes(inputs.shape[:-2], x.shape[:-2])
+        together = torch.cat([part.expand(*batch, *part.shape[-2:]) for part in (inputs, x)], dim=-2)
+        prior = self.prior(together, order_parameter)
+        covariance = prior.lazy_covariance_matrix
+        own = covariance[..., size:, size:]
+        return Blocks(
+            prior.loc[..., size:],
+            to_dense(covariance[..., :size, size:]),
+            to_dense(own) if joint else own.diagonal(dim1=-2, dim2=-1),
+        )
+
+    def affine_blocks(self, x: Tensor, joint: bool = False) -> tuple[Blocks | None, Blocks]:
+        """Return what of the prior at test points is fixed (None if nothing) and what is proportional to r."""
+        known = self._kept.get(joint)
+        if known is not None and known[0] is x:
+            return known[1:]
+        moved, fixed = self.blocks(x, None if self.kernel is None else self.at_scale(1.0), joint), None
+        if self.kernel is not None and not self.is_multiplicative():
+            fixed = self.blocks(x, self.at_scale(0.0), joint)
+            moved = Blocks(moved.mean, moved.cross - fixed.cross, moved.prior - fixed.prior)
+        if not (torch.is_grad_enabled() and moved.cross.requires_grad):
+            self._kept[joint] = (x, fixed, moved)
+        return fixed, moved
+
+    # Noise --------------------------------------------------------------------------------------------------------
+
+    def noise_covariance(self, like: Tensor) -> Tensor:
+        """Return the noise as a dense matrix ``*b x P x P``."""
+        if self.temperature is not None:
+            return self.temperature[..., None, None] * torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+        noise = self._other_noise()
+        return noise if self.has_dense_noise() else torch.diag_embed(noise)
+
+    def noise_diagonal(self) -> Tensor:
+        """Return the noise variances of the training points, broadcastable to ``*b x P``."""
+        if self.temperature is not None:
+            return self.temperature.unsqueeze(-1)
+        noise = self._other_noise()
+        return noise.diagonal(dim1=-2, dim2=-1) if self.has_dense_noise() else noise
+
+    def has_dense_noise(self) -> bool:
+        """Whether the noise is correlated between points."""
+        size = self.num_data
+        return self.noise is not None and self.noise.dim() >= 2 and self.noise.shape[-2:] == (size, size)
+
+    def add_noise(self, covariance: Tensor) -> Tensor:
+        """Return covariance plus noise, in the memory of ``covariance`` where no graph needs it."""
+        if self.has_dense_noise():
+            return covariance + self.noise_covariance(covariance)
+        noise = self.noise_diagonal()
+        if torch.is_grad_enabled() and (covariance.requires_grad or noise.requires_grad):
+            return covariance + torch.diag_embed(noise.expand(covariance.shape[:-1]))
+        batch = torch.broadcast_shapes(covariance.shape[:-1], noise.shape)
+        own = covariance is not self.__dict__.get("_unit_covariance")
+        covariance = covariance.expand(batch + covariance.shape[-1:])
+        covariance = covariance.contiguous() if own and batch == covariance.shape[:-1] else covariance.clone()
+        covariance.diagonal(dim1=-2, dim2=-1).add_(noise)
+        return covariance
+
+    def _other_noise(self) -> Tensor:
+        if self.noise is None:
+            raise ValueError("likelihood: expected a noise covariance, got none")
+        return self.noise
+
+    # One dimension ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _scalar(self) -> ScalarProblem:
+        if self.kernel is not None and not self.kernel.is_scalar:
+            raise ValueError(
+                "composition: expected one in which only the product of the order parameters enters ('outer', or one "
+                f"hidden layer), got {self.kernel.composition!r}; use fit_order_parameters for each width instead"
+            )
+        covariance, residuals = self.unit_covariance, self.residuals()
+        one = covariance.new_ones(())
+        if self.kernel is not None and not self.is_multiplicative():
+            check_affine(self)
+            fixed = self.covariance(self.at_scale(0.0))
+            if bool((fixed != 0).any()):
+                return ScalarProblem(covariance - fixed, fixed + self.noise_covariance(fixed), one, residuals)
+        if self.temperature is not None:
+            return ScalarProblem(covariance, None, self.temperature, residuals)
+        return ScalarProblem(covariance, self.noise, one, residuals)
+
+    def scalar(self) -> ScalarProblem:
+        """Return the problem in one dimension, with one or two evaluations of the kernel.
+
+        Raises:
+            ValueError: The order parameters enter other than through their product.
+        """
+        return self._scalar
+
+    def single(self) -> ScalarProblem:
+        """Return the problem in one dimension of a model without batch dimensions.
+
+        Raises:
+            ValueError: A batch of models.
+        """
+        problem = self.scalar()
+        if problem.residuals.dim() != 1 or problem.kernel_matrix.dim() != 2:
+            raise ValueError(f"model: expected no batch dimensions, got targets of shape {tuple(self.targets.shape)}")
+        return problem
+
+    def spectrum(self, eigenvectors: bool = False) -> Spectrum:
+        """Return the reduction of K and y; one with eigenvectors answers for one without."""
+        if eigenvectors not in self._spectra:
+            if not eigenvectors and True in self._spectra:
+                return self._spectra[True]
+            problem = self.scalar()
+            self._spectra[eigenvectors] = Spectrum.from_kernel(
+                problem.kernel_matrix, problem.residuals, base=problem.base, eigenvectors=eigenvectors
+            )
+        return self._spectra[eigenvectors]
+
+    def is_multiplicative(self) -> bool:
+        """Whether the whole covariance is known to be proportional to the renormalized kernel."""
+        return self.kernel is None or _is_multiplicative(getattr(self.model, "covar_module", None), self.kernel)
+
+    # Conditioning -------------------------------------------------------------------------------------------------
+
+    def check_points(self, x: Tensor) -> Tensor:
+        """Check test inputs as the kernel takes them: shape, dtype, device, finite, as many columns as in training."""
+        check_inputs(x, "x")
+        check_kind_of_model(self.model, self.kernel, x=x)
+        if x.shape[-1] != self.inputs.shape[-1]:
+            raise ValueError(f"x: expected {self.inputs.shape[-1]} columns as in training, got {x.shape[-1]}")
+        return x
+
+    def points(self, x: Tensor) -> Tensor:
+        """Check test inputs as a user has them, and apply BoTorch's input transform."""
+        transform = getattr(self.model, "transform_inputs", None)
+        if transform is not None:
+            x = transform(check_inputs(x, "x"))
+        return self.check_points(x)
+
+    def conditioned(self, order_parameter: Tensor | None = None) -> Conditioned:
+        """Condition on the training data at order parameters ``*b x L``, or those that the kernel has.
+
+        From the eigendecomposition if the problem has one already, else by a Cholesky factorization.
+        """
+        if True in self._spectra and not torch.is_grad_enabled():
+            if order_parameter is None:
+                order_parameter = self.network.order_parameter.squeeze(-2)
+            return SpectralConditioned(self, self.layers.scale(order_parameter.double()).unsqueeze(-1))
+        return DenseConditioned(self, [KernelNode(self, order_parameter)])
+
+    @cached_property
+    def infinite_width(self) -> Conditioned:
+        """The problem conditioned at q = 1; a GP without order parameters as it is."""
+        if self.kernel is None:
+            return DenseConditioned(self, [KernelNode(self, None)])
+        return self.conditioned(self.at_scale(1.0))
+
+
+@dataclass(frozen=True)
+class KernelNode:
+    """The model's own process at given order parameters, ``*b x L``; the kernel's present ones if None."""
+
+    problem: Problem
+    order_parameter: Tensor | None
+
+    def residuals(self) -> Tensor:
+        """Return targets minus mean."""
+        return self.problem.residuals()
+
+    def covariance(self) -> Tensor:
+        """Return the covariance of the training points."""
+        return self.problem.covariance(self.order_parameter)
+
+    def blocks(self, x: Tensor, joint: bool) -> Blocks:
+        """Return the prior at test points, from the kept blocks at q = 1 where only a factor is between them."""
+        problem, kernel = self.problem, self.problem.kernel
+        if kernel is not None and problem.chain is not None and kernel.is_scalar and problem.is_multiplicative():
+            _, unit = problem.affine_blocks(x, joint)
+            q = kernel.order_parameter.squeeze(-2) if self.order_parameter is None else self.order_parameter
+            scale = problem.chain.scale(q.to(unit.cross.dtype)).unsqueeze(-1)
+            wide = scale.unsqueeze(-1)
+            return Blocks(unit.mean, wide * unit.cross, (wide if joint else scale) * unit.prior)
+        return problem.blocks(x, self.order_parameter, joint)
+
+
+def _is_multiplicative(module: Any, kernel: Kernel) -> bool:
+    if module is kernel:
+        return True
+    if isinstance(module, ScaleKernel):
+        return _is_multiplicative(module.base_kernel, kernel)
+    if isinstance(module, ProductKernel):
+        return sum(_is_multiplicative(k, kernel) for k in module.kernels) == 1
+    return False
+
+
+def check_kind_of_model(model: Any, kernel: RenormalizedNNGPKernel | None, **tensors: Tensor) -> None:
+    """Raise if a named tensor's dtype or device is not the kernel's (the model's first parameter's without one)."""
+    parameter = next(iter(model.parameters()), None) if kernel is None else kernel.raw_order_parameter
+    for name, value in tensors.items():
+        if not value.is_floating_point():
+            raise TypeError(f"{name}: expected a floating-point tensor, got dtype {value.dtype}; convert it first")
+        if parameter is None:
+            continue
+        if value.dtype != parameter.dtype:
+            raise TypeError(
+                f"{name}: expected dtype {parameter.dtype}, the kernel's, got {value.dtype}; use model.to({name}.dtype)"
+            )
+        if value.device != parameter.device:
+            raise ValueError(f"{name}: expected device {parameter.device}, the kernel's, got {value.device}")
+
+
+def _noise(model: Any, inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Read T of a homoskedastic likelihood, or what any other one adds to a prior of the training points' shape."""
+    if isinstance(model.likelihood, gpytorch.likelihoods.GaussianLikelihood):
+        return model.likelihood.noise.squeeze(-1), None
+    prior = model.forward(inputs)
+    nothing = DiagLinearOperator(torch.zeros_like(prior.loc))
+    dense = model.likelihood(type(prior)(prior.mean, nothing), inputs).covariance_matrix
+    diagonal = dense.diagonal(dim1=-2, dim2=-1)
+    return None, diagonal if torch.equal(dense, torch.diag_embed(diagonal)) else dense
+
+
+def check_affine(problem: Problem) -> None:
+    """Raise unless the covariance of a few rows is affine in the renormalized kernel, and depends on it."""
+    with torch.no_grad():
+        zero, one, two = (problem.covariance(problem.at_scale(q), rows=4) for q in (0.0, 1.0, 2.0))
+    if not torch.allclose(two - one, one - zero, rtol=1e-4, atol=1e-6 * float(one.abs().max())):
+        raise ValueError(
+            "model: expected a covariance that is affine in the renormalized kernel (sums, products with other "
+            "kernels, ScaleKernel), got one that is not; does the same kernel occur twice?"
+        )
+    if bool((two == one).all()) and bool((one != 0).any()):
+        raise ValueError(
+            "model: expected a forward that reads the renormalized kernel from the model's submodules, got one whose "
+            "covariance does not change with the order parameters; is the kernel held in a closure or a list?"
+        )
+
+
+def warn_if_not_identifiable(problem: Problem, stacklevel: int = 4) -> None:
+    """Warn where an overall scale trains beside the order parameters."""
+    kernel, free = problem.network, []
+    if kernel.raw_readout_variance.requires_grad:
+        free.append("the kernel's readout variance")
+    for module in problem.model.modules():
+        if isinstance(module, ScaleKernel) and module.raw_outputscale.requires_grad:
+            inside = any(m is kernel for m in module.modules())
+            if inside:
+                free.append("an outputscale around the kernel")
+    if free:
+        warnings.warn(
+            f"{' and '.join(free)} trains beside the order parameters, but only the product of both enters the data: "
+            "trained together without a prior on the scale, q sits at one and the model is an infinitely wide network "
+            "with a free scale. Fix it with requires_grad_(False) to read q as a prediction.",
+            IdentifiabilityWarning,
+            stacklevel=stacklevel,
+        )
