@@ -80,6 +80,7 @@ class TestNothingChanges:
         for thread in threads:
             thread.join()
         assert not wrong
+        assert gpytorch.settings.lazily_evaluate_kernels.on()  # a global setting of the host, which it switches
         assert model.covar_module.order_parameter.item() == q
 
     @pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.ReliabilityWarning")  # five inputs

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import threading
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +15,7 @@ import gpytorch
 import torch
 from gpytorch.kernels import Kernel, ProductKernel, ScaleKernel
 from gpytorch.likelihoods import _GaussianLikelihoodBase
-from linear_operator import to_dense
+from linear_operator import to_dense as host_to_dense
 from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
 
@@ -29,8 +31,26 @@ from ..spectra import Spectrum
 from .conditioned import Blocks, Conditioned, DenseConditioned, SpectralConditioned
 from .units import Units
 
+_HOST = threading.RLock()
+"""Held while GPyTorch evaluates a lazy kernel: it switches a global setting off and on, which threads would mix up."""
+
 _LARGE = 4000  # training targets from which the memory is looked at
 _MATRICES = 5
+
+
+def _one_at_a_time(function: Any) -> Any:
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _HOST:
+            return function(*args, **kwargs)
+
+    return run
+
+
+def to_dense(operator: Any) -> Tensor:
+    """Return a lazy covariance as a matrix; one thread at a time."""
+    with _HOST:
+        return host_to_dense(operator)
 
 
 @dataclass(frozen=True)
@@ -108,6 +128,7 @@ class Problem:
         self._kept: dict[bool, tuple[Tensor, Blocks | None, Blocks]] = {}  # by joint, of the last test points
 
     @classmethod
+    @_one_at_a_time
     def of(cls, model: Any, *, needs_order_parameters: bool = True) -> Problem:
         """Take a model apart as it is; nothing is computed on P x P matrices.
 
@@ -218,6 +239,7 @@ class Problem:
         """Number of targets."""
         return self.targets.shape[-1]
 
+    @_one_at_a_time
     def prior(self, x: Tensor, order_parameter: Tensor | None = None) -> gpytorch.distributions.MultivariateNormal:
         """Return the model's prior at ``x`` with given order parameters ``*b x L``, or those that the kernel has."""
         if order_parameter is None:
@@ -230,6 +252,7 @@ class Problem:
         return self.layers.at_scale(scale, like=self.network.raw_order_parameter)
 
     @cached_property
+    @_one_at_a_time
     def _residuals(self) -> Tensor:
         return self.targets - self.model.forward(self.inputs).loc
 
@@ -238,6 +261,7 @@ class Problem:
         return self._residuals
 
     @cached_property
+    @_one_at_a_time
     def _unit_covariance(self) -> Tensor:
         self._check_memory()
         if self.kernel is None:
@@ -251,6 +275,7 @@ class Problem:
             remedy = "take fewer training points"
             check_memory(f"{self.num_data} training targets", needed, remedy, self.targets.device)
 
+    @_one_at_a_time
     def covariance(self, order_parameter: Tensor | None = None, rows: int | None = None) -> Tensor:
         """Return the prior covariance of the training points (of the first ``rows`` ones), dense and without noise.
 
@@ -272,6 +297,7 @@ class Problem:
         """The covariance at q = 1, dense; kept, so not to be overwritten."""
         return self._unit_covariance
 
+    @_one_at_a_time
     def blocks(self, x: Tensor, order_parameter: Tensor | None = None, joint: bool = False) -> Blocks:
         """Return the prior at prepared test points ``*b x m x d``."""
         inputs, size = self.inputs, self.num_data
@@ -283,7 +309,7 @@ class Problem:
         return Blocks(
             prior.loc[..., size:],
             to_dense(covariance[..., :size, size:]),
-            to_dense(own) if joint else own.diagonal(dim1=-2, dim2=-1),
+            to_dense(own) if joint else _diagonal(own),
         )
 
     def affine_blocks(self, x: Tensor, joint: bool = False) -> tuple[Blocks | None, Blocks]:
@@ -454,6 +480,11 @@ class KernelNode:
             wide = scale.unsqueeze(-1)
             return Blocks(unit.mean, wide * unit.cross, (wide if joint else scale) * unit.prior)
         return problem.blocks(x, self.order_parameter, joint)
+
+
+def _diagonal(operator: Any) -> Tensor:
+    with _HOST:
+        return operator.diagonal(dim1=-2, dim2=-1)
 
 
 def _is_multiplicative(module: Any, kernel: Kernel) -> bool:
