@@ -101,7 +101,7 @@ def test_cold_start_far_from_the_posterior():
     x, y, test_x, test_y = problem()
     network = FiniteNetwork(Identity(), 4, 4, dtype=torch.float64)
     result = sample_posterior(
-        network, x, y, 0.01, test_x=test_x, test_y=test_y, num_chains=32, num_samples=120, warmup=100
+        network, x, y, 0.01, test_x=test_x, test_y=test_y, num_chains=32, num_samples=120, warmup=100, seed=1
     )
     truth = exact_linear(problem(), 0.01, (1.0, 1.0), (4,))
     assert result.converged

@@ -102,11 +102,11 @@ class FiniteNetwork(FeatureNetwork):
             TypeError: Inputs of another dtype.
             ValueError: Inputs of another number of columns or device.
         """
-        state = self.read_inputs(x, hidden)
+        state = self.read_inputs(x, hidden).mT  # units by points: a batch of networks is one product
         for weight, bias in self.layers(hidden):
-            state = (state * weight.shape[-1] ** -0.5) @ weight.mT
-            state = self.activation(state if bias is None else state + bias.unsqueeze(-2))
-        return state * self.num_features**-0.5
+            state = (weight * weight.shape[-1] ** -0.5) @ state
+            state = self.activation(state if bias is None else state + bias.unsqueeze(-1))
+        return state.mT * self.num_features**-0.5
 
     def read_inputs(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Return what the first layer's weights multiply: the columns that it reads, times sqrt(``input_scale``).

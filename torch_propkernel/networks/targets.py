@@ -167,7 +167,7 @@ class MarginalTarget(Target):
         leaf, features = self._features(state)
         law = ReadoutLaw(features.detach(), self.y, *self.likelihood)
         (gradient,) = torch.autograd.grad(features, leaf, law.feature_gradient())
-        return 0.5 * state.square().sum(-1) - law.log_likelihood, gradient.add_(state)
+        return (0.5 * state.square().sum(-1) - law.log_likelihood).to(state.dtype), gradient.add_(state)
 
     @torch.no_grad()
     def observables(self, state: Tensor, generator: torch.Generator | None = None) -> Observables:
