@@ -1,5 +1,6 @@
 """The finite networks themselves, and samplers of their posterior."""
 
+from .annealing import Annealing, Draws, Population
 from .conditional import ReadoutLaw
 from .convolutional import ConvolutionalNetwork
 from .diagnostics import MonteCarloEstimate, effective_sample_size, estimate, split_r_hat
@@ -14,7 +15,9 @@ from .sampler import Sampler, SamplerStatistics
 from .targets import JointTarget, MarginalTarget, Observables, Target
 
 __all__ = [
+    "Annealing",
     "ConvolutionalNetwork",
+    "Draws",
     "FeatureNetwork",
     "FiniteNetwork",
     "HamiltonianMonteCarlo",
@@ -23,6 +26,7 @@ __all__ = [
     "MarginalTarget",
     "MonteCarloEstimate",
     "Observables",
+    "Population",
     "ReadoutLaw",
     "RowSpaceTarget",
     "SampledPosterior",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import cached_property
 
@@ -81,6 +82,15 @@ class ReadoutLaw:
     def _inverse(self) -> Tensor:
         """Inverse of the factorized matrix; its condition number is at most 1 + w_L |Phi|^2 / T."""
         return torch.cholesky_inverse(self._factor)
+
+    def where(self, chosen: Tensor, other: ReadoutLaw) -> ReadoutLaw:
+        """Return the law that is this one for the chosen members ``b`` of the batch and the other one for the rest."""
+        made = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and value.shape[:1] == chosen.shape and name != "_targets":
+                shape = chosen.reshape(-1, *[1] * (value.dim() - 1))
+                made.__dict__[name] = torch.where(shape, value, getattr(other, name))
+        return made
 
     def feature_gradient(self) -> Tensor:
         """Return the gradient of -log_likelihood with respect to the features, ``*b x P x F``, in their dtype."""

@@ -126,6 +126,15 @@ class FeatureNetwork(torch.nn.Module, ABC):
         """Shape of the batch of networks."""
         return self.hidden.shape[:-1]
 
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """Shapes of the pieces of the flat vector, ``N_l x fan-in`` of weights and ``N_l x 1`` of biases, in order."""
+        return [
+            shape
+            for (rows, columns), has_bias in zip(self._weight_shapes, self._has_bias, strict=True)
+            for shape in ((rows, columns), *([(rows, 1)] if has_bias else []))
+        ]
+
     def _sizes(self) -> list[int]:
         """Sizes of the pieces of the flat vector: weight, bias (0 where there is none), weight, ..."""
         return [

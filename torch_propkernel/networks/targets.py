@@ -106,6 +106,10 @@ class Target(ABC):
     def potential(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return U ``C`` (infinite where it cannot be computed) and its gradient ``C x dim`` at states ``C x dim``."""
 
+    def complete(self, state: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return states with everything that the data do not see drawn from the prior: here nothing is missing."""
+        return state
+
     @abstractmethod
     def observables(self, state: Tensor, generator: torch.Generator | None = None) -> Observables:
         """Return what is recorded at states ``C x dim``."""
