@@ -75,6 +75,12 @@ BENCHMARKS = {
         FITS + "--sets yacht --splits 1 --models infinite saddle scale",
         "RMSE|NLPD|log evidence",
     ),
+    "uci_predictors": Benchmark(
+        "uci_predictors.py",
+        (FITS + "--splits 10",),
+        FITS + "--sets yacht --rows 400 --splits 1 --methods free-scale-ard saddle matern-ard mlp-ensemble",
+        "^RMSE$|^NLPD$|coverage|log evidence",
+    ),
     "uci_evidence_fits": Benchmark(
         "uci_evidence_fits.py",
         (
