@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -84,6 +84,12 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
     """Append one record to a JSON-lines file."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Those entries that are one number, as JSON takes it."""
+    single = {k: v for k, v in values.items() if not isinstance(v, Tensor) or v.numel() == 1}
+    return {k: float(v) for k, v in single.items() if isinstance(v, Tensor | bool | int | float)}
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

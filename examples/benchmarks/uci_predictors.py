@@ -54,6 +54,7 @@ from _uci import (
     default_folder,
     double_precision,
     load,
+    numbers,
     read_records,
     show,
     standardize,
@@ -158,19 +159,14 @@ def noisy(fitted: Any) -> Callable[[Tensor], Any]:
 def describe(fitted: Any) -> dict[str, Any]:
     """What a fitted theory says of itself."""
     kernel, name = fitted.problem.kernel, fitted.theory.name
-    numbers = {key: float(value) for key, value in fitted.stats.items() if _is_number(value)}
     return {
         "theory": name,
         "width": math.inf if kernel is None or name in AT_INFINITE_WIDTH else float(kernel.width.flatten()[-1]),
         "temperature": float(fitted.problem.temperature),
         "log_evidence": None if fitted.log_evidence is None else float(fitted.log_evidence),
         "message": fitted.message,
-        "stats": numbers,
+        "stats": numbers(fitted.stats),
     }
-
-
-def _is_number(value: Any) -> bool:
-    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, bool | int | float)
 
 
 # Predictors: the data of a split, its shared hyperparameters (None where they are not used), a seed -> a record. ------
@@ -205,7 +201,7 @@ def auto(data: Standardized, shared: Mapping[str, Any] | None, seed: int) -> dic
 def plain(row: Any) -> dict[str, Any]:
     """A candidate as a dictionary of numbers and words."""
     values = dict(row) if isinstance(row, Mapping) else dataclasses.asdict(row)
-    return {name: float(value) if _is_number(value) else value for name, value in values.items()}
+    return values | numbers(values)
 
 
 def factor_of(record: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> float | None:
