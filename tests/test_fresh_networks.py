@@ -50,7 +50,7 @@ def test_predicted_first_and_sampled_afterwards(example, tmp_path, monkeypatch, 
     predictions = [json.loads(line) for line in files["predictions"].read_text().splitlines()]
     assert len(predictions) == 4 and not files["json"].exists()
     assert "not sampled yet" in files["markdown"].read_text(encoding="utf-8")
-    rows = data[np.random.default_rng(1001).permutation(30)]
+    rows = data[np.random.default_rng(2001).permutation(30)]
     center, unit = rows[:6].mean(0), rows[:6].std(0, ddof=1)
     loaded = example.load(tmp_path, 1, cases[1])
     np.testing.assert_allclose(loaded.test_x.numpy(), ((rows[6:16] - center) / unit)[:, :-1], rtol=1e-12, atol=1e-12)

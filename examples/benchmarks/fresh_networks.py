@@ -7,7 +7,7 @@
 The cases below are posteriors of networks of one hidden layer on rows of UCI tables, which are not among the sampled
 networks of the tests and the reference: all five sets, 100 to 200 training rows, widths of 15 to 200, T from 0.02 to
 0.3, erf and relu, with biases, at prior variances that are given and not fitted. Case k has its training rows and 200
-test rows (what is left of yacht) from ``numpy.random.default_rng(1000 + k).permutation`` of all rows of its set, inputs
+test rows (what is left of yacht) from ``numpy.random.default_rng(2000 + k).permutation`` of all rows of its set, inputs
 and targets standardized on the training rows.
 
 Every theory predicts the test error (y - f)^2 of a network drawn from the posterior, averaged over the test points,
@@ -94,7 +94,7 @@ CASES = (
 def load(folder: Path, index: int, case: Case) -> Standardized:
     """Rows of a case in standardized units."""
     data = torch.as_tensor(np.loadtxt(folder / case.data / "data.csv.gz", delimiter=","))
-    order = np.random.default_rng(1000 + index).permutation(len(data))
+    order = np.random.default_rng(2000 + index).permutation(len(data))
     train, test = data[order[: case.rows]], data[order[case.rows : case.rows + TEST_ROWS]]
     return standardize(train[:, :-1], train[:, -1], test[:, :-1], test[:, -1])
 

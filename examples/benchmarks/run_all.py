@@ -85,7 +85,7 @@ BENCHMARKS = {
         "fresh_networks.py",
         ("--data {uci} --predictions {records}.predictions --json {records} --markdown {page}",),
         "--data {uci} --predictions {records}.predictions --json {records} --markdown {page} --cases 0 "
-        "--theories infinite_width saddle mixture --longest 1000",
+        "--theories infinite_width saddle mixture --stage predict",  # sampled only after the predictions
         "infinite_width|saddle|mixture|adaptive|sampled test error|median|worst %",
     ),
     "uci_evidence_fits": Benchmark(
