@@ -17,7 +17,9 @@ SCRIPT = Path(__file__).parents[1] / "examples" / "benchmarks" / "uci_table.py"
 def example():
     spec = importlib.util.spec_from_file_location("uci_table", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)  # for the module that the benchmarks share
+        spec.loader.exec_module(module)
     return module
 
 

@@ -75,6 +75,19 @@ BENCHMARKS = {
         FITS + "--sets yacht --splits 1 --models infinite saddle scale",
         "RMSE|NLPD|log evidence",
     ),
+    "uci_predictors": Benchmark(
+        "uci_predictors.py",
+        (FITS + "--splits 10",),
+        FITS + "--sets yacht --rows 400 --splits 1 --methods free-scale-ard saddle matern-ard mlp-ensemble",
+        "^RMSE$|^NLPD$|coverage|log evidence",
+    ),
+    "fresh_networks": Benchmark(
+        "fresh_networks.py",
+        ("--data {uci} --predictions {records}.predictions --json {records} --markdown {page}",),
+        "--data {uci} --predictions {records}.predictions --json {records} --markdown {page} --cases 0 "
+        "--theories infinite_width saddle mixture --stage predict",  # sampled only after the predictions
+        "infinite_width|saddle|mixture|adaptive|sampled test error|median|worst %",
+    ),
     "uci_evidence_fits": Benchmark(
         "uci_evidence_fits.py",
         (

@@ -4,8 +4,7 @@
 
 One command from data to table: fits what is missing, with a progress bar, and writes ``results/uci_table.md`` beside
 this script. Each finished fit is appended to a JSON-lines file (``--json``), so that an interrupted run continues. DIR
-holds NAME/data.csv.gz (no header, the last column is the target) and NAME/test_mask.csv.gz (a column for each split,
-test rows are 1), as the splits of github.com/treforevans/uci_datasets can be exported. One core is enough: set
+holds a folder for each set, in the format that ``_uci.py`` describes. One core is enough: set
 OMP_NUM_THREADS=1.
 
 All models get the same treatment: inputs and targets standardized on the training rows, a zero mean, hyperparameters by
@@ -31,20 +30,30 @@ share training rows: standard errors over splits are too small rather than too l
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gpytorch
 import numpy as np
 import torch
+from _uci import (
+    Cut,
+    append_record,
+    default_folder,
+    double_precision,
+    load,
+    read_records,
+    show,
+    standardize,
+    table,
+    verdict,
+    versions,
+)
 from gpytorch.constraints import Positive
 from gpytorch.kernels import MaternKernel, ScaleKernel
 from torch import Tensor
@@ -69,28 +78,10 @@ START_TEMPERATURE = 0.1
 STARTS = 2
 
 
-class Cut(NamedTuple):
-    """What is used of a set: all rows unless limited; hyperparameters are fitted on the first ``fit`` of them."""
-
-    train: int = 10**9
-    test: int = 10**9
-    fit: int = 10**9
-
-
 LARGE = Cut(train=2000, test=1000, fit=500)
 CUTS = {"energy": Cut(fit=500), "concrete": Cut(fit=500), "pol": LARGE, "kin40k": LARGE}
 # Fits that start where a cheaper one ended, and there only.
 WARM = {"mixture": "saddle", "mixture-scale": "scale", "student-t": "scale"}
-
-
-def load(folder: Path, split: int, cut: Cut) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Inputs and targets of one split, train then test, in the data's units, cut down at random."""
-    data = np.loadtxt(folder / "data.csv.gz", delimiter=",")
-    test = np.loadtxt(folder / "test_mask.csv.gz", delimiter=",")[:, split] == 1
-    rng = np.random.default_rng(split)
-    rows = [rng.permutation(np.flatnonzero(mask))[:size] for mask, size in ((~test, cut.train), (test, cut.test))]
-    train, test = (torch.as_tensor(data[chosen]) for chosen in rows)
-    return train[:, :-1], train[:, -1], test[:, :-1], test[:, -1]
 
 
 def build(name: str, x: Tensor, y: Tensor, depth: int, width: float) -> tuple[Any, tuple[str, ...]]:
@@ -148,12 +139,7 @@ def fit(
     folder: Path, split: int, name: str, depth: int, width: float, cut: Cut, start: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Fit one model on one split, from a finished fit if given, and measure its predictions in the target's units."""
-    x, y, x_test, y_test = load(folder, split, cut)
-    shift, unit = x.mean(0), x.std(0)
-    unit = torch.where(unit > 0, unit, torch.ones_like(unit))
-    x, x_test = (x - shift) / unit, (x_test - shift) / unit
-    center, size = float(y.mean()), float(y.std())
-    y, y_test = (y - center) / size, (y_test - center) / size
+    x, y, x_test, y_test, size = standardize(*load(folder, split, cut))
     model, train = build(name, x[: cut.fit], y[: cut.fit], depth, width)
     model.likelihood.noise = START_TEMPERATURE
     if start is not None:
@@ -192,27 +178,6 @@ def fit(
     }
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error over splits; NaN from a single one."""
-    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(
-        values
-    ) > 1 else math.nan
-
-
-def show(values: Sequence[float], digits: str) -> str:
-    """Mean +- standard error, as text."""
-    mean, error = mean_and_error(values)
-    return f"{mean:{digits}} +- {error:.2g}" if math.isfinite(error) else f"{mean:{digits}}"
-
-
-def verdict(differences: Sequence[float]) -> str:
-    """Better, worse, or a tie (less than two standard errors); undecided with fewer than four splits."""
-    if len(differences) < 4:
-        return "undecided"
-    mean, error = mean_and_error(differences)
-    return "tie" if abs(mean) < 2.0 * error or mean == 0.0 else "better" if mean < 0 else "worse"
-
-
 def baseline_of(name: str) -> str:
     """The free scale with the same inputs' treatment."""
     return "scale-ard" if name.endswith("-ard") else "scale"
@@ -243,11 +208,6 @@ class Measured:
             text = ", ".join(f"{kind} on {' and '.join(sets)}" for kind, sets in found.items())
             parts.append(f"{title}: {text}" if text else "")
         return "; ".join(part for part in parts if part)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """A Markdown table."""
-    return ["| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)]
 
 
 def tables(records: Sequence[dict[str, Any]]) -> str:
@@ -312,9 +272,8 @@ def tables(records: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     here = Path(__file__).resolve()
-    default = os.environ.get("PROPKERNEL_DATA", str(here.parents[3] / "shared" / "data" / "uci"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(default), help="default: $PROPKERNEL_DATA")
+    parser.add_argument("--data", type=Path, default=default_folder(), help="default: $PROPKERNEL_DATA")
     parser.add_argument("--sets", nargs="+", default=["yacht", "energy", "concrete"])
     parser.add_argument("--splits", type=int, default=10, help="the first ones")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
@@ -328,23 +287,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (name, split, model) for name in options.sets for split in range(options.splits) for model in options.models
     ]
     finished: dict[tuple[Any, ...], dict[str, Any]] = {}
-    if options.json.exists():
-        for record in map(json.loads, options.json.read_text().splitlines()):
-            if (record["depth"], record["width"]) == (options.depth, options.width):
-                finished[record["set"], record["split"], record["model"]] = record
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
+    for record in read_records(options.json):
+        if (record["depth"], record["width"]) == (options.depth, options.width):
+            finished[record["set"], record["split"], record["model"]] = record
+    with double_precision():
         for job in tqdm([j for j in jobs if j not in finished], desc="fits", disable=None, file=sys.stderr):
             base, ard = job[2].removesuffix("-ard"), "-ard" if job[2].endswith("-ard") else ""
             start = finished.get((*job[:2], WARM.get(base, "none") + ard))
             finished[job] = fit(options.data / job[0], *job[1:], options.depth, options.width, cuts[job[0]], start)
-            with options.json.open("a") as file:
-                file.write(json.dumps(finished[job]) + "\n")
+            append_record(options.json, finished[job])
             if job[2] == options.models[-1]:  # a split is complete: an interrupted run leaves a table too
                 write(options, finished)
-    finally:
-        torch.set_default_dtype(before)
     print(write(options, finished))
 
 
@@ -352,13 +305,12 @@ def write(options: argparse.Namespace, finished: dict[tuple[Any, ...], dict[str,
     """Write the Markdown file of all records of the run; return the tables."""
     chosen = [r for r in finished.values() if r["set"] in options.sets and r["model"] in options.models]
     text = tables(chosen)
-    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "gpytorch", "scipy", "numpy"))
     options.markdown.parent.mkdir(parents=True, exist_ok=True)
     options.markdown.write_text(
         "# Finite and infinite width on UCI sets\n\n"
         f"    python examples/benchmarks/uci_table.py --sets {' '.join(options.sets)} --splits {options.splits} "
         f"--depth {options.depth} --width {options.width:g}\n\n"
-        f"torch_propkernel {version('torch_propkernel')}, {packages}. Relu, {options.depth} hidden layer(s), width "
+        f"{versions()}. Relu, {options.depth} hidden layer(s), width "
         f"{options.width:g}. RMSE in the target's units, NLPD the mean negative log predictive density of a noisy test "
         "target in these units; mean +- standard error over splits, differences paired by split: a tie is less than "
         "two standard errors. T and scale are medians, in standardized units, as is the log "
