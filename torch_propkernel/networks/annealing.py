@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ class Population:
 
     Example:
         >>> one = Population(torch.zeros(2, 1), torch.tensor([0.5, 0.5]).log(), 1.0, 1.0, -3.0, 0.04, 0.1)
-        >>> one.effective_size, one.error
+        >>> round(one.effective_size, 4), round(one.error, 4)
         (2.0, 0.2)
     """
 
@@ -134,7 +135,7 @@ class Annealing:
         >>> x = torch.ones(1, 1, dtype=torch.float64)
         >>> network = FiniteNetwork("identity", input_dim=1, width=1, dtype=torch.float64)
         >>> found = Annealing(network, x, x[:, 0], num_chains=200, seed=1).run(1.0)   # y = 1, f = v w
-        >>> exact = -1.3716   # log of E_w N(1; 0, 1 + w^2)
+        >>> exact = -1.50377   # log of E_w N(1; 0, 1 + w^2)
         >>> abs(found.log_evidence - exact) < 4 * found.error < 0.2
         True
     """
@@ -163,7 +164,7 @@ class Annealing:
         self._x32 = self._x.float()
         self.num_chains, self._moves, self._leapfrogs = num_chains, moves, leapfrogs
         self._spread = positive_number("spread", spread)
-        self._generator = torch.Generator(device=x.device).manual_seed(seed)
+        self.generator = torch.Generator(device=x.device).manual_seed(seed)
         self._deadline, self._progress = deadline, progress
         self.num_gradients = 0
         self._curvature = self._measure_curvature()
@@ -181,9 +182,7 @@ class Annealing:
         with torch.enable_grad():
             leaf = states.detach().requires_grad_()
             features = self._network.features(self._x32, leaf)
-        law = ReadoutLaw(
-            features.detach(), self._targets, temperature, readout_factor * self.target.readout_variance
-        )
+        law = ReadoutLaw(features.detach(), self._targets, temperature, readout_factor * self.target.readout_variance)
         (gradient,) = torch.autograd.grad(features, leaf, law.feature_gradient())
         return gradient.add_(states)
 
@@ -208,7 +207,7 @@ class Annealing:
         return torch.cat([mean.flatten() for mean in means])
 
     def _normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self._generator, dtype=torch.float64, device=self._x.device)
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64, device=self._x.device)
 
     # Moves --------------------------------------------------------------------------------------------------------
 
@@ -219,15 +218,9 @@ class Annealing:
         return Population(states, weights, math.inf, 1.0, 0.0, 0.0, 0.1)
 
     @torch.no_grad()
-    def run(self, temperature: float, keep: Sequence[float] = (), start: Population | None = None) -> Population:
-        """Cool to a temperature.
-
-        Args:
-            temperature: T at the end.
-            keep: Not used here; see :meth:`ladder`.
-            start: Where to start; the prior if None.
-        """
-        return self.ladder([*keep, temperature], start)[-1]
+    def run(self, temperature: float, start: Population | None = None) -> Population:
+        """Cool to a temperature, from the prior or from another population."""
+        return self.ladder([temperature], start)[-1]
 
     @torch.no_grad()
     def ladder(
@@ -244,8 +237,9 @@ class Annealing:
             enough: Called with the populations so far after each rung; True stops.
         """
         here = start or self.start()
-        if any(not later < before for before, later in zip([here.temperature, *temperatures], temperatures)):
-            raise ValueError(f"temperatures: expected falling numbers, got {[here.temperature, *temperatures]}")
+        path = [here.temperature, *temperatures]
+        if any(not later < before for before, later in itertools.pairwise(path)):
+            raise ValueError(f"temperatures: expected falling numbers, got {path}")
         found, law = [], None
         hottest = max(_HOTTEST * float(self._targets.square().mean()), 2.0 * temperatures[0])
         whole = math.log(hottest / temperatures[-1])
@@ -307,8 +301,8 @@ class Annealing:
             kept.append((here.states, law.log_likelihood, _order_parameter(law), law.training_error()))
             if self._progress is not None:
                 self._progress(done + 1, num_draws)
-        columns = [torch.stack(column, 1) for column in zip(*kept, strict=True)]
-        return Draws(*columns, replace(here, step_size=step_size), accepted)
+        states, *scalars = (torch.stack(column, 1) for column in zip(*kept, strict=True))
+        return Draws(states, *scalars, population=replace(here, step_size=step_size), acceptance=accepted)
 
     def _step(
         self, here: Population, law: ReadoutLaw | None, temperature: float, readout_factor: float
@@ -316,8 +310,8 @@ class Annealing:
         """Reweight to another (T, c), resample where needed, move."""
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise ConvergenceError(
-                f"time limit: reached at temperature {here.temperature:.3g} on the way to {temperature:.3g}; allow more "
-                "time, a smaller width or fewer rows"
+                f"time limit: reached at temperature {here.temperature:.3g} on the way to {temperature:.3g}; allow "
+                "more time, or take a smaller width or fewer rows"
             )
         after = self.law(here.states, temperature, readout_factor)
         change = after.log_likelihood
@@ -350,7 +344,7 @@ class Annealing:
         count = len(here.states)
         if here.effective_size > count * (1.0 - 1e-9):
             return here, law or self.law(here.states, here.temperature, here.readout_factor)
-        first = torch.rand((), generator=self._generator, dtype=torch.float64, device=here.states.device)
+        first = torch.rand((), generator=self.generator, dtype=torch.float64, device=here.states.device)
         points = (first + torch.arange(count, device=here.states.device)) / count
         chosen = torch.searchsorted(here.log_weights.exp().cumsum(0), points).clamp_max(count - 1)
         states = here.states[chosen]
@@ -368,7 +362,7 @@ class Annealing:
         metric = (1.0 + here.readout_factor * self._curvature / here.temperature).sqrt()
         states, count = here.states, len(here.states)
         momentum = self._normal(*states.shape).float() * metric.sqrt()
-        steps = step_size * (0.6 + 0.8 * torch.rand(count, 1, generator=self._generator, device=states.device))
+        steps = step_size * (0.6 + 0.8 * torch.rand(count, 1, generator=self.generator, device=states.device))
         before = _energy(states, momentum, metric, law)
         drift, moved = steps / metric, states.clone()
         momentum = momentum - 0.5 * steps * self._force(moved, *at)
@@ -378,7 +372,7 @@ class Annealing:
         proposed = self.law(moved, *at)
         error = _energy(moved, momentum, metric, proposed) - before
         probability = torch.exp(-error.clamp_min(0.0)).nan_to_num(0.0)
-        uniform = torch.rand(count, generator=self._generator, dtype=torch.float64, device=states.device)
+        uniform = torch.rand(count, generator=self.generator, dtype=torch.float64, device=states.device)
         accept = uniform < probability
         law = proposed if bool(accept.all()) else proposed.where(accept, law)
         return torch.where(accept.unsqueeze(-1), moved, states), law, float(probability.mean())

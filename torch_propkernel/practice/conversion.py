@@ -1,112 +1,16 @@
-"""From a kernel or a model to the finite network with the same prior, and back."""
+"""From a finite network to the Gaussian process model with the same prior; the way back is in ``networks``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import gpytorch
 import torch
-from gpytorch.kernels import Kernel, ScaleKernel
-from linear_operator import to_dense
 from torch import Tensor
 
 from .._validation import check_inputs, check_same_kind, check_targets, positive_number
-from ..kernels import Composition, NNGPKernel, RenormalizedNNGPKernel
+from ..kernels import Composition, RenormalizedNNGPKernel
 from ..models import NetworkGP
 from ..networks.feature_network import FeatureNetwork
 from ..networks.finite_network import FiniteNetwork
-
-_PRIOR_KERNELS = (NNGPKernel.forward, RenormalizedNNGPKernel.forward)
-
-
-def network_from_model(
-    model_or_kernel: Any,
-    input_dim: int | None = None,
-    *,
-    width: int | Sequence[int] | None = None,
-    batch_shape: torch.Size | Sequence[int] = (),
-    generator: torch.Generator | None = None,
-) -> FiniteNetwork:
-    r"""Return a finite network whose prior is the one that a kernel stands for, with the kernel's present values.
-
-    .. math:: w_l \leftarrow w_l^{\text{kernel}} \ (l < L), \qquad w_L \leftarrow s\, w_L^{\text{kernel}}
-
-    w_l are weight variances, s the outputscale of a :class:`gpytorch.kernels.ScaleKernel` around the kernel (1
-    without one); bias variances, ARD weights (as ``input_scale``) and ``active_dims`` carry over. Parametrization and
-    units are the same in both (:class:`FiniteNetwork`). The order parameters and the composition do not carry over:
-    they say what data do to the network. The noise is not part of a network; its temperature is ``likelihood.noise``.
-    The values are exact to rounding; dtype and device are the kernel's.
-
-    Args:
-        model_or_kernel: An NNGPKernel (also ArcSineKernel, ArcCosineKernel), a RenormalizedNNGPKernel, a ScaleKernel
-            around one, or a model with mean zero and such a kernel as ``covar_module``.
-        input_dim: N_0; needed for a kernel without ``ard_num_dims`` and ``active_dims``.
-        width: N_1, ..., N_L; a RenormalizedNNGPKernel's own if None.
-        batch_shape: Shape of a batch of independent networks.
-        generator: Draws the weights.
-
-    Returns:
-        The network, drawn from its prior.
-
-    Raises:
-        TypeError: Another composition of kernels, no kernel at all.
-        ValueError: A batch of kernels, widths that are infinite or missing, an unknown or contradicting ``input_dim``,
-            a model with another mean, with transformed inputs or targets.
-
-    Reference: THEORY.md, section 0.
-
-    Example:
-        >>> import torch
-        >>> from torch_propkernel import Erf, RenormalizedNNGPKernel
-        >>> from torch_propkernel.practice import network_from_model
-        >>> kernel = RenormalizedNNGPKernel(Erf(), width=[20, 10], weight_variance=[1.0, 1.0, 4.0])
-        >>> network = network_from_model(kernel, input_dim=3)
-        >>> network.width, [round(w, 6) for w in network.weight_variance.tolist()]
-        ((20, 10), [1.0, 1.0, 4.0])
-    """
-    kernel = model_or_kernel
-    if not isinstance(kernel, Kernel):
-        kernel = getattr(model_or_kernel, "covar_module", None)
-        if not isinstance(kernel, Kernel):
-            raise TypeError(f"model_or_kernel: expected a kernel or a model, got {type(model_or_kernel).__name__}")
-        input_dim = _input_dim_of_model(model_or_kernel, input_dim)
-    columns = kernel.active_dims  # a ScaleKernel's are those of its base kernel
-    scale: float | Tensor = 1.0
-    while isinstance(kernel, ScaleKernel):
-        _refuse_batch(kernel)
-        scale, kernel = scale * kernel.outputscale.detach().double(), kernel.base_kernel
-    if getattr(type(kernel), "forward", None) not in _PRIOR_KERNELS:
-        raise TypeError(
-            "model_or_kernel: expected an NNGPKernel or RenormalizedNNGPKernel, alone or in a ScaleKernel, got "
-            f"{type(kernel).__name__}: a sum, product or other kernel is not the prior of one fully connected network"
-        )
-    _refuse_batch(kernel)
-    if width is None:
-        if not isinstance(kernel, RenormalizedNNGPKernel):
-            raise ValueError(
-                f"width: expected {kernel.depth} whole numbers, got none: {type(kernel).__name__} has none"
-            )
-        width = kernel.width.reshape(-1).tolist()
-    sizes = list(width) if isinstance(width, Sequence) else [width]
-    if len(sizes) != kernel.depth:
-        raise ValueError(f"width: expected {kernel.depth} numbers, one per hidden layer of the kernel, got {width!r}")
-    reference = kernel.raw_hidden_weight_variance
-    weights = kernel.weight_variance.detach().double().reshape(-1)
-    weights[-1:] *= scale
-    return FiniteNetwork(
-        kernel.activation,
-        _input_dim(kernel, columns, input_dim),
-        sizes,
-        weight_variance=weights,
-        bias_variance=kernel.bias_variance.detach().double().reshape(-1),
-        input_scale=None if kernel.ard_num_dims is None else kernel.ard_weights.detach().double().reshape(-1),
-        active_dims=columns,
-        batch_shape=batch_shape,
-        dtype=reference.dtype,
-        device=reference.device,
-        generator=generator,
-    )
 
 
 def model_from_network(
@@ -187,40 +91,3 @@ def model_from_network(
     likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=noise_constraint).to(network.hidden)
     likelihood.noise = torch.as_tensor(temperature, dtype=torch.float64).to(network.hidden)
     return NetworkGP(x, y, likelihood, kernel)
-
-
-def _refuse_batch(kernel: Kernel) -> None:
-    if kernel.batch_shape.numel() != 1:
-        raise ValueError(
-            f"model_or_kernel: expected a kernel without batch shape, got {tuple(kernel.batch_shape)}; index it "
-            "(kernel[0]) and convert one at a time"
-        )
-
-
-def _input_dim(kernel: NNGPKernel, columns: Tensor | None, given: int | None) -> int:
-    """Return N_0 from what the kernel knows and from what was given."""
-    known = kernel.ard_num_dims if columns is None else len(columns)
-    if known is None and given is None:
-        raise ValueError("input_dim: expected the number of inputs, got None: this kernel takes any number of columns")
-    if columns is None and known is not None and given not in (None, known):
-        raise ValueError(f"input_dim: expected {known}, the kernel's ard_num_dims, got {given}")
-    return int(given if known is None else known)  # type: ignore[arg-type]
-
-
-def _input_dim_of_model(model: Any, given: int | None) -> int | None:
-    """Check that a model is its kernel and nothing else, and return the number of its inputs."""
-    for name in ("input_transform", "outcome_transform"):
-        if getattr(model, name, None) is not None:
-            raise ValueError(f"model: expected none with {name}, got {type(getattr(model, name)).__name__}")
-    if getattr(model, "train_inputs", None) is None:
-        return given
-    x = model.train_inputs[0]
-    if given not in (None, x.shape[-1]):
-        raise ValueError(f"input_dim: expected {x.shape[-1]}, the columns of the model's inputs, got {given}")
-    with torch.no_grad():
-        prior, own = model.forward(x[..., :4, :]), to_dense(model.covar_module(x[..., :4, :]))
-        if bool((prior.mean != 0).any()):
-            raise ValueError("model: expected a mean of zero, got another; subtract it from the targets first")
-        if not torch.allclose(to_dense(prior.lazy_covariance_matrix), own):
-            raise ValueError("model: expected a prior covariance that is covar_module's, got another")
-    return x.shape[-1]

@@ -1,0 +1,271 @@
+"""The posterior of the network itself as a predictor, from annealed chains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._validation import positive_number
+from ..inference import Conditioned, ErrorEstimate, Problem
+from ..inference.conditioned import left_out
+from ..networks import ReadoutLaw, estimate
+from ..networks.annealing import Annealing, Draws, Population
+from ..networks.from_model import network_from_model
+from ..networks.feature_network import FeatureNetwork
+from ..numerics.pareto import TRUSTED, smooth_log_weights
+from .base import FittedTheory, Theory
+
+_LARGEST = 2**22  # numbers of one batch of features
+_AGREE = 1.1  # R-hat of chains that have not converged to each other, but agree
+
+
+class Sampled(Theory):
+    r"""The network itself: its posterior, sampled by annealing, as a mixture of the networks that were drawn.
+
+    .. math:: p(f_* | y) = \frac1S \sum_s N(f_*; \mu_s, \sigma_s^2), \qquad w_s \sim p(w | y), \qquad
+              y | w \sim N(0, T 1 + w_L \Phi_w \Phi_w^T)
+
+    No theory but the thing that theories describe, within Monte Carlo errors. Chains cool from the prior to T in steps
+    (:class:`~torch_propkernel.networks.Annealing`), which gathers the evidence; then they go on at T, and
+    ``num_draws`` states of each are kept. The readout is integrated out, in sampling and in predictions. Any depth and
+    activation; the covariance must be one fully connected network's (a RenormalizedNNGPKernel, possibly in
+    ScaleKernels), whose order parameters and composition play no part; any mean.
+
+    ``order_parameters["q"]`` is the posterior mean of lambda_L |v|^2 / N_L. ``log_evidence`` is log p(y | T), with
+    ``stats["log_evidence_error"]``; on average it is too low, most so where chains do not follow. ``stats`` has the
+    largest R-hat (``"r_hat"``; of the log likelihood, q and the training error), ``"monte_carlo_error"``, the standard
+    error of the predicted means as a share of the predicted spread, ``"acceptance"``, ``"gradients"``, ``"draws"``.
+    ``stats["converged"]`` is False, and ``message`` says so, where R-hat is above 1.1: the chains then sit in different
+    modes or still drift; they are all in the mixture. Leave-one-out weighs the draws anew for every point, with
+    Pareto-smoothed weights; ``stats`` of :meth:`FittedSampled.leave_one_out_shape` tells for which points that holds.
+
+    A finite width is needed. Cost on one CPU thread: about 20 s for P = 400, N = 50 at T = 0.01; it grows with
+    P N min(P, N). Memory: S states, and batches of bounded size in predictions.
+
+    Args:
+        num_chains: Chains, moved as one batch.
+        num_draws: States kept of each chain.
+        every: Transitions from one kept state to the next.
+        spread: Of the log weights in one step of the annealing: smaller is slower and better.
+        seed: Of all random numbers.
+        progress: Called with (done, total).
+
+    Raises:
+        TypeError, ValueError: A model that is no network with independent noise, infinite width, a batch of models.
+        ConvergenceError: Energies that are not finite.
+
+    Reference: THEORY.md, section 9.
+
+    Example:
+        >>> import gpytorch, torch
+        >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel
+        >>> from torch_propkernel.theories import Mixture, Sampled
+        >>> x = torch.linspace(-1, 1, 6, dtype=torch.float64).unsqueeze(-1)
+        >>> kernel = RenormalizedNNGPKernel("identity", width=4).double()
+        >>> model = NetworkGP(x, 2 * x[:, 0], gpytorch.likelihoods.GaussianLikelihood(), kernel).double()
+        >>> sampled, exact = (theory.fit(model) for theory in (Sampled(num_chains=50), Mixture()))
+        >>> bool((sampled.predict(x)[0] - exact.predict(x)[0]).abs().max() < 0.02)   # a linear network: exact
+        True
+    """
+
+    name = "sampled"
+
+    def __init__(
+        self,
+        num_chains: int = 12,
+        num_draws: int = 40,
+        every: int = 4,
+        spread: float = 0.7,
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Check and store the options."""
+        for name, number, least in (("num_chains", num_chains, 2), ("num_draws", num_draws, 4), ("every", every, 1)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise ValueError(f"{name}: expected a whole number >= {least}, got {number!r}")
+        self.num_chains, self.num_draws, self.every = num_chains, num_draws, every
+        self.spread, self.seed, self.progress = positive_number("spread", spread), seed, progress
+
+    def _fit(self, problem: Problem) -> FittedTheory:
+        temperature = temperature_of(problem)
+        annealing = self.annealing(problem)
+        return self.drawn(problem, annealing, annealing.run(temperature))
+
+    def annealing(self, problem: Problem, deadline: float | None = None) -> Annealing:
+        """Return the chains of a problem at the prior."""
+        return Annealing(
+            network_of(problem),
+            problem.inputs.double(),
+            problem.residuals().double(),
+            num_chains=self.num_chains,
+            spread=self.spread,
+            seed=self.seed,
+            deadline=deadline,
+            progress=self.progress,
+        )
+
+    def drawn(self, problem: Problem, annealing: Annealing, population: Population) -> FittedSampled:
+        """Draw from the posterior at the population's temperature, which is to be the problem's."""
+        draws = annealing.draw(population, self.num_draws, self.every)
+        network = network_of(problem)
+        states = annealing.target.complete(draws.states.flatten(0, 1).double(), annealing.generator)
+        conditioned = SampledConditioned(problem, network, states)
+        q = draws.order_parameter.mean()
+        stats = _statistics(draws, conditioned) | {
+            "log_evidence_error": population.error,
+            "gradients": annealing.num_gradients,
+            "draws": len(states),
+        }
+        r_hat, error = stats["r_hat"], stats["monte_carlo_error"]
+        message = (
+            f"{len(states)} networks of {self.num_chains} chains: largest R-hat {r_hat:.3f}, Monte Carlo error of the "
+            f"means {100 * error:.2g} % of the predicted spread."
+        )
+        stats["converged"] = r_hat <= _AGREE
+        if not stats["converged"]:
+            message += (
+                f" The chains disagree (R-hat above {_AGREE}): they sit in different modes or still drift; use more "
+                "num_draws, a smaller spread or a higher temperature."
+            )
+        evidence = torch.tensor(population.log_evidence, dtype=torch.float64)
+        like = problem.targets
+        return FittedSampled(
+            self, problem, conditioned, {"q": q.to(like)}, q.to(like), message, stats, evidence.to(like.device)
+        )
+
+
+class SampledConditioned(Conditioned):
+    """Networks drawn from a posterior: each a Gaussian process in its readout, conditioned on the data.
+
+    Args:
+        problem: What is conditioned; independent noise.
+        network: Architecture and prior.
+        states: Whitened hidden weights of the draws, ``S x num_hidden``.
+        log_weights: Normalized log weights ``S``; all alike if None.
+
+    Example:
+        >>> import gpytorch, torch
+        >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel
+        >>> from torch_propkernel.inference import Problem
+        >>> x, likelihood = torch.ones(1, 1, dtype=torch.float64), gpytorch.likelihoods.GaussianLikelihood()
+        >>> likelihood.noise = 1.0
+        >>> kernel = RenormalizedNNGPKernel("identity", width=1).double()
+        >>> problem = Problem.frozen(NetworkGP(x, x[:, 0], likelihood, kernel).double())
+        >>> two = SampledConditioned(problem, network_of(problem), torch.tensor([[1.0], [-1.0]], dtype=torch.float64))
+        >>> [round(v.item(), 6) for v in two.predict(x)]   # w = +-1: k = T = 1
+        [0.5, 0.5]
+    """
+
+    def __init__(
+        self, problem: Problem, network: FeatureNetwork, states: Tensor, log_weights: Tensor | None = None
+    ) -> None:
+        """Store the draws."""
+        if log_weights is None:
+            log_weights = torch.full_like(states[:, 0], -math.log(len(states)))
+        super().__init__(problem, log_weights)
+        self.network, self.states = network, states
+
+    def _laws(self, points: int) -> Iterator[tuple[Tensor, ReadoutLaw]]:
+        """Yield the draws in batches, with the readout's law of each; ``points`` are those of the call."""
+        x, y = self.problem.inputs.double(), self.problem.residuals().double().unsqueeze(-1)
+        variance, temperature = float(self.network.weight_variance[-1]), temperature_of(self.problem)
+        size = max(1, _LARGEST // (max(points, len(x)) * self.network.num_features))
+        for states in self.states.split(size):
+            yield states, ReadoutLaw(self.network.features(x, states), y, temperature, variance)
+
+    def moments(self, x: Tensor, joint: bool = False) -> tuple[Tensor, Tensor]:
+        """Return means and (co)variances of the draws."""
+        own, means, spreads = self.problem.prior(x).loc, [], []
+        for states, law in self._laws(x.shape[-2]):
+            features = self.network.features(x.double(), states)
+            mean, variance = law.predict(features)
+            means.append(mean.squeeze(-1))
+            spreads.append(law.covariance(features) if joint else variance)
+        return own.unsqueeze(-2) + torch.cat(means).to(x.dtype), torch.cat(spreads).to(x.dtype)
+
+    @cached_property
+    def _left_out_terms(self) -> tuple[Tensor, Tensor]:
+        pairs = [law.left_out_terms() for _, law in self._laws(0)]
+        weights, precision = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        return weights.squeeze(-1), precision
+
+    def left_out_terms(self) -> tuple[Tensor, Tensor]:
+        """Return A^{-1} (y - m) and the diagonal of A^{-1} of each draw."""
+        return self._left_out_terms
+
+    def log_likelihoods(self) -> Tensor:
+        """Return log p(y | w) of each draw."""
+        return torch.cat([law.log_likelihood for _, law in self._laws(0)])
+
+    def leave_one_out(self) -> ErrorEstimate:
+        """Return errors at each training point given the others, by Pareto-smoothed importance weights."""
+        return self._errors_of_left_out(smooth=lambda lifted: smooth_log_weights(lifted.mT)[0].mT)
+
+    def left_out_shape(self) -> Tensor:
+        """Return the shape k of the weights' tail for each point that is left out, ``P``."""
+        weights, precision = self.left_out_terms()
+        density = left_out_densities(weights, precision)
+        assert self.log_weights is not None
+        return smooth_log_weights((self.log_weights.unsqueeze(-1) - density).mT)[1]
+
+
+class FittedSampled(FittedTheory):
+    """The sampled networks at a model's training data."""
+
+    conditioned: SampledConditioned
+
+    @property
+    def left_out_shape(self) -> Tensor:
+        """Shape k of the importance weights of every point that is left out, ``P``: trusted below 0.7."""
+        return self.conditioned.left_out_shape()
+
+    @property
+    def left_out_is_trusted(self) -> bool:
+        """Whether leave-one-out holds: no more than one point in fifty has a shape above 0.7."""
+        return bool((self.left_out_shape > TRUSTED).double().mean() <= 0.02)
+
+
+def network_of(problem: Problem) -> FeatureNetwork:
+    """Return the network whose prior is a problem's covariance, in float64.
+
+    Raises:
+        TypeError, ValueError: Another covariance, an infinite width, a batch of models.
+    """
+    if problem.targets.dim() != 1 or problem.inputs.dim() != 2:
+        raise ValueError(f"model: expected no batch dimensions, got targets of shape {tuple(problem.targets.shape)}")
+    covariance = getattr(problem.model, "covar_module", None)
+    return network_from_model(covariance, input_dim=problem.inputs.shape[-1]).double()
+
+
+def temperature_of(problem: Problem) -> float:
+    """Return the noise variance of a problem.
+
+    Raises:
+        ValueError: Noise that differs between points, or zero.
+    """
+    if problem.temperature is None:
+        raise ValueError("likelihood: expected a GaussianLikelihood, whose noise is one number, got another noise")
+    return positive_number("likelihood.noise", float(problem.temperature))
+
+
+def _statistics(draws: Draws, conditioned: SampledConditioned) -> dict[str, Any]:
+    """R-hat of scalars, and the error of the means at the training points over their spread."""
+    scalars = torch.stack([draws.log_likelihood, draws.order_parameter, draws.training_error], -1)
+    r_hat = estimate(scalars).r_hat
+    chains, count = draws.states.shape[:2]
+    x = conditioned.problem.inputs
+    means, variances = conditioned.moments(x[: min(len(x), 200)])
+    grouped = means.unflatten(0, (chains, count)).mean(1)
+    error = grouped.var(0).mean() / chains
+    spread = (variances.mean(0) + means.var(0)).mean()
+    return {
+        "r_hat": float(r_hat.max()),
+        "monte_carlo_error": float((error / spread).sqrt()),
+        "acceptance": draws.acceptance,
+        "log_likelihood": draws.log_likelihood.mean().item(),
+    }
