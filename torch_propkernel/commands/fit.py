@@ -173,13 +173,13 @@ def _write_predictions(
 
 def _draw(table: Table, network: Network, analysis: Analysis, sweep: WidthSweep) -> Figure:
     from ..plotting import plot_sweep
+    from ..plotting.style import figure_of
 
     free = analysis.free_errors
     baseline = {"leave_one_out": float(free.leave_one_out.mean_total)}
     if free.test is not None:
         baseline["test"] = float(free.test.mean_total)
     axes = plot_sweep(sweep, free_scale=baseline, chosen=network.width)
-    figure = axes[0].get_figure(root=True)
-    assert figure is not None
+    figure = figure_of(axes[0])
     figure.suptitle(f"{table.name}: {table.target}\n{network.prior.activation!r}, T = {network.temperature:.4g}")
     return figure
