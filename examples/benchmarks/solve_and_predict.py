@@ -171,9 +171,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", PropKernelWarning)
     if options.only != "memory":  # the memory table is printed by a process of its own
-        print(
-            f"# Time and memory of the solver\n\nEvery time is the smallest of {options.repeats} rounds, with {options.threads} thread(s)."
-        )
+        print("# Time and memory of the solver\n")
+        print(f"Every time is the smallest of {options.repeats} rounds, with {options.threads} thread(s).")
     if options.only in (None, "pipeline"):
         time_of_pipeline(options.repeats)
     if options.only in (None, "sweep"):
