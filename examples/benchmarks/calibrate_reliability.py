@@ -139,7 +139,7 @@ def kurtosis(parts, order_parameter) -> float:
     """Excess kurtosis of phi.a over prior units, in units of three, times (a^T K a/N)^2."""
     layer = last_layer(parts, parts.inputs)
     units = layer.scale.sqrt() * layer.activation(draw_pre_activations(layer.covariance, 4096)[0])
-    covariance = order_parameter.prod() * parts.covariance(1.0) + parts.noise_covariance(layer.covariance)
+    covariance = order_parameter.prod() * parts.unit_covariance + parts.noise_covariance(layer.covariance)
     b = units @ torch.linalg.solve(covariance, parts.residuals())
     power = b.square().mean()
     width = parts.kernel.width[..., -1].item()

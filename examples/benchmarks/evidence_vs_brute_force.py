@@ -37,13 +37,11 @@ from torch_propkernel import (  # noqa: E402
     Erf,
     FiniteWidthLikelihood,
     FiniteWidthProcess,
-    GammaMixing,
-    Identity,
-    ProductGammaMixing,
     RenormalizedNNGPKernel,
     Spectrum,
-    posterior_of_scale,
 )
+from torch_propkernel.activations import Identity  # noqa: E402
+from torch_propkernel.mixing import GammaMixing, ProductGammaMixing, posterior_of_scale  # noqa: E402
 
 Array = NDArray[np.float64]
 Density = Callable[[Array], Array]
@@ -289,6 +287,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
+    print("# Evidence and predictive densities against brute force\n")
     if options.only != "time":
         accuracy(options.problems, options.seed)
     if options.only != "accuracy":

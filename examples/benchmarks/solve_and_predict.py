@@ -72,7 +72,7 @@ def best(steps: dict, repeats: int) -> dict[str, float]:
 
 def print_ratios(title: str, times: dict[str, float], unit: str) -> None:
     """Print a table of times over the time of ``unit``."""
-    print(f"\n{title}\n\n| step | ratio |\n|---|---|")
+    print(f"\n## {title}\n\n| step | ratio |\n|---|---|")
     for name, seconds in times.items():
         print(f"| {name} | {seconds / times[unit]:.2f} |")
 
@@ -155,7 +155,7 @@ def memory_of_pipeline(size: int) -> None:
     generalization_error(model, test_x, test_y)
     after = peak_memory()
     matrix = 8 * size**2
-    print(f"\nPeak resident memory above the inputs, P = {size}; units of one P x P matrix\n")
+    print(f"\n## Peak resident memory above the inputs, P = {size}; units of one P x P matrix\n")
     print("| step | matrices |\n|---|---|")
     print(f"| solve | {(solved - before) / matrix:.2f} |\n| solve + predict | {(after - before) / matrix:.2f} |")
 
@@ -170,6 +170,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", PropKernelWarning)
+    if options.only != "memory":  # the memory table is printed by a process of its own
+        print("# Time and memory of the solver\n")
+        print(f"Every time is the smallest of {options.repeats} rounds, with {options.threads} thread(s).")
     if options.only in (None, "pipeline"):
         time_of_pipeline(options.repeats)
     if options.only in (None, "sweep"):

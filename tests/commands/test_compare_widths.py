@@ -62,6 +62,29 @@ def test_no_preference_and_a_preference(table, capsys):
     assert result["preference"]["width"] == result["widths"]["width"][best]
 
 
+def test_a_width_is_preferred_only_where_no_scale_explains_it(table, run_json, capsys):
+    """At the best readout variance a free scale gains nothing; at a hundredth of it narrow widths only look better."""
+    path = table()
+    scale = run_json("compare-widths", path, "--temperature", "0.1")["free_scale"]["scale"]
+    capsys.readouterr()
+
+    def compare(variance):
+        arguments = ("--temperature", "0.1", "--weight-variance", f"1,{variance!r}", "--nats", "0.1")
+        return run_json("compare-widths", path, *arguments), capsys.readouterr().out
+
+    result, out = compare(scale)
+    assert result["free_scale"]["scale"] == pytest.approx(1.0, abs=1e-6)  # found by a search with a tolerance of 1e-10
+    assert result["preference"]["width"] == [None] and not result["preference"]["explained_by_free_scale"]
+    assert "preferred width: inf has the highest evidence" in out
+    assert "no evidence for a width" not in out and "the prior variances are off" not in out
+
+    result, out = compare(scale / 100)
+    assert result["preference"]["width"] == result["widths"]["width"][0]
+    assert result["preference"]["explained_by_free_scale"]
+    assert "no evidence for a width: 10 has the highest evidence" in out and "preferred width" not in out
+    assert "nats above infinite width at the prior's scale: the prior variances are off" in out
+
+
 def test_the_leave_one_out_density_is_that_of_fits_without_a_row(table, run_json):
     """At infinite width by brute force: a GP on all other rows, standardized with all of them."""
     path = table(rows=12)

@@ -34,7 +34,7 @@ from torch_propkernel.commands.analysis import DEFAULT_WIDTHS, analyze
 from torch_propkernel.commands.data import load_table, split_and_standardize
 from torch_propkernel.saving import load
 from torch_propkernel.theories import FreeScale
-from torch_propkernel.tuning import fit_network
+from torch_propkernel.tuning import auto, fit_network
 
 
 def fit(*arguments, plot=False):
@@ -238,6 +238,30 @@ def test_bad_arguments(capsys, arguments, message):
     captured = capsys.readouterr()
     assert message in captured.err and captured.out == ""
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "--theory", "gated"], "width: Gated() expected 2 hidden layer(s), got 1"),
+        (["fit", "--theory", "gated", "--width", "9,9", "--activation", "erf"], "activation: Gated() expected ReLU()"),
+        (["fit", "--theory", "gated", "--width", "9,9"], "bias_variance: Gated() expected zero"),
+        (["fit", "--theory", "first_order"], "invalid choice: 'first_order'"),  # it has no leave-one-out
+        (["sweep", "--width", "9,9", "--activation", "erf", "--composition", "nested"], "a map would need minutes"),
+        (
+            ["compare-widths", "--width", "9,9", "--activation", "erf", "--composition", "nested"],
+            "composition: expected",
+        ),
+    ],
+)
+def test_what_does_not_apply_is_refused_before_the_search(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(auto, "fit_hyperparameters", lambda *args, **options: pytest.fail("a search was started"))
+    try:
+        assert main(arguments) == 2
+    except SystemExit as stopped:  # from the parser
+        assert stopped.code == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.out == ""
 
 
 def test_without_matplotlib_the_report_still_comes(monkeypatch, capsys):

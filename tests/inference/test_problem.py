@@ -83,6 +83,25 @@ class TestNothingChanges:
         assert gpytorch.settings.lazily_evaluate_kernels.on()  # a global setting of the host, which it switches
         assert model.covar_module.order_parameter.item() == q
 
+    @pytest.mark.parametrize("name", ["infinite_width", "saddle", "mixture", "free_scale"])
+    def test_other_targets_share_the_matrices(self, name):
+        x, y = data()
+        test_x, _ = data(7, seed=1)
+        other, theory = y.square(), get_theory(name)
+        problem = Problem.frozen(network(x, y))
+        first = theory.fit(problem)
+        first.predict(test_x)
+        second = theory.fit(problem.with_targets(other))
+        alone = theory.fit(network(x, other))
+        for found, expected in zip(second.predict(test_x), alone.predict(test_x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(second.log_evidence, alone.log_evidence, rtol=1e-12, atol=0)
+        torch.testing.assert_close(second.leave_one_out().total, alone.leave_one_out().total, rtol=1e-9, atol=0)
+        assert second.problem.unit_covariance is first.problem.unit_covariance
+        torch.testing.assert_close(first.problem.targets, y)
+        with pytest.raises(ValueError, match="targets: expected shape"):
+            problem.with_targets(y[:3])
+
     @pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.ReliabilityWarning")  # five inputs
     def test_modes_of_every_module(self):
         x, y = data()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 import warnings
 
 import gpytorch
@@ -30,7 +31,7 @@ from torch_propkernel.datasets import load_yacht
 from torch_propkernel.exceptions import ReliabilityWarning
 from torch_propkernel.sklearn_support import PropKernelClassifier, PropKernelRegressor, network_estimator
 from torch_propkernel.theories import FreeScale, InfiniteWidth, Mixture, SaddlePoint
-from torch_propkernel.tuning import fit_network
+from torch_propkernel.tuning import auto, fit_network
 
 # Whether data and networks of these tests lie in a good regime is not what they are about.
 pytestmark = pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.ReliabilityWarning")
@@ -455,6 +456,46 @@ def test_bad_parameters_are_refused_by_fit(data, name):
     for estimator in (PropKernelRegressor(**options), PropKernelClassifier(**options)):
         with pytest.raises(ValueError, match=message):
             estimator.fit(data[0], data[1] > 5)
+
+
+REFUSED = {
+    "activation": ({"theory": "gated", "activation": "erf", "width": (9, 9)}, "activation: Gated() expected ReLU()"),
+    "depth": ({"theory": "gated"}, "width: Gated() expected 2 hidden layer(s), got 1"),
+    "biases, which would be fitted": ({"theory": "gated", "width": (9, 9)}, "bias_variance: Gated() expected zero"),
+    "infinite width": ({"theory": "two_parameter", "width": None}, "InfiniteWidth() is the limit"),
+    "composition": (
+        {"theory": "mixture", "composition": "nested", "width": (9, 9), "activation": "erf"},
+        "composition: expected one in which only the product of the order parameters enters",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_theory_that_does_not_apply_is_refused_before_the_search(data, name, monkeypatch):
+    options, message = REFUSED[name]
+    monkeypatch.setattr(auto, "fit_hyperparameters", lambda *args, **options: pytest.fail("a search was started"))
+    for estimator in (PropKernelRegressor(**options), PropKernelClassifier(**options)):
+        with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+            estimator.fit(data[0], data[1] > 5)
+
+
+def test_several_targets_share_the_kernel(data, monkeypatch):
+    X, y, X_test = data
+    matrices = []
+    forward = RenormalizedNNGPKernel.forward
+
+    def counted(self, x1, x2, diag=False, **params):
+        matrices.extend([] if diag else [x1.shape])
+        return forward(self, x1, x2, diag=diag, **params)
+
+    monkeypatch.setattr(RenormalizedNNGPKernel, "forward", counted)
+    counts = []
+    for targets in (y[:, None], np.stack([y, y**2, X[:, 0]], axis=-1)):
+        estimator = PropKernelRegressor(**GIVEN).fit(X, targets)
+        estimator.predict(X_test, return_std=True)
+        counts.append(len(matrices))
+        matrices.clear()
+    assert counts == [2, 2]  # of the training points, and with the test points
 
 
 def test_what_is_not_supported(data):

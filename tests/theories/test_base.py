@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import re
 
 import gpytorch
 import numpy as np
@@ -20,6 +21,7 @@ from torch_propkernel import (
     theories,
     training_error,
 )
+from torch_propkernel.inference import Problem
 from torch_propkernel.theories import (
     FittedTheory,
     Gated,
@@ -101,6 +103,34 @@ def test_after_predictions_and_in_evaluation_mode(build, data):
     assert with_graph.requires_grad
     assert SaddlePoint().fit(model).predict(x)[0].shape == (6,)
     assert not model.training
+
+
+REFUSED = {
+    "depth of gated": (Gated(), {"depth": 1}, "width: Gated() expected 2 hidden layer(s), got 1"),
+    "activation of gated": (Gated(), {"depth": 2, "activation": Erf()}, "Gated() expected ReLU(), got Erf()"),
+    "depth of two parameters": (TwoParameterSaddle(), {"depth": 2}, "expected 1 hidden layer(s), got 2"),
+    "composition of the mixture": (
+        Mixture(),
+        {"depth": 2, "activation": Erf(), "composition": "nested"},
+        "composition: expected one in which only the product of the order parameters enters",
+    ),
+}  # fmt: skip
+
+
+def test_a_check_costs_no_matrix(build, monkeypatch):
+    models = [(theory, build(1)) for theory in ONE_LAYER] + [(theory, build(2)) for theory in TWO_LAYERS]
+    bad = [(theory, build(**options), message) for theory, options, message in REFUSED.values()]
+
+    def matrix(self):
+        pytest.fail("a matrix of the training points was computed")
+
+    monkeypatch.setattr(Problem, "_unit_covariance", property(matrix))
+    for theory, model in models:
+        theory.check(model)
+    for theory, model, message in bad:
+        for call in (theory.check, theory.fit):
+            with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+                call(model)
 
 
 def test_theories_are_values():

@@ -75,19 +75,21 @@ def solve_order_parameters(
     if isinstance(kernel_matrix, Spectrum):
         if targets is not None or base is not None:
             raise TypeError("targets, base: expected None beside a Spectrum, which holds them already")
-        spectrum = kernel_matrix
-    else:
-        if targets is None:
-            raise TypeError("targets: expected a tensor beside a kernel matrix, got None")
-        widths = as_width(width, torch.float64)
-        as_temperature(temperature, torch.float64, widths.device)
-        spectrum = Spectrum.from_kernel(kernel_matrix, targets, base=base)
-    solution = _solve_spectrum(spectrum, width, temperature, readout_precision)
-    if throw:
-        solution.raise_if_failed()
-    if isinstance(kernel_matrix, Spectrum):
-        return solution
-    return _attach_gradients(solution, kernel_matrix, targets, width, temperature, base, readout_precision)
+        return _solve_spectrum(kernel_matrix, width, temperature, readout_precision, throw)
+    if targets is None:
+        raise TypeError("targets: expected a tensor beside a kernel matrix, got None")
+    widths = as_width(width, torch.float64)
+    as_temperature(temperature, torch.float64, widths.device)
+    spectrum = Spectrum.from_kernel(kernel_matrix, targets, base=base)
+    solution = _solve_spectrum(spectrum, width, temperature, readout_precision, throw)
+    return _attach_gradients(
+        solution,
+        kernel_matrix=kernel_matrix.to(torch.float64) / readout_precision,
+        targets=targets,
+        width=widths,
+        temperature=temperature,
+        base=base,
+    )
 
 
 @torch.no_grad()
@@ -96,6 +98,7 @@ def _solve_spectrum(
     width: float | Sequence[float] | Tensor,
     temperature: float | Tensor,
     readout_precision: float,
+    throw: bool,
 ) -> Solution:
     action, shape = OuterAction.of(spectrum, width, temperature, readout_precision)
     last = action.width[:, -1]
@@ -115,7 +118,7 @@ def _solve_spectrum(
     order_parameter = action.chain.at_log_scale(u).order_parameter
     actions = (points.action + offset.unsqueeze(-1)) / per_layer.unsqueeze(-1)
     stats["gap"] = stats["gap"] / per_layer.reshape(shape)
-    return Solution(
+    solution = Solution(
         order_parameter.reshape(*shape, -1),
         actions.gather(-1, column.unsqueeze(-1)).reshape(shape),
         result,
@@ -123,6 +126,7 @@ def _solve_spectrum(
         actions.reshape(*shape, -1),
         stats,
     )
+    return solution.raise_if_failed() if throw else solution
 
 
 def _judge(points: StationaryPoints, u: Tensor, column: Tensor, scale: Tensor) -> tuple[SolveResult, dict[str, Tensor]]:
@@ -146,20 +150,19 @@ def _judge(points: StationaryPoints, u: Tensor, column: Tensor, scale: Tensor) -
 
 def _attach_gradients(
     solution: Solution,
+    *,
     kernel_matrix: Tensor,
-    targets: Tensor | None,
-    width: float | Sequence[float] | Tensor,
+    targets: Tensor,
+    width: Tensor,
     temperature: float | Tensor,
     base: Tensor | None,
-    readout_precision: float,
 ) -> Solution:
     """Give q its implicit gradient and S the envelope's, through a Cholesky factorization of A at the solution."""
     inputs = [v for v in (kernel_matrix, targets, temperature, base) if isinstance(v, Tensor)]
     if not torch.is_grad_enabled() or not any(v.requires_grad for v in inputs):
         return solution
     q = solution.order_parameter
-    chain = ScalarChain(as_width(width, torch.float64).to(q.device).expand_as(q))
-    kernel_matrix = kernel_matrix.to(torch.float64) / readout_precision
+    chain = ScalarChain(width.to(q.device).expand_as(q))
     temperature = torch.as_tensor(temperature, dtype=torch.float64, device=q.device)[..., None, None]
     if base is None:
         base = torch.ones_like(kernel_matrix[..., 0])
@@ -167,7 +170,7 @@ def _attach_gradients(
     base = base if base.shape[-2:] == kernel_matrix.shape[-2:] else torch.diag_embed(base)
     r = chain.scale(q)[..., None, None]
     factor = torch.linalg.cholesky(temperature * base + r * kernel_matrix)
-    y = targets.to(torch.float64).unsqueeze(-1)  # type: ignore[union-attr]
+    y = targets.to(torch.float64).unsqueeze(-1)
     weights = torch.cholesky_solve(y, factor)
     data = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + (y * weights).sum((-2, -1))
     finite = chain.finite

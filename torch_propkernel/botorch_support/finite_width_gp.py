@@ -86,8 +86,7 @@ class SingleTaskFiniteWidthGP(SingleTaskProcess, FiniteWidthProcess):
         if likelihood is None:
             likelihood = FiniteWidthLikelihood(**default_noise(), batch_shape=batch_shape)
         FiniteWidthProcess.__init__(self, train_X, targets, likelihood)
-        if covar_module is None:
-            assert width is not None
+        if width is not None:
             covar_module = RenormalizedNNGPKernel(
                 ReLU(), width, bias_variance=1.0, ard_num_dims=transformed.shape[-1], batch_shape=batch_shape
             )

@@ -10,7 +10,7 @@ import torch
 
 from .._validation import present
 from ..inference import Problem
-from ..theories import FreeScale, WidthSweep, width_sweep
+from ..theories import FreeScale, Mixture, WidthSweep, width_sweep
 from .analysis import DEFAULT_WIDTHS, sweep_widths
 from .data import Rows, data_record, describe_data
 from .network import hyperparameters_record, listed
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--width: expected a finite layer to compare, got infinite ones only")
     widths = torch.cat([widths, torch.full_like(widths[:1], math.inf)])
     table, rows = read_rows(arguments)
-    network = network_of(arguments, rows)
+    network = network_of(arguments, rows, Mixture().check)
     with steps(2) as step:
         step("widths")
         problem = Problem.frozen(network.model(rows.x, rows.y))

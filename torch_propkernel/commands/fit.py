@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..saving import save
-from ..theories import THEORIES, WidthSweep, fit_order_parameters
+from ..theories import THEORIES, WidthSweep, fit_order_parameters, get_theory
 from .analysis import DEFAULT_WIDTHS, Analysis, analyze, evidence_gap, sweep_widths
 from .data import Rows, Table
 from .network import Network, listed
@@ -30,6 +30,8 @@ from .report import as_json, report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_PREDICTING = sorted(name for name, theory in THEORIES.items() if theory.has_leave_one_out)
 
 EPILOG = f"""\
 {UNITS}
@@ -98,8 +100,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--theory",
         default="saddle",
         metavar="NAME",
-        choices=sorted(THEORIES),
-        help=f"of --predictions: one of {', '.join(sorted(THEORIES))} (default: saddle)",
+        choices=_PREDICTING,
+        help=f"of --predictions: one of {', '.join(_PREDICTING)} (default: saddle)",
     )
     add_plot(parser, "propkernel_fit.png")
     add_json(parser)
@@ -115,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     sweep_widths(arguments.width, arguments.widths or DEFAULT_WIDTHS)
     table, rows = read_rows(arguments)
-    network = network_of(arguments, rows)
+    network = network_of(arguments, rows, get_theory(arguments.theory).check)
     analysis = analyze(network, rows, arguments.widths, arguments.theory)
     gap = evidence_gap(analysis, is_given(arguments))
     output.say(report(table, rows, network, analysis, gap, arguments.seed))
@@ -173,13 +175,13 @@ def _write_predictions(
 
 def _draw(table: Table, network: Network, analysis: Analysis, sweep: WidthSweep) -> Figure:
     from ..plotting import plot_sweep
+    from ..plotting.style import figure_of
 
     free = analysis.free_errors
     baseline = {"leave_one_out": float(free.leave_one_out.mean_total)}
     if free.test is not None:
         baseline["test"] = float(free.test.mean_total)
     axes = plot_sweep(sweep, free_scale=baseline, chosen=network.width)
-    figure = axes[0].get_figure(root=True)
-    assert figure is not None
+    figure = figure_of(axes[0])
     figure.suptitle(f"{table.name}: {table.target}\n{network.prior.activation!r}, T = {network.temperature:.4g}")
     return figure

@@ -6,6 +6,7 @@ import argparse
 import csv
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from .._memory import Cost, check_memory, estimate_fit
 from .._validation import as_width
 from ..activations import ACTIVATIONS
 from ..kernels.compositions import COMPOSITIONS, get_composition
+from ..models import NetworkGP
 from ..tuning.auto import fit_network
 from .data import Rows, Table, load_table, split_and_standardize
 from .network import Network
@@ -233,34 +235,41 @@ def is_given(arguments: argparse.Namespace) -> bool:
     return any(value is not None for value in given)
 
 
-def network_of(arguments: argparse.Namespace, rows: Rows) -> Network:
+def network_of(arguments: argparse.Namespace, rows: Rows, check: Callable[[NetworkGP], None]) -> Network:
     """Return the network; what is not given of its hyperparameters is fitted to the training rows at infinite width.
+
+    Args:
+        arguments: Of the command.
+        rows: Standardized data.
+        check: Raises if the command does not apply to such a network; called before the search.
 
     Raises:
         ValueError: A width, variance or temperature that is not positive, a wrong number of variances, another name.
     """
-    as_width(arguments.width)
-    get_composition(arguments.composition)
+    width, composition = arguments.width, arguments.composition
+    as_width(width)
+    get_composition(composition)
     with steps(1) as step:
         step("hyperparameters")
         prior = fit_network(
             rows.x,
             rows.y,
             arguments.activation,
-            len(arguments.width),
+            len(width),
             temperature=arguments.temperature,
             weight_variance=arguments.weight_variance,
             bias_variance=arguments.bias_variance,
             ard_weights=1.0 if arguments.no_ard else None,
             max_rows=SEARCH_ROWS,
             seed=arguments.seed,
+            check=lambda first: check(first.model(rows.x, rows.y, width, composition)),
         )
     if prior.search is not None and not prior.search.converged:
         print(
             f"hyperparameters: the best values of a search that did not converge: {prior.search.message}",
             file=sys.stderr,
         )
-    return Network(prior, arguments.width, arguments.composition)
+    return Network(prior, width, composition)
 
 
 def exit_code(network: Network) -> int:

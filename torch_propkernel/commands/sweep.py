@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from .._validation import positive_number, present
+from ..models import NetworkGP
 from ..theories import LearningCurve, learning_curve, width_sweep
 from .analysis import DEFAULT_WIDTHS, sweep_widths
 from .network import listed
@@ -105,13 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--repeats: expected at least 1, got {arguments.repeats}")
     for temperature in arguments.temperatures:
         positive_number("temperature", temperature)
-    network = network_of(arguments, rows)
-    kernel = network.model(rows.x, rows.y).covar_module
-    if not kernel.is_scalar:
-        raise ValueError(
-            "--composition: expected one in which only the product of the order parameters enters (outer), got "
-            f"{arguments.composition}: a map would need minutes for each of its points; use fit with --widths"
-        )
+    network = network_of(arguments, rows, _check)
     curve = None
     with steps(len(arguments.temperatures) + (len(sizes) if rows.test_x is not None else 0)) as step:
         found = []
@@ -155,3 +150,12 @@ def _joined(curves: list[LearningCurve], square: float) -> LearningCurve:
         torch.cat([present(curve.order_parameter, "order_parameter") for curve in curves]),
         *(square * torch.cat([getattr(curve, name) for curve in curves]) for name in names),
     )
+
+
+def _check(model: NetworkGP) -> None:
+    if not model.covar_module.is_scalar:
+        raise ValueError(
+            "--composition: expected one in which only the product of the order parameters enters (outer), got "
+            f"{model.covar_module.composition.name}: a map would need minutes for each of its points; use fit with "
+            "--widths"
+        )

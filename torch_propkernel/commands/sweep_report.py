@@ -157,7 +157,7 @@ def record(
 def draw(table: Table, network: Network, result: Map, curve: LearningCurve | None) -> Figure:
     """Return the map and the learning curve side by side."""
     from ..plotting import plot_learning_curve, plot_map
-    from ..plotting.style import new_axes
+    from ..plotting.style import figure_of, new_axes
 
     axes = new_axes(1 if curve is None else 2, (7.5 if curve is None else 13.0, 5.0))
     layer = int(torch.isfinite(result.width[0]).long().argmax())
@@ -166,7 +166,6 @@ def draw(table: Table, network: Network, result: Map, curve: LearningCurve | Non
     plot_map(widths, result.temperature, everything.T, axes[0], label="leave-one-out error", log=True)
     if curve is not None:
         plot_learning_curve(curve, axes[1])
-    figure = axes[0].get_figure(root=True)
-    assert figure is not None
+    figure = figure_of(axes[0])
     figure.suptitle(f"{table.name}: {table.target}\n{network.prior.activation!r}, width {listed(network.width)}")
     return figure

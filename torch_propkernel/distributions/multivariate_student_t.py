@@ -82,13 +82,13 @@ class MultivariateStudentT(EllipticalDistribution):
         """Check and store; nothing is factored."""
         if (scale is None) == (covariance is None):
             raise TypeError(f"expected exactly one of scale and covariance, got {'none' if scale is None else 'both'}")
-        name, matrix = ("scale", scale) if covariance is None else ("covariance", covariance)
-        assert matrix is not None
+        matrix: Any = scale if covariance is None else covariance
+        name = "scale" if covariance is None else "covariance"
         self.df = degrees_of_freedom(df, check_floating("loc", loc), 0.0 if covariance is None else 2.0)
         check_matrix(name, matrix, loc)
         if covariance is not None:
             matrix = covariance * (1.0 - 2.0 / self.df)[..., None, None]
-        self._scale: Any = matrix
+        self._scale = matrix
         self._islazy = isinstance(matrix, LinearOperator)
         batch = torch.broadcast_shapes(loc.shape[:-1], self._scale.shape[:-2], self.df.shape)
         self.loc, self.df = check_finite("loc", loc).expand(*batch, -1), self.df.expand(batch)

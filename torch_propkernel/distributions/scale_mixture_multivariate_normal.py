@@ -273,9 +273,7 @@ class ScaleMixtureMultivariateNormal(EllipticalDistribution):
 
     @property
     def _variances(self) -> Tensor:
-        covariance, unit = self._covariance, self._variance
-        unit = covariance.diagonal(dim1=-1, dim2=-2) if covariance is not None else unit
-        assert unit is not None
+        unit: Any = self._variance if self._covariance is None else self._covariance.diagonal(dim1=-1, dim2=-2)
         return (unit * self._scales.unsqueeze(-1)).expand(*self._batch, self._nodes, -1)
 
     @property

@@ -205,6 +205,15 @@ class Problem:
         made._unit_covariance = self.unit_covariance[rows][:, rows]
         return made
 
+    def with_targets(self, targets: Tensor) -> Problem:
+        """Return the problem of other targets, ``*b x P``; kernel matrix and blocks at test points are shared."""
+        check_targets(targets, self.num_data, "targets")
+        made = Problem.__new__(Problem)
+        made.__dict__.update(self.__dict__, _unit_covariance=self.unit_covariance, targets=targets, _spectra={})
+        for name in ("_residuals", "_scalar", "infinite_width"):
+            made.__dict__.pop(name, None)
+        return made
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was kept for test points."""
         return {**self.__dict__, "_kept": {}}
@@ -367,13 +376,17 @@ class Problem:
 
     # One dimension ------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _scalar(self) -> ScalarProblem:
+    def check_scalar(self) -> None:
+        """Raise ``ValueError`` if the order parameters enter other than through their product."""
         if self.kernel is not None and not self.kernel.is_scalar:
             raise ValueError(
                 "composition: expected one in which only the product of the order parameters enters ('outer', or one "
                 f"hidden layer), got {self.kernel.composition!r}; use fit_order_parameters for each width instead"
             )
+
+    @cached_property
+    def _scalar(self) -> ScalarProblem:
+        self.check_scalar()
         covariance, residuals = self.unit_covariance, self.residuals()
         one = covariance.new_ones(())
         if self.kernel is not None and not self.is_multiplicative():

@@ -63,9 +63,7 @@ def plot_map(
     mesh = ax.pcolormesh(grid.numpy(), cmap="cividis", edgecolors="white", linewidth=0.5, norm="log" if log else None)
     ax.set_xticks([i + 0.5 for i in range(len(widths))], [_number(value) for value in widths])
     ax.set_yticks([i + 0.5 for i in range(len(temperatures))], [_number(value) for value in temperatures])
-    figure = ax.get_figure()
-    assert figure is not None
-    figure.colorbar(mesh, ax=ax, label=label)
+    ax.figure.colorbar(mesh, ax=ax, label=label)
     if grid.numel() <= _WRITTEN_BELOW:
         _write(ax, grid, log)
     if best is not None and bool(torch.isfinite(grid).any()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,11 @@ def new_axes(columns: int, size: tuple[float, float]) -> list[Axes]:
     except ImportError as error:
         raise ImportError('plots need matplotlib: pip install "torch_propkernel[examples]"') from error
     return list(Figure(figsize=size, layout="constrained").subplots(1, columns, squeeze=False)[0])
+
+
+def figure_of(ax: Axes) -> Any:
+    """Return the whole figure that axes are drawn in."""
+    return ax.get_figure(root=True)
 
 
 def plain_log_axis(ax: Axes) -> None:

@@ -20,6 +20,7 @@ from .._validation import as_width
 from ..activations import Activation
 from ..distributions import ScaleMixtureMultivariateNormal
 from ..exceptions import ReliabilityWarning
+from ..inference import Problem
 from ..inference.units import Normalization
 from ..kernels import Composition
 from ..kernels.compositions import get_composition
@@ -83,6 +84,7 @@ class NetworkEstimator(BaseEstimator):
             units = dataclasses.replace(units, target_mean=mean, target_scale=scale)
         x, targets = units.to_model(x), units.targets.to_model(targets)
         targets = targets.mT if targets.dim() == 2 else targets
+        columns = torch.atleast_2d(targets)
         found = fit_network(
             x,
             targets,
@@ -94,9 +96,11 @@ class NetworkEstimator(BaseEstimator):
             ard_weights=self.ard_weights,
             max_rows=self.tuning_rows,
             seed=int(check_random_state(self.random_state).randint(2**31 - 1)),
+            check=lambda first: theory.check(first.model(x, columns[0], width, composition)),
         )
-        problems = [found.model(x, target, width, composition) for target in torch.atleast_2d(targets)]
-        self.fits_ = [theory.fit(problem) for problem in problems]
+        problem = Problem.frozen(found.model(x, columns[0], width, composition))
+        with torch.no_grad():
+            self.fits_ = [theory.fit(problem.with_targets(target)) for target in columns]
         self.hyperparameters_ = found
         self.temperature_ = found.temperature
         self.normalization_ = units
@@ -154,10 +158,12 @@ class NetworkEstimator(BaseEstimator):
     ) -> list[np.ndarray]:
         """Return quantities of the posterior of f at each point on its own, ``m`` or ``m x D``, in bounded memory."""
         chunks = self._points(X).split(_CHUNK)
-        columns = []
-        for fit in self.fits_:
-            pieces = [quantities(posterior(fit, rows)) for rows in chunks]
-            columns.append([torch.cat(column).numpy() for column in zip(*pieces, strict=True)])
+        # All targets of a chunk, one after the other, share the kernel at its points.
+        pieces = [[quantities(posterior(fit, rows)) for fit in self.fits_] for rows in chunks]
+        columns = [
+            [torch.cat(column).numpy() for column in zip(*of_target, strict=True)]
+            for of_target in zip(*pieces, strict=True)
+        ]
         return [self._of_targets(values, axis=-1) for values in zip(*columns, strict=True)]
 
 

@@ -20,12 +20,13 @@ from ..reliability import Reliability
 class Theory(ABC):
     """A way to predict the posterior of a finite Bayesian network from its architecture and training data.
 
-    A subclass gives ``name`` and ``_fit``. Theories have no state beside their options: two of one class with the
-    same options are equal.
+    A subclass gives ``name`` and ``_fit``, and ``_check`` if it does not apply to every network. Theories have no state
+    beside their options: two of one class with the same options are equal.
 
     Attributes:
         name: Name in the table of theories, in reports and on the command line.
         needs_order_parameters: Whether the model must hold a :class:`RenormalizedNNGPKernel`.
+        has_leave_one_out: Whether a fit has errors of points that are left out.
 
     Example:
         >>> from torch_propkernel.theories import InfiniteWidth, Mixture
@@ -35,6 +36,7 @@ class Theory(ABC):
 
     name: ClassVar[str]
     needs_order_parameters: ClassVar[bool] = True
+    has_leave_one_out: ClassVar[bool] = True
 
     @torch.no_grad()
     def fit(self, model: Any) -> FittedTheory:
@@ -49,11 +51,41 @@ class Theory(ABC):
             TypeError, ValueError: Not a suitable model, NaN in the data, or one to which this theory does not apply.
             ConvergenceError: The solve failed.
         """
-        return self._fit(Problem.frozen(model, needs_order_parameters=self.needs_order_parameters))
+        problem = Problem.frozen(model, needs_order_parameters=self.needs_order_parameters)
+        self._check(problem)
+        return self._fit(problem)
+
+    @torch.no_grad()
+    def check(self, model: Any) -> None:
+        """Raise what :meth:`fit` would raise if this theory does not apply to the model; nothing is fitted.
+
+        No matrix of the training points is computed, so that this may come before a search for hyperparameters.
+
+        Args:
+            model: As for :meth:`fit`.
+
+        Raises:
+            TypeError, ValueError: Not a suitable model, NaN in the data, or one to which this theory does not apply.
+
+        Example:
+            >>> import gpytorch, torch
+            >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel
+            >>> from torch_propkernel.theories import Gated
+            >>> kernel = RenormalizedNNGPKernel("relu", width=4)
+            >>> model = NetworkGP(torch.eye(2), torch.ones(2), gpytorch.likelihoods.GaussianLikelihood(), kernel)
+            >>> Gated().check(model)
+            Traceback (most recent call last):
+                ...
+            ValueError: width: Gated() expected 2 hidden layer(s), got 1
+        """
+        self._check(Problem.frozen(model, needs_order_parameters=self.needs_order_parameters))
+
+    def _check(self, problem: Problem) -> None:  # noqa: B027  (most theories apply to every network)
+        """Raise if the theory does not apply to a frozen problem, without a matrix of the training points."""
 
     @abstractmethod
     def _fit(self, problem: Problem) -> FittedTheory:
-        """Fit a frozen problem, without gradients."""
+        """Fit a frozen problem that was checked, without gradients."""
 
     def __eq__(self, other: object) -> bool:
         """Equal when of one class and with the same options."""

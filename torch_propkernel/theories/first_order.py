@@ -58,6 +58,7 @@ class FirstOrder(Theory):
     """
 
     name = "first_order"
+    has_leave_one_out = False
     _counts_pairing = True
     """Whether the Gaussian pairing Pi/8 of the layers is part of the correction: the saddle point has it already."""
 
@@ -72,11 +73,14 @@ class FirstOrder(Theory):
         message = "The expansion in 1/N around infinite width; nothing was solved."
         return torch.ones_like(problem.network.width.squeeze(-2)), message
 
-    def _fit(self, problem: Problem) -> FittedTheory:
+    def _check(self, problem: Problem) -> None:
         kernel = problem.network
         if problem.targets.dim() > 1 or kernel.width.numel() != kernel.width.shape[-1]:
             raise ValueError(f"model: expected one problem, got a batch of shape {tuple(problem.targets.shape[:-1])}")
         last_layer(problem, problem.inputs[..., :1, :])  # refuses models whose units are not known
+
+    def _fit(self, problem: Problem) -> FittedTheory:
+        kernel = problem.network
         q, message = self._expansion_point(problem)
         conditioned = FirstOrderCorrected(self, problem, q)
         terms, error = conditioned.correction(problem.inputs)

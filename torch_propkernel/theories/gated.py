@@ -71,12 +71,15 @@ class Gated(Theory):
 
     name = "gated"
 
-    def _fit(self, problem: Problem) -> FittedTheory:
+    def _check(self, problem: Problem) -> None:
         kernel = bare_kernel(problem, self, depth=2)
         if not isinstance(kernel.activation, ReLU):
             raise TypeError(f"activation: {self!r} expected ReLU(), got {kernel.activation!r}")
         if bool((kernel.bias_variance != 0).any()):
-            raise ValueError(f"bias_variance: {self!r} expected zero, got {kernel.bias_variance.tolist()}")
+            raise ValueError(f"bias_variance: {self!r} expected zero, got {kernel.bias_variance.flatten().tolist()}")
+
+    def _fit(self, problem: Problem) -> FittedTheory:
+        kernel = problem.network
         width = kernel.width.squeeze(-2).double()
         precision = 1.0 / kernel.readout_variance[..., 0, 0].double()
         prior = GatedPrior(gate_moments(device=width.device), precision)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..inference import Problem, SpectralConditioned
-from ..mixing import ProductGammaMixing, posterior_of_scale
+from ..mixing import posterior_of_scale
 from ..mixing.law_of_widths import law_of_widths
 from ..mixing.scale_integral import ScalePosterior
 from .base import FittedTheory, Theory
@@ -52,6 +52,9 @@ class Mixture(Theory):
 
     name = "mixture"
 
+    def _check(self, problem: Problem) -> None:
+        problem.check_scalar()
+
     def _fit(self, problem: Problem) -> FittedTheory:
         temperature = problem.scalar().temperature
         spectrum, width = problem.spectrum(eigenvectors=True), problem.layers.width
@@ -72,15 +75,16 @@ class Mixture(Theory):
 
 def _mean_order_parameters(width: Tensor, posterior: ScalePosterior) -> Tensor:
     """E[q_l | y], ``*b x L``: tilting a Gamma density by its variable raises the shape by one."""
-    law, nodes = ProductGammaMixing(width), posterior.log_scale.movedim(-1, 0)
-    columns = []
+    law, columns = law_of_widths(width), []
     for index in range(width.shape[-1]):
         if bool(torch.isinf(width[..., index]).all()):
             columns.append(torch.ones_like(posterior.mean))
             continue
         raised = width.clone()
         raised[..., index] += 2.0
-        shift = torch.log1p(2.0 / width[..., index])
-        ratio = (ProductGammaMixing(raised).log_density(nodes - shift) - law.log_density(nodes)).exp().movedim(0, -1)
+        shifted = posterior.log_scale - torch.log1p(2.0 / width[..., index, None])
+        ratio = (
+            law_of_widths(raised).log_density_at_nodes(shifted) - law.log_density_at_nodes(posterior.log_scale)
+        ).exp()
         columns.append((posterior.weights * ratio.nan_to_num(0.0)).sum(-1))  # nodes of weight zero may overflow
     return torch.stack(columns, -1)

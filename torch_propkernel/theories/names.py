@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from .base import Theory
 from .first_order import CorrectedSaddle, FirstOrder
 from .free_scale import FreeScale
@@ -13,7 +11,7 @@ from .mixture import Mixture
 from .saddle_point import SaddlePoint
 from .two_parameter import TwoParameterSaddle
 
-THEORIES: dict[str, Callable[[], Theory]] = {
+THEORIES: dict[str, type[Theory]] = {
     theory.name: theory
     for theory in (
         InfiniteWidth,

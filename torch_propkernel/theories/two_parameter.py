@@ -23,14 +23,9 @@ def mean_direction(problem: Problem, x: Tensor) -> Tensor:
     return kernel.activation.mean(variance) * kernel.readout_variance.squeeze(-2).sqrt()
 
 
-def _reduce(problem: Problem, theory: Theory) -> tuple[TwoParameterAction, Tensor]:
+def _reduce(problem: Problem) -> tuple[TwoParameterAction, Tensor]:
     """Return the action and w."""
-    kernel = bare_kernel(problem, theory, depth=1)
-    width = kernel.width[..., 0, 0].double()
-    if not bool((torch.isfinite(width) & (width > 1)).all()):
-        raise ValueError(
-            f"width: {theory!r} expected a finite number above 1, got {width.tolist()}; InfiniteWidth() is the limit"
-        )
+    width = problem.network.width[..., 0, 0].double()
     mean = mean_direction(problem, problem.inputs)
     covariance = problem.unit_covariance - mean.unsqueeze(-1) * mean.unsqueeze(-2)
     one = width.new_ones(())
@@ -110,8 +105,15 @@ class TwoParameterSaddle(Theory):
 
     name = "two_parameter"
 
+    def _check(self, problem: Problem) -> None:
+        width = bare_kernel(problem, self, depth=1).width[..., 0, 0].double()
+        if not bool((torch.isfinite(width) & (width > 1)).all()):
+            raise ValueError(
+                f"width: {self!r} expected a finite number above 1, got {width.tolist()}; InfiniteWidth() is the limit"
+            )
+
     def _fit(self, problem: Problem) -> FittedTheory:
-        action, mean = _reduce(problem, self)
+        action, mean = _reduce(problem)
         saddle = action.solve()
         q, t = saddle.order_parameter, saddle.mean_scale
         residual = saddle.slope.abs() / (1.0 + q)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,7 @@ def fit_network(
     ard_weights: Numbers | None = None,
     max_rows: int | None = 1000,
     seed: int = 0,
+    check: Callable[[NetworkFit], None] | None = None,
 ) -> NetworkFit:
     r"""Fit what is not given of a network's prior variances and temperature by evidence, at infinite width.
 
@@ -135,6 +136,8 @@ def fit_network(
             ratios count; None to fit them.
         max_rows: Largest number of rows to fit on; None for all.
         seed: Of the random rows. torch's own generator is left alone.
+        check: Called once before the search with what is given, and one (T: 0.1) for what is not: what it raises comes
+            before the work, such as ``lambda first: theory.check(first.model(x, y, width))``.
 
     Returns:
         All hyperparameters, given and fitted. ``search.converged`` says whether the search ended at a maximum; if it
@@ -181,6 +184,8 @@ def fit_network(
         ard_num_dims=columns,
     )
     model = _model(x, y, kernel, first)
+    if check is not None:
+        check(first)
     if not names:
         return first
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)

@@ -15,7 +15,7 @@ from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.means import Mean
 from torch import Tensor
 
-from .._validation import check_targets
+from .._validation import check_floating, check_targets
 from ..exceptions import BoundaryWarning, IdentifiabilityWarning
 from ..inference import Problem
 from ..theories.solve import drop_cached_predictions, fit_problem
@@ -149,8 +149,7 @@ def _check(model: Any, theory: str, max_iterations: int, starts: int) -> None:
         if getattr(model, attribute, None) is None:
             got = type(model).__name__
             raise TypeError(f"model: expected an ExactGP-like model with {attribute}, got {got} without")
-    targets = model.train_targets
-    assert isinstance(targets, Tensor)
+    targets = check_floating("train_targets", model.train_targets)
     if targets.dim() not in ((1, 2) if _takes_several_targets(model) else (1,)) or not targets.numel():
         raise ValueError(
             "model: expected targets of shape (P,), or (D, P) for a Gaussian process without a finite width, no batch "
