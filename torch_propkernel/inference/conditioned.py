@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -109,6 +109,9 @@ class Conditioned(ABC):
     def left_out_terms(self) -> tuple[Tensor, Tensor]:
         """Return A^{-1} (y - m) and the diagonal of A^{-1} for each node, ``*b x n x P``."""
 
+    _smooth: Callable[[Tensor], Tensor] | None = None
+    """What makes nodes' log weights ``*b x n x P``, for every point that is left out, trustworthy; None where exact."""
+
     def log_likelihoods(self) -> Tensor:
         """Return log N(y; m, A) of each node, ``*b x n``, of the model's own targets."""
         raise ValueError(f"{type(self).__name__}: expected Gaussian nodes, which have a likelihood")
@@ -207,7 +210,7 @@ class Conditioned(ABC):
         """
         weights, precision = self.left_out_terms()
         noise = self.problem.noise_diagonal().to(precision.dtype)
-        away, spread, log_density = left_out(weights, precision, noise, self.log_weights)
+        away, spread, log_density = left_out(weights, precision, noise, self.log_weights, self._smooth)
         units, targets = self.problem.units, self.problem.targets.to(away.dtype)
         return ErrorEstimate(
             units.value(targets - away),
@@ -394,7 +397,11 @@ def spectral_left_out_terms(spectrum: Spectrum, spread: Tensor) -> tuple[Tensor,
 
 
 def left_out(
-    weights: Tensor, precision: Tensor, noise: Tensor, log_weights: Tensor | None
+    weights: Tensor,
+    precision: Tensor,
+    noise: Tensor,
+    log_weights: Tensor | None,
+    smooth: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Return y_i - mean, latent variance and log p(y_i | y_-i) of every point given the others, ``*b x P`` each.
 
@@ -405,18 +412,27 @@ def left_out(
         precision: Diagonal of A^{-1} of each node.
         noise: Noise variances, broadcastable to ``*b x P``.
         log_weights: Normalized log w, ``*b x n``; None for one node.
+        smooth: Replaces the log weights of the nodes given the other points, ``*b x n x P``.
     """
     deviation = weights / precision
     variance = (1.0 / precision - noise.unsqueeze(-2)).clamp_min(0.0)
-    per_node = 0.5 * (precision.log() - deviation.square() * precision - _LOG_TWO_PI)
+    per_node = left_out_densities(weights, precision)
     if log_weights is None:
         return deviation.squeeze(-2), variance.squeeze(-2), per_node.squeeze(-2)
     lifted = log_weights.to(precision.dtype).unsqueeze(-1) - per_node
-    total = torch.logsumexp(lifted, -2, keepdim=True)
-    share = (lifted - total).exp()
+    if smooth is not None:
+        lifted = smooth(lifted)
+    share = torch.log_softmax(lifted, -2)
+    log_density = torch.logsumexp(share + per_node, -2)
+    share = share.exp()
     away = (share * deviation).sum(-2)
     spread = (share * (variance + (deviation - away.unsqueeze(-2)).square())).sum(-2)
-    return away, spread, -total.squeeze(-2)
+    return away, spread, log_density
+
+
+def left_out_densities(weights: Tensor, precision: Tensor) -> Tensor:
+    """Return log p(y_i | y_-i) of each node, ``*b x n x P``, from A^{-1} (y - m) and the diagonal of A^{-1}."""
+    return 0.5 * (precision.log() - weights.square() / precision - _LOG_TWO_PI)
 
 
 def check_chunk_size(chunk_size: int) -> None:

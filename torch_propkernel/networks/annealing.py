@@ -165,7 +165,7 @@ class Annealing:
         self.num_chains, self._moves, self._leapfrogs = num_chains, moves, leapfrogs
         self._spread = positive_number("spread", spread)
         self.generator = torch.Generator(device=x.device).manual_seed(seed)
-        self._deadline, self._progress = deadline, progress
+        self.deadline, self._progress = deadline, progress
         self.num_gradients = 0
         self._curvature = self._measure_curvature()
 
@@ -301,14 +301,14 @@ class Annealing:
             kept.append((here.states, law.log_likelihood, _order_parameter(law), law.training_error()))
             if self._progress is not None:
                 self._progress(done + 1, num_draws)
-        states, *scalars = (torch.stack(column, 1) for column in zip(*kept, strict=True))
-        return Draws(states, *scalars, population=replace(here, step_size=step_size), acceptance=accepted)
+        states, likelihood, order, error = (torch.stack(column, 1) for column in zip(*kept, strict=True))
+        return Draws(states, likelihood, order, error, replace(here, step_size=step_size), accepted)
 
     def _step(
         self, here: Population, law: ReadoutLaw | None, temperature: float, readout_factor: float
     ) -> tuple[Population, ReadoutLaw]:
         """Reweight to another (T, c), resample where needed, move."""
-        if self._deadline is not None and time.monotonic() > self._deadline:
+        if self.deadline is not None and time.monotonic() > self.deadline:
             raise ConvergenceError(
                 f"time limit: reached at temperature {here.temperature:.3g} on the way to {temperature:.3g}; allow "
                 "more time, or take a smaller width or fewer rows"

@@ -9,6 +9,7 @@ from .infinite_width import InfiniteWidth
 from .mixture import Mixture
 from .names import THEORIES, get_theory
 from .saddle_point import SaddlePoint
+from .sampled import Sampled
 from .solve import ModelSolution, fit_order_parameters
 from .sweeps import LearningCurve, WidthSweep, learning_curve, width_sweep
 from .two_parameter import TwoParameterSaddle
@@ -25,6 +26,7 @@ __all__ = [
     "Mixture",
     "ModelSolution",
     "SaddlePoint",
+    "Sampled",
     "Theory",
     "TwoParameterSaddle",
     "WidthSweep",

@@ -9,6 +9,7 @@ from .gated import Gated
 from .infinite_width import InfiniteWidth
 from .mixture import Mixture
 from .saddle_point import SaddlePoint
+from .sampled import Sampled
 from .two_parameter import TwoParameterSaddle
 
 THEORIES: dict[str, type[Theory]] = {
@@ -22,6 +23,7 @@ THEORIES: dict[str, type[Theory]] = {
         TwoParameterSaddle,
         CorrectedSaddle,
         FirstOrder,
+        Sampled,
     )
 }
 """Names of the theories, for the argument ``theory``, the estimators and the command line."""

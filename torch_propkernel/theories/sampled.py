@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from .._validation import positive_number
-from ..inference import Conditioned, ErrorEstimate, Problem
-from ..inference.conditioned import left_out
+from ..inference import Conditioned, Problem
+from ..inference.conditioned import left_out_densities
 from ..networks import ReadoutLaw, estimate
 from ..networks.annealing import Annealing, Draws, Population
-from ..networks.from_model import network_from_model
 from ..networks.feature_network import FeatureNetwork
+from ..networks.from_model import network_from_model
 from ..numerics.pareto import TRUSTED, smooth_log_weights
 from .base import FittedTheory, Theory
 
@@ -42,7 +42,7 @@ class Sampled(Theory):
     error of the predicted means as a share of the predicted spread, ``"acceptance"``, ``"gradients"``, ``"draws"``.
     ``stats["converged"]`` is False, and ``message`` says so, where R-hat is above 1.1: the chains then sit in different
     modes or still drift; they are all in the mixture. Leave-one-out weighs the draws anew for every point, with
-    Pareto-smoothed weights; ``stats`` of :meth:`FittedSampled.leave_one_out_shape` tells for which points that holds.
+    Pareto-smoothed weights; ``left_out_shape`` tells for which points that holds.
 
     A finite width is needed. Cost on one CPU thread: about 20 s for P = 400, N = 50 at T = 0.01; it grows with
     P N min(P, N). Memory: S states, and batches of bounded size in predictions.
@@ -90,6 +90,10 @@ class Sampled(Theory):
                 raise ValueError(f"{name}: expected a whole number >= {least}, got {number!r}")
         self.num_chains, self.num_draws, self.every = num_chains, num_draws, every
         self.spread, self.seed, self.progress = positive_number("spread", spread), seed, progress
+
+    def _check(self, problem: Problem) -> None:
+        temperature_of(problem)
+        network_of(problem)
 
     def _fit(self, problem: Problem) -> FittedTheory:
         temperature = temperature_of(problem)
@@ -202,16 +206,13 @@ class SampledConditioned(Conditioned):
         """Return log p(y | w) of each draw."""
         return torch.cat([law.log_likelihood for _, law in self._laws(0)])
 
-    def leave_one_out(self) -> ErrorEstimate:
-        """Return errors at each training point given the others, by Pareto-smoothed importance weights."""
-        return self._errors_of_left_out(smooth=lambda lifted: smooth_log_weights(lifted.mT)[0].mT)
+    @staticmethod
+    def _smooth(lifted: Tensor) -> Tensor:
+        return smooth_log_weights(lifted.mT)[0].mT
 
     def left_out_shape(self) -> Tensor:
         """Return the shape k of the weights' tail for each point that is left out, ``P``."""
-        weights, precision = self.left_out_terms()
-        density = left_out_densities(weights, precision)
-        assert self.log_weights is not None
-        return smooth_log_weights((self.log_weights.unsqueeze(-1) - density).mT)[1]
+        return smooth_log_weights(-left_out_densities(*self.left_out_terms()).mT)[1]
 
 
 class FittedSampled(FittedTheory):

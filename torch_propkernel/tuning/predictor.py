@@ -1,0 +1,471 @@
+"""The best predictor of a data set among a network's theories: hyperparameters, width, temperature from training data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._validation import positive_number
+from ..activations import Activation
+from ..exceptions import ConvergenceError
+from ..inference import Problem
+from ..models import NetworkGP
+from ..networks.annealing import Annealing, Population
+from ..theories import FittedTheory, InfiniteWidth, Sampled, Theory, get_theory
+from ..theories.sampled import SampledConditioned, network_of
+from .auto import NetworkFit, Numbers, fit_network
+
+WIDTH = 50
+"""Width of the finite candidate where none is given."""
+
+_RUNGS = tuple(10.0 ** (-0.25 * k) for k in range(2, 15))  # temperatures of unit variance, 0.3 to 3e-4
+_INTERPOLATES = 1e-4  # a fitted temperature below it says nothing of the noise
+_FIRST_TEMPERATURE = 0.02  # at which hyperparameters are then fitted
+_FOLDS = 4
+_FOLD_DRAWS = 8
+_WORTH = 0.5  # nats for each row: rungs further below the best are not looked at by folds
+_FALLEN = 0.1  # nats for each row, below the best evidence, after which the ladder ends
+_FACTOR = 2.0  # of the readout variance, in one step of its search
+_FACTOR_STEPS = 3
+_SHARES = {"ladder": 0.45, "folds": 0.85}  # of the time limit, by which a part is to be over
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A predictor that competed.
+
+    Attributes:
+        theory: Its name.
+        width: N, infinite for the Gaussian process.
+        temperature: T.
+        readout_factor: c, by which the fitted readout variance is multiplied.
+        log_evidence: log p(y) at these hyperparameters, without priors of theirs.
+        error: Standard error of ``log_evidence``; zero where it is exact.
+        fold_log_density: Mean log density of rows in folds that were held out; None where it was not looked at.
+        fold_error: Standard error of its difference to the best candidate, paired over rows; None likewise.
+        seconds: Time spent on it.
+        chosen: Whether it is the predictor.
+    """
+
+    theory: str
+    width: float
+    temperature: float
+    readout_factor: float
+    log_evidence: float
+    error: float
+    fold_log_density: float | None
+    fold_error: float | None
+    seconds: float
+    chosen: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkPredictor:
+    """A fitted predictor and how it was found.
+
+    Attributes:
+        fitted: The theory at the training data: predictions, errors, leave-one-out.
+        model: The process with the chosen width, temperature and variances.
+        prior: The hyperparameters fitted at infinite width.
+        candidates: What competed, the infinite width first.
+        message: What was chosen and why.
+        seconds: Time of the whole fit.
+    """
+
+    fitted: FittedTheory
+    model: NetworkGP
+    prior: NetworkFit
+    candidates: tuple[Candidate, ...]
+    message: str
+    seconds: float
+
+    def __str__(self) -> str:
+        """A table of the candidates and the message."""
+        lines = [f"{'theory':>15} {'width':>6} {'T':>9} {'factor':>7} {'log p(y)':>18} {'folds':>15}"]
+        for c in self.candidates:
+            error = f" +- {c.error:.2g}" if c.error else ""
+            folds = "-" if c.fold_log_density is None else f"{c.fold_log_density:.4f}"
+            folds += f" +- {c.fold_error:.2g}" if c.fold_error else ""
+            evidence = f"{c.log_evidence:.1f}{error}"
+            line = f"{c.theory:>15} {c.width:>6g} {c.temperature:>9.3g} {c.readout_factor:>7.3g} {evidence:>18} {folds:>15}"
+            lines.append(line + (" *" if c.chosen else ""))
+        return "\n".join([*lines, self.message])
+
+
+def fit_predictor(
+    x: Tensor,
+    y: Tensor,
+    activation: str | Activation = "erf",
+    depth: int = 1,
+    *,
+    width: float | None = None,
+    temperature: float | None = None,
+    weight_variance: Numbers | None = None,
+    bias_variance: Numbers | None = None,
+    ard_weights: Numbers | None = None,
+    theory: str | Theory = "auto",
+    time_limit: float | None = None,
+    max_rows: int | None = 1000,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> NetworkPredictor:
+    r"""Fit what is not given of a network to a data set, and choose the predictor: which width, which temperature.
+
+    First ARD weights, variances and T by the evidence of the infinite width (:func:`fit_network`). Then, with
+    ``theory="auto"`` or ``"sampled"`` and T or the width free, the network itself:
+
+    1. chains of width 50 (or the given one) cool down a ladder of temperatures, which gives the evidence at each;
+    2. four folds do the same on three quarters of the rows, and predict the others at every rung;
+    3. a rung is in question where folds place it within one standard error (paired over rows) of the best rung; of
+       these the highest evidence wins;
+    4. the readout variance is multiplied by powers of two as long as that raises the evidence;
+    5. the infinite width competes with its own T. The network is chosen if the folds do not speak against it (higher
+       mean log density) and either its evidence is higher by more than twice the error, or the folds prefer it by two
+       standard errors. The sampled evidence is too low on average, so that it can only err in favor of the infinite
+       width.
+
+    Where the fitted T is below 1e-4 the infinite width interpolates and says nothing of the noise: the finite network
+    then gets hyperparameters that are fitted at T = 0.02. With ``theory="auto"`` and both width and T given, or any
+    other theory, that theory is fitted at these hyperparameters.
+
+    Standardize inputs and targets. All arithmetic is in float64. Cost for 400 rows and width 50: about a minute on one
+    CPU thread; it grows with the rows.
+
+    Args:
+        x: Training inputs, ``P x d``.
+        y: Training targets, ``P``.
+        activation: A name or an :class:`Activation`.
+        depth: Number of hidden layers.
+        width: N of every layer; None to let 50 and infinity compete (other theories take 50).
+        temperature: T; None to fit it.
+        weight_variance: As for :func:`fit_network`.
+        bias_variance: Likewise.
+        ard_weights: Likewise.
+        theory: "auto", a name in ``THEORIES``, or a :class:`Theory`.
+        time_limit: Seconds. The folds are given up where they would not fit, and then the network is chosen by evidence
+            alone and only with trusted leave-one-out; the infinite width is chosen where the chains did not arrive.
+        max_rows: Rows on which hyperparameters are fitted.
+        seed: Of all random numbers.
+        progress: Called with (done, total).
+
+    Returns:
+        The predictor, its model, and the candidates.
+
+    Raises:
+        TypeError, ValueError: NaN, wrong shapes, numbers out of range, a theory that does not apply.
+
+    Reference: THEORY.md, section 9.
+
+    Example:
+        >>> import torch
+        >>> from torch_propkernel.tuning import fit_predictor
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x = torch.randn(60, 2, generator=generator, dtype=torch.float64)
+        >>> y = x[:, 0] + 0.1 * torch.randn(60, generator=generator, dtype=torch.float64)
+        >>> found = fit_predictor(x, y, "identity", bias_variance=0.0, theory="saddle")
+        >>> found.fitted.theory, found.model.covar_module.width.item()
+        (SaddlePoint(), 50.0)
+    """
+    started = time.monotonic()
+    limit = None if time_limit is None else positive_number("time_limit", time_limit)
+    if width is not None and not float(width) > 0:
+        raise ValueError(f"width: expected a number > 0 or None, got {width!r}")
+    kind = None if theory == "auto" else get_theory(theory)
+    given = {"weight_variance": weight_variance, "bias_variance": bias_variance, "ard_weights": ard_weights}
+    options: dict[str, Any] = {"max_rows": max_rows, "seed": seed, **given}
+
+    def check(model: NetworkGP) -> None:
+        if kind is not None:
+            kind.check(model)
+
+    finite = float(WIDTH if width is None else width)
+    prior = fit_network(
+        x,
+        y,
+        activation,
+        depth,
+        temperature=temperature,
+        check=lambda first: check(first.model(x, y, finite)),
+        **options,
+    )
+    x, y = x.detach().double(), y.detach().double()
+    searches = (kind is None and (width is None or temperature is None)) or isinstance(kind, Sampled)
+    if math.isinf(finite) or not searches:
+        chosen = InfiniteWidth() if math.isinf(finite) and kind is None else get_theory(theory)
+        model = prior.model(x, y, finite)
+        fitted = chosen.fit(model)
+        seconds = time.monotonic() - started
+        candidate = _candidate(fitted, finite, prior.temperature, seconds)
+        return NetworkPredictor(fitted, model, prior, (candidate,), f"{chosen.name}: as asked for.", seconds)
+
+    search = _Search(
+        x, y, prior, finite, started, limit, kind if isinstance(kind, Sampled) else Sampled(seed=seed), progress
+    )
+    own = prior
+    if temperature is None and prior.temperature < _INTERPOLATES:
+        own = fit_network(x, y, activation, depth, temperature=_FIRST_TEMPERATURE, **options)
+    rescales = weight_variance is None and width is None
+    return search.run(own, temperature, competes=width is None and kind is None, rescales=rescales)
+
+
+class _Search:
+    """The choice between the infinitely wide network and the sampled one."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        prior: NetworkFit,
+        width: float,
+        started: float,
+        limit: float | None,
+        theory: Sampled,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.x, self.y, self.prior, self.width = x, y, prior, width
+        self.started, self.limit, self.theory, self.progress = started, limit, theory, progress
+
+    def deadline(self, share: float) -> float | None:
+        return None if self.limit is None else self.started + share * self.limit
+
+    def run(self, own: NetworkFit, temperature: float | None, competes: bool, rescales: bool) -> NetworkPredictor:
+        begun = time.monotonic()
+        wide_model = self.prior.model(self.x, self.y, math.inf)
+        wide = InfiniteWidth().fit(wide_model)
+        wide_seconds = time.monotonic() - begun
+        problem = Problem.frozen(own.model(self.x, self.y, self.width))
+        unit = float(self.y.square().mean())
+        rungs = [unit * rung for rung in _RUNGS] if temperature is None else [temperature]
+        begun = time.monotonic()
+        annealing = self.theory.annealing(problem, self.deadline(_SHARES["ladder"] if competes else 0.9))
+        populations: list[Population] = []
+        late = ""
+        try:
+            annealing.ladder(rungs, enough=lambda found: self._keep(populations, found))
+        except ConvergenceError as error:
+            if not populations and not competes:
+                raise
+            late = f" The ladder ended early: {error}."
+        folds = self._folds(own, populations, rungs) if populations else None
+        if not populations:
+            return self._finished(wide, wide_model, wide_seconds, (), "The chains did not arrive in time.", None)
+        best = self._best_rung(populations, folds)
+        annealing.deadline = self.deadline(1.0)
+        population, factors = populations[best], []
+        if rescales:
+            population, factors = self._rescaled(annealing, population)
+        density = None if folds is None else folds.rungs.get(population.temperature)
+        fitted, model = self._drawn(own, annealing, population)
+        seconds = time.monotonic() - begun
+        candidates = [
+            Candidate(
+                "sampled",
+                self.width,
+                p.temperature,
+                p.readout_factor,
+                p.log_evidence,
+                p.error,
+                *self._fold(folds, p),
+                0.0,
+            )
+            for p in populations
+        ]
+        index = best
+        if population.readout_factor != 1.0:
+            index = len(candidates)
+            candidates.append(
+                Candidate(
+                    "sampled",
+                    self.width,
+                    population.temperature,
+                    population.readout_factor,
+                    population.log_evidence,
+                    population.error,
+                    *self._fold(folds, populations[best]),
+                    0.0,
+                )
+            )
+        candidates[index] = dataclasses.replace(candidates[index], seconds=seconds)
+        wins, why = True, "as asked for"
+        if competes:
+            wins, why = self._judge(wide, population, folds, density, fitted)
+        if wins:
+            candidates[index] = dataclasses.replace(candidates[index], chosen=True)
+            message = (
+                f"sampled, width {self.width:g}, T = {population.temperature:.3g}, readout variance times "
+                f"{population.readout_factor:.3g}: {why}.{late} {fitted.message}"
+            )
+            first = _candidate(
+                wide, math.inf, self.prior.temperature, wide_seconds, self._fold(folds, None), chosen=False
+            )
+            return NetworkPredictor(fitted, model, own, (first, *candidates), message, time.monotonic() - self.started)
+        return self._finished(wide, wide_model, wide_seconds, tuple(candidates), f"{why}.{late}", folds)
+
+    def _finished(
+        self,
+        wide: FittedTheory,
+        model: NetworkGP,
+        seconds: float,
+        others: tuple[Candidate, ...],
+        why: str,
+        folds: _Folds | None,
+    ) -> NetworkPredictor:
+        first = _candidate(wide, math.inf, self.prior.temperature, seconds, self._fold(folds, None))
+        message = f"infinite_width, T = {self.prior.temperature:.3g}: {why}"
+        return NetworkPredictor(wide, model, self.prior, (first, *others), message, time.monotonic() - self.started)
+
+    def _keep(self, populations: list[Population], found: list[Population]) -> bool:
+        populations.append(found[-1])
+        best = max(p.log_evidence for p in found)
+        return found[-1].log_evidence < best - _FALLEN * len(self.y) - 2.0 * found[-1].error
+
+    # Folds --------------------------------------------------------------------------------------------------------
+
+    def _folds(self, own: NetworkFit, populations: list[Population], rungs: list[float]) -> _Folds | None:
+        """Predict every row from three quarters of the others, at each rung worth it and at infinite width."""
+        best = max(p.log_evidence for p in populations)
+        worth = [p.temperature for p in populations if p.log_evidence > best - _WORTH * len(self.y)]
+        deadline = self.deadline(_SHARES["folds"])
+        generator = torch.Generator().manual_seed(self.theory.seed)
+        order = torch.randperm(len(self.y), generator=generator).to(self.y.device)
+        densities = {rung: torch.full_like(self.y, math.nan) for rung in worth}
+        wide = torch.full_like(self.y, math.nan)
+        try:
+            for part in order.tensor_split(_FOLDS):
+                inside = torch.ones(len(self.y), dtype=torch.bool, device=self.y.device)
+                inside[part] = False
+                rows = torch.nonzero(inside).squeeze(-1)
+                x, y, test_x, test_y = self.x[rows], self.y[rows], self.x[part], self.y[part]
+                density = InfiniteWidth().fit(self.prior.model(x, y, math.inf)).error(test_x, test_y).log_density
+                assert density is not None
+                wide[part] = density
+                model = own.model(x, y, self.width)
+                annealing = self.theory.annealing(Problem.frozen(model), deadline)
+                here: Population | None = None
+                for rung in worth:
+                    here = annealing.run(rung, here)
+                    model.likelihood.noise = rung
+                    problem = Problem.frozen(model)
+                    draws = annealing.draw(here, _FOLD_DRAWS)
+                    states = annealing.target.complete(draws.states.flatten(0, 1).double(), annealing.generator)
+                    posterior = SampledConditioned(problem, network_of(problem), states)
+                    with torch.no_grad():
+                        found = posterior.error(test_x, test_y).log_density
+                    assert found is not None
+                    densities[rung][part] = found
+                    here = dataclasses.replace(draws.population, log_evidence=here.log_evidence)
+        except ConvergenceError:
+            return None
+        return _Folds(wide, densities)
+
+    def _fold(self, folds: _Folds | None, population: Population | None) -> tuple[float | None, float | None]:
+        """Mean log density, and the error of its difference to the infinite width."""
+        if folds is None:
+            return None, None
+        if population is None:
+            return float(folds.wide.mean()), None
+        found = folds.rungs.get(population.temperature)
+        if found is None:
+            return None, None
+        return float(found.mean()), _error(found - folds.wide)
+
+    def _best_rung(self, populations: list[Population], folds: _Folds | None) -> int:
+        evidence = torch.tensor([p.log_evidence for p in populations])
+        if folds is None:
+            return int(evidence.argmax())
+        best = max(folds.rungs.values(), key=lambda density: float(density.mean()))
+        allowed = torch.tensor(
+            [
+                (density := folds.rungs.get(p.temperature)) is not None
+                and float((best - density).mean()) <= _error(best - density)
+                for p in populations
+            ]
+        )
+        return int(torch.where(allowed, evidence, -torch.inf).argmax())
+
+    # The readout's variance and the draws -------------------------------------------------------------------------
+
+    def _rescaled(self, annealing: Annealing, start: Population) -> tuple[Population, list[Population]]:
+        """Climb the evidence in powers of two of the readout variance."""
+        best, seen = start, []
+        with torch.no_grad():
+            slope = annealing.law(start.states, start.temperature).scale_gradient()
+        mean = float((start.log_weights.exp() * slope).sum())
+        if abs(mean) < 2.0 * float(slope.std()) / math.sqrt(len(slope)):
+            return best, seen
+        try:
+            for step in range(1, _FACTOR_STEPS + 1):
+                factor = _FACTOR ** math.copysign(step, mean)
+                here = annealing.rescale(best, factor)
+                seen.append(here)
+                if here.log_evidence < best.log_evidence:
+                    break
+                best = here
+        except ConvergenceError:
+            pass
+        return best, seen
+
+    def _drawn(self, own: NetworkFit, annealing: Annealing, population: Population) -> tuple[FittedTheory, NetworkGP]:
+        variances = (*own.weight_variance[:-1], own.weight_variance[-1] * population.readout_factor)
+        prior = dataclasses.replace(own, weight_variance=variances, temperature=population.temperature)
+        model = prior.model(self.x, self.y, self.width)
+        return self.theory.drawn(Problem.frozen(model), annealing, population), model
+
+    def _judge(
+        self,
+        wide: FittedTheory,
+        population: Population,
+        folds: _Folds | None,
+        density: Tensor | None,
+        fitted: FittedTheory,
+    ) -> tuple[bool, str]:
+        """Whether the finite network is chosen, and why."""
+        assert wide.log_evidence is not None
+        gain = population.log_evidence - float(wide.log_evidence)
+        evidence = (
+            f"its evidence is {'higher' if gain > 0 else 'lower'} by {abs(gain):.3g} +- {population.error:.2g} nats"
+        )
+        clear = gain > 2.0 * population.error
+        if folds is None or density is None:
+            trusted = getattr(fitted, "left_out_is_trusted", False)
+            left, other = fitted.leave_one_out().log_density, wide.leave_one_out().log_density
+            assert left is not None and other is not None
+            better = trusted and float((left - other).mean()) > 0
+            how = "leave-one-out agrees" if better else "leave-one-out does not confirm it"
+            return clear and better, f"{evidence}, {how}, and there was no time for folds"
+        difference = density - folds.wide
+        mean, error = float(difference.mean()), _error(difference)
+        held = f"folds place the network {'above' if mean > 0 else 'below'} the infinite width by {abs(mean):.3g} +- "
+        held += f"{error:.2g} nats per row"
+        return mean > 0 and (clear or mean > 2.0 * error), f"{evidence}, and {held}"
+
+
+@dataclass(frozen=True)
+class _Folds:
+    """Log densities of every row when its fold was held out, ``P``: at infinite width, and of the network by T."""
+
+    wide: Tensor
+    rungs: dict[float, Tensor]
+
+
+def _error(difference: Tensor) -> float:
+    return float(difference.std() / math.sqrt(len(difference)))
+
+
+def _candidate(
+    fitted: FittedTheory,
+    width: float,
+    temperature: float,
+    seconds: float,
+    folds: tuple[float | None, float | None] = (None, None),
+    chosen: bool = True,
+) -> Candidate:
+    evidence = math.nan if fitted.log_evidence is None else float(fitted.log_evidence)
+    return Candidate(fitted.theory.name, width, temperature, 1.0, evidence, 0.0, *folds, seconds, chosen)
