@@ -1,4 +1,4 @@
-"""The best predictor of a data set among a network's theories: hyperparameters, width, temperature from training data."""
+"""The best predictor of a data set: a network's hyperparameters, width and temperature from training data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._validation import positive_number
+from .._validation import positive_number, present
 from ..activations import Activation
 from ..exceptions import ConvergenceError
 from ..inference import Problem
@@ -31,6 +31,7 @@ _FIRST_TEMPERATURE = 0.02  # at which hyperparameters are then fitted
 _FOLDS = 4
 _FOLD_DRAWS = 8
 _WORTH = 0.5  # nats for each row: rungs further below the best are not looked at by folds
+_HOPELESS = 0.3  # nats for each row: a rung so far below the best of its fold ends the folds' ladders
 _FALLEN = 0.1  # nats for each row, below the best evidence, after which the ladder ends
 _FACTOR = 2.0  # of the readout variance, in one step of its search
 _FACTOR_STEPS = 3
@@ -94,8 +95,8 @@ class NetworkPredictor:
             folds = "-" if c.fold_log_density is None else f"{c.fold_log_density:.4f}"
             folds += f" +- {c.fold_error:.2g}" if c.fold_error else ""
             evidence = f"{c.log_evidence:.1f}{error}"
-            line = f"{c.theory:>15} {c.width:>6g} {c.temperature:>9.3g} {c.readout_factor:>7.3g} {evidence:>18} {folds:>15}"
-            lines.append(line + (" *" if c.chosen else ""))
+            line = f"{c.theory:>15} {c.width:>6g} {c.temperature:>9.3g} {c.readout_factor:>7.3g}"
+            lines.append(f"{line} {evidence:>18} {folds:>15}" + (" *" if c.chosen else ""))
         return "\n".join([*lines, self.message])
 
 
@@ -153,7 +154,7 @@ def fit_predictor(
             alone and only with trusted leave-one-out; the infinite width is chosen where the chains did not arrive.
         max_rows: Rows on which hyperparameters are fitted.
         seed: Of all random numbers.
-        progress: Called with (done, total).
+        progress: Called with (done, total) after each part: hyperparameters, ladder, every fold, draws.
 
     Returns:
         The predictor, its model, and the candidates.
@@ -181,20 +182,13 @@ def fit_predictor(
     given = {"weight_variance": weight_variance, "bias_variance": bias_variance, "ard_weights": ard_weights}
     options: dict[str, Any] = {"max_rows": max_rows, "seed": seed, **given}
 
-    def check(model: NetworkGP) -> None:
-        if kind is not None:
-            kind.check(model)
-
     finite = float(WIDTH if width is None else width)
-    prior = fit_network(
-        x,
-        y,
-        activation,
-        depth,
-        temperature=temperature,
-        check=lambda first: check(first.model(x, y, finite)),
-        **options,
-    )
+
+    def check(first: NetworkFit) -> None:
+        if kind is not None:
+            kind.check(first.model(x, y, finite))
+
+    prior = fit_network(x, y, activation, depth, temperature=temperature, check=check, **options)
     x, y = x.detach().double(), y.detach().double()
     searches = (kind is None and (width is None or temperature is None)) or isinstance(kind, Sampled)
     if math.isinf(finite) or not searches:
@@ -205,9 +199,8 @@ def fit_predictor(
         candidate = _candidate(fitted, finite, prior.temperature, seconds)
         return NetworkPredictor(fitted, model, prior, (candidate,), f"{chosen.name}: as asked for.", seconds)
 
-    search = _Search(
-        x, y, prior, finite, started, limit, kind if isinstance(kind, Sampled) else Sampled(seed=seed), progress
-    )
+    sampled = kind if isinstance(kind, Sampled) else Sampled(seed=seed)
+    search = _Search(x, y, prior, finite, started, limit, sampled, progress)
     own = prior
     if temperature is None and prior.temperature < _INTERPOLATES:
         own = fit_network(x, y, activation, depth, temperature=_FIRST_TEMPERATURE, **options)
@@ -231,6 +224,13 @@ class _Search:
     ) -> None:
         self.x, self.y, self.prior, self.width = x, y, prior, width
         self.started, self.limit, self.theory, self.progress = started, limit, theory, progress
+        self.done = 0
+        self.step()
+
+    def step(self) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, _FOLDS + 3)
 
     def deadline(self, share: float) -> float | None:
         return None if self.limit is None else self.started + share * self.limit
@@ -240,10 +240,10 @@ class _Search:
         wide_model = self.prior.model(self.x, self.y, math.inf)
         wide = InfiniteWidth().fit(wide_model)
         wide_seconds = time.monotonic() - begun
+        begun = time.monotonic()
         problem = Problem.frozen(own.model(self.x, self.y, self.width))
         unit = float(self.y.square().mean())
         rungs = [unit * rung for rung in _RUNGS] if temperature is None else [temperature]
-        begun = time.monotonic()
         annealing = self.theory.annealing(problem, self.deadline(_SHARES["ladder"] if competes else 0.9))
         populations: list[Population] = []
         late = ""
@@ -253,67 +253,47 @@ class _Search:
             if not populations and not competes:
                 raise
             late = f" The ladder ended early: {error}."
-        folds = self._folds(own, populations, rungs) if populations else None
         if not populations:
-            return self._finished(wide, wide_model, wide_seconds, (), "The chains did not arrive in time.", None)
-        best = self._best_rung(populations, folds)
+            return self._wide(wide, wide_model, wide_seconds, [], f"the chains did not arrive.{late}", None)
+        self.step()
+        folds = self._folds(own, populations)
+        rung = populations[self._best_rung(populations, folds)]
         annealing.deadline = self.deadline(1.0)
-        population, factors = populations[best], []
-        if rescales:
-            population, factors = self._rescaled(annealing, population)
-        density = None if folds is None else folds.rungs.get(population.temperature)
+        seen = self._rescaled(annealing, rung) if rescales else []
+        population = max([rung, *seen], key=lambda p: p.log_evidence)
         fitted, model = self._drawn(own, annealing, population)
+        self.step()
+        wins, why = self._judge(wide, population, folds, fitted) if competes else (True, "as asked for")
         seconds = time.monotonic() - begun
-        candidates = [
+        found = [
             Candidate(
-                "sampled",
+                self.theory.name,
                 self.width,
                 p.temperature,
                 p.readout_factor,
                 p.log_evidence,
                 p.error,
                 *self._fold(folds, p),
-                0.0,
+                seconds if p is population else 0.0,
+                wins and p is population,
             )
-            for p in populations
+            for p in [*populations, *seen]
         ]
-        index = best
-        if population.readout_factor != 1.0:
-            index = len(candidates)
-            candidates.append(
-                Candidate(
-                    "sampled",
-                    self.width,
-                    population.temperature,
-                    population.readout_factor,
-                    population.log_evidence,
-                    population.error,
-                    *self._fold(folds, populations[best]),
-                    0.0,
-                )
-            )
-        candidates[index] = dataclasses.replace(candidates[index], seconds=seconds)
-        wins, why = True, "as asked for"
-        if competes:
-            wins, why = self._judge(wide, population, folds, density, fitted)
-        if wins:
-            candidates[index] = dataclasses.replace(candidates[index], chosen=True)
-            message = (
-                f"sampled, width {self.width:g}, T = {population.temperature:.3g}, readout variance times "
-                f"{population.readout_factor:.3g}: {why}.{late} {fitted.message}"
-            )
-            first = _candidate(
-                wide, math.inf, self.prior.temperature, wide_seconds, self._fold(folds, None), chosen=False
-            )
-            return NetworkPredictor(fitted, model, own, (first, *candidates), message, time.monotonic() - self.started)
-        return self._finished(wide, wide_model, wide_seconds, tuple(candidates), f"{why}.{late}", folds)
+        if not wins:
+            return self._wide(wide, wide_model, wide_seconds, found, f"{why}.{late}", folds)
+        message = (
+            f"sampled, width {self.width:g}, T = {population.temperature:.3g}, readout variance times "
+            f"{population.readout_factor:.3g}: {why}.{late} {fitted.message}"
+        )
+        first = _candidate(wide, math.inf, self.prior.temperature, wide_seconds, self._fold(folds, None), chosen=False)
+        return NetworkPredictor(fitted, model, own, (first, *found), message, time.monotonic() - self.started)
 
-    def _finished(
+    def _wide(
         self,
         wide: FittedTheory,
         model: NetworkGP,
         seconds: float,
-        others: tuple[Candidate, ...],
+        others: list[Candidate],
         why: str,
         folds: _Folds | None,
     ) -> NetworkPredictor:
@@ -328,7 +308,7 @@ class _Search:
 
     # Folds --------------------------------------------------------------------------------------------------------
 
-    def _folds(self, own: NetworkFit, populations: list[Population], rungs: list[float]) -> _Folds | None:
+    def _folds(self, own: NetworkFit, populations: list[Population]) -> _Folds | None:
         """Predict every row from three quarters of the others, at each rung worth it and at infinite width."""
         best = max(p.log_evidence for p in populations)
         worth = [p.temperature for p in populations if p.log_evidence > best - _WORTH * len(self.y)]
@@ -337,19 +317,20 @@ class _Search:
         order = torch.randperm(len(self.y), generator=generator).to(self.y.device)
         densities = {rung: torch.full_like(self.y, math.nan) for rung in worth}
         wide = torch.full_like(self.y, math.nan)
+        first = True
         try:
             for part in order.tensor_split(_FOLDS):
                 inside = torch.ones(len(self.y), dtype=torch.bool, device=self.y.device)
                 inside[part] = False
                 rows = torch.nonzero(inside).squeeze(-1)
                 x, y, test_x, test_y = self.x[rows], self.y[rows], self.x[part], self.y[part]
-                density = InfiniteWidth().fit(self.prior.model(x, y, math.inf)).error(test_x, test_y).log_density
-                assert density is not None
-                wide[part] = density
+                plain = InfiniteWidth().fit(self.prior.model(x, y, math.inf)).error(test_x, test_y)
+                wide[part] = present(plain.log_density, "log_density")
                 model = own.model(x, y, self.width)
                 annealing = self.theory.annealing(Problem.frozen(model), deadline)
                 here: Population | None = None
-                for rung in worth:
+                best_here = -math.inf
+                for index, rung in enumerate(worth):
                     here = annealing.run(rung, here)
                     model.likelihood.noise = rung
                     problem = Problem.frozen(model)
@@ -357,13 +338,18 @@ class _Search:
                     states = annealing.target.complete(draws.states.flatten(0, 1).double(), annealing.generator)
                     posterior = SampledConditioned(problem, network_of(problem), states)
                     with torch.no_grad():
-                        found = posterior.error(test_x, test_y).log_density
-                    assert found is not None
-                    densities[rung][part] = found
+                        density = present(posterior.error(test_x, test_y).log_density, "log_density")
+                    densities[rung][part] = density
                     here = dataclasses.replace(draws.population, log_evidence=here.log_evidence)
+                    best_here = max(best_here, float(density.mean()))
+                    if first and float(density.mean()) < best_here - _HOPELESS:
+                        worth = worth[: index + 1]
+                        break
+                first = False
+                self.step()
         except ConvergenceError:
             return None
-        return _Folds(wide, densities)
+        return _Folds(wide, {rung: densities[rung] for rung in worth})
 
     def _fold(self, folds: _Folds | None, population: Population | None) -> tuple[float | None, float | None]:
         """Mean log density, and the error of its difference to the infinite width."""
@@ -392,25 +378,23 @@ class _Search:
 
     # The readout's variance and the draws -------------------------------------------------------------------------
 
-    def _rescaled(self, annealing: Annealing, start: Population) -> tuple[Population, list[Population]]:
-        """Climb the evidence in powers of two of the readout variance."""
-        best, seen = start, []
+    def _rescaled(self, annealing: Annealing, start: Population) -> list[Population]:
+        """Climb the evidence in powers of two of the readout variance; return what was seen."""
         with torch.no_grad():
             slope = annealing.law(start.states, start.temperature).scale_gradient()
         mean = float((start.log_weights.exp() * slope).sum())
+        seen: list[Population] = []
         if abs(mean) < 2.0 * float(slope.std()) / math.sqrt(len(slope)):
-            return best, seen
+            return seen
         try:
             for step in range(1, _FACTOR_STEPS + 1):
-                factor = _FACTOR ** math.copysign(step, mean)
-                here = annealing.rescale(best, factor)
-                seen.append(here)
-                if here.log_evidence < best.log_evidence:
+                here = seen[-1] if seen else start
+                seen.append(annealing.rescale(here, _FACTOR ** math.copysign(step, mean)))
+                if seen[-1].log_evidence < here.log_evidence:
                     break
-                best = here
-        except ConvergenceError:
+        except ConvergenceError:  # out of time: what was seen serves
             pass
-        return best, seen
+        return seen
 
     def _drawn(self, own: NetworkFit, annealing: Annealing, population: Population) -> tuple[FittedTheory, NetworkGP]:
         variances = (*own.weight_variance[:-1], own.weight_variance[-1] * population.readout_factor)
@@ -423,20 +407,18 @@ class _Search:
         wide: FittedTheory,
         population: Population,
         folds: _Folds | None,
-        density: Tensor | None,
         fitted: FittedTheory,
     ) -> tuple[bool, str]:
         """Whether the finite network is chosen, and why."""
-        assert wide.log_evidence is not None
-        gain = population.log_evidence - float(wide.log_evidence)
+        gain = population.log_evidence - float(present(wide.log_evidence, "log_evidence"))
         evidence = (
             f"its evidence is {'higher' if gain > 0 else 'lower'} by {abs(gain):.3g} +- {population.error:.2g} nats"
         )
         clear = gain > 2.0 * population.error
+        density = None if folds is None else folds.rungs.get(population.temperature)
         if folds is None or density is None:
             trusted = getattr(fitted, "left_out_is_trusted", False)
-            left, other = fitted.leave_one_out().log_density, wide.leave_one_out().log_density
-            assert left is not None and other is not None
+            left, other = (present(f.leave_one_out().log_density, "log_density") for f in (fitted, wide))
             better = trusted and float((left - other).mean()) > 0
             how = "leave-one-out agrees" if better else "leave-one-out does not confirm it"
             return clear and better, f"{evidence}, {how}, and there was no time for folds"
