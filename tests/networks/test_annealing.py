@@ -110,6 +110,17 @@ def test_fewer_rows_than_inputs():
     )
 
 
+def test_torch_s_default_dtype_plays_no_part():
+    plain = Annealing(network(3), *DATA[:2], num_chains=4).run(0.3)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = Annealing(network(3), *DATA[:2], num_chains=4).run(0.3)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(plain.states, other.states) and plain.states.dtype == torch.float32
+
+
 def test_one_seed_gives_one_result():
     first, second, other = (Annealing(network(3), *DATA[:2], num_chains=4, seed=seed).run(0.3) for seed in (1, 1, 2))
     assert torch.equal(first.states, second.states) and first.log_evidence == second.log_evidence
