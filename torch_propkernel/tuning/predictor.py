@@ -32,6 +32,7 @@ _FOLDS = 4
 _FOLD_DRAWS = 8
 _WORTH = 0.5  # nats for each row: rungs further below the best are not looked at by folds
 _HOPELESS = 0.3  # nats for each row: a rung so far below the best of its fold ends the folds' ladders
+_ALIKE = 0.02  # nats for each row: rungs that folds do not tell apart
 _FALLEN = 0.1  # nats for each row, below the best evidence, after which the ladder ends
 _FACTOR = 2.0  # of the readout variance, in one step of its search
 _FACTOR_STEPS = 3
@@ -124,8 +125,8 @@ def fit_predictor(
 
     1. chains of width 50 (or the given one) cool down a ladder of temperatures, which gives the evidence at each;
     2. four folds do the same on three quarters of the rows, and predict the others at every rung;
-    3. a rung is in question where folds place it within one standard error (paired over rows) of the best rung; of
-       these the highest evidence wins;
+    3. folds decide the rung; where they place several within one standard error (paired over rows) and 0.02 nats per row
+       of the best, the one of highest evidence wins;
     4. the readout variance is multiplied by powers of two as long as that raises the evidence;
     5. the infinite width competes with its own T. The network is chosen if the folds do not speak against it (higher
        mean log density) and either its evidence is higher by more than twice the error, or the folds prefer it by two
@@ -370,7 +371,7 @@ class _Search:
         allowed = torch.tensor(
             [
                 (density := folds.rungs.get(p.temperature)) is not None
-                and float((best - density).mean()) <= _error(best - density)
+                and float((best - density).mean()) <= min(_error(best - density), _ALIKE)
                 for p in populations
             ]
         )
