@@ -125,8 +125,8 @@ def fit_predictor(
 
     1. chains of width 50 (or the given one) cool down a ladder of temperatures, which gives the evidence at each;
     2. four folds do the same on three quarters of the rows, and predict the others at every rung;
-    3. folds decide the rung; where they place several within one standard error (paired over rows) and 0.02 nats per row
-       of the best, the one of highest evidence wins;
+    3. folds decide the rung; where they place several within one standard error (paired over rows) and 0.02 nats per
+       row of the best, the one of highest evidence wins;
     4. the readout variance is multiplied by powers of two as long as that raises the evidence;
     5. the infinite width competes with its own T. The network is chosen if the folds do not speak against it (higher
        mean log density) and either its evidence is higher by more than twice the error, or the folds prefer it by two
