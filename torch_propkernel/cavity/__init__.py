@@ -1,0 +1,1 @@
+from .closure import Closure
