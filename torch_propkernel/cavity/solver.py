@@ -100,6 +100,7 @@ class Anneal(NamedTuple):
         generations: The kept units.
         history: One entry for each step.
         seconds: Time taken.
+        full_change: Relative change of the watched sum with the closure E2 - m m^T, after one iteration.
         finished: False if it was stopped by the time limit before the averaging was as long as asked.
     """
 
@@ -108,6 +109,7 @@ class Anneal(NamedTuple):
     generations: list[Generation]
     history: list[Step]
     seconds: float
+    full_change: float
     finished: bool
 
 
@@ -292,4 +294,9 @@ def anneal(
         steps_wanted, stride = 2 * averaged, 2 * stride
         last_total = len(history) + steps_wanted - averaged
         kept, countdown = kept[1::2], stride
-    return Anneal(*result, kept, history, time.monotonic() - begin, finished)
+    whole, blocks = result
+    full = self_consistent(
+        unit, Pool.of(kept), prior, targets, whole.posterior, whole.response.field, full=True, iterations=1
+    )
+    full_change = abs(full.observable() / whole.observable() - 1.0)
+    return Anneal(whole, blocks, kept, history, time.monotonic() - begin, full_change, finished)
