@@ -14,8 +14,10 @@ from ..activations import Activation
 NUM_BINS = 20
 """Bins of |v| up to five times its root mean square; one more holds the tail."""
 
+RARE = 1e-12
+"""Probability below which a bin is empty: it is lost in rounding."""
+
 _WIDEST = 5.0
-_EMPTY = 1e-12  # probability of a bin that is lost in rounding
 _ROOT_TWO_PI = math.sqrt(2.0 * math.pi)
 
 
@@ -86,8 +88,8 @@ class OneUnit:
         return features @ field / math.sqrt(self.width)
 
 
-def bin_means(tilt: Tilt, weights: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return for each bin of \|v\| its probability, ``K``, and E[v; bin] of each unit, ``n x K``.
+def bin_terms(tilt: Tilt, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return for each bin of \|v\| its probability, ``K``, and of each unit P(bin) and E[v; bin], ``n x K`` each.
 
     .. math:: E[v; |v| < e] = \mu [\Phi(z_+) - \Phi(z_-)] - \sqrt s\, [\phi(z_+) - \phi(z_-)], \qquad
               z_\pm = (\pm e - \mu) / \sqrt s
@@ -106,8 +108,8 @@ def bin_means(tilt: Tilt, weights: Tensor) -> tuple[Tensor, Tensor]:
     within = mean * mass - deviation * slope
     zero = torch.zeros_like(mean)
     first = torch.diff(torch.cat([zero, within, mean], -1), dim=-1)
-    chance = weights @ torch.diff(torch.cat([zero, mass, torch.ones_like(mean)], -1), dim=-1)
-    return chance, first
+    mass = torch.diff(torch.cat([zero, mass, torch.ones_like(mean)], -1), dim=-1)
+    return weights @ mass, mass, first
 
 
 class Moments(NamedTuple):
@@ -145,10 +147,9 @@ def moments(unit: OneUnit, features: Tensor, tilt: Tilt, weights: Tensor) -> Mom
 
 def bin_factor(unit: OneUnit, features: Tensor, tilt: Tilt, weights: Tensor) -> Tensor:
     """Return sqrt(p_k) m_k for each bin of |v|, ``K x P``."""
-    chance, first = bin_means(tilt, weights)
+    chance, _, first = bin_terms(tilt, weights)
     narrow = ((weights.unsqueeze(-1) * first).to(features.dtype).mT @ features).to(weights.dtype)
-    filled = chance > _EMPTY
-    scale = torch.where(filled, (unit.width * torch.where(filled, chance, torch.ones_like(chance))).rsqrt(), 0.0)
+    scale = torch.where(chance > RARE, (unit.width * chance.clamp_min(RARE)).rsqrt(), 0.0)
     return scale.unsqueeze(-1) * narrow
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .one_unit import NUM_BINS, OneUnit, Tilt, bin_factor, bin_means, weighted_gram
+from .one_unit import NUM_BINS, RARE, OneUnit, Tilt, bin_factor, bin_terms, weighted_gram
 from .population import Pool, effective_share
 from .solver import Anneal, Solution
 
@@ -50,7 +50,7 @@ class CavityPosterior:
         features = Pool.of(solved.generations).features
         share, tilt = self.solution.response.weights, self.solution.response.tilt
         self._bins = bin_factor(unit, features, tilt, share)
-        self._chance, self._first = bin_means(tilt, share)
+        self._chance, _, self._first = bin_terms(tilt, share)
         self._prior_share = Pool(features[:, :0], self.log_base).prior_weights()[0]
 
     # Predictions ----------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ class CavityPosterior:
         first = weights * tilt.mean / math.sqrt(width)
         second = weights * tilt.second_moment / width
         known = self._prior_share / (unit.precision * width)
-        scale = torch.where(self._chance > 1e-12, (width * self._chance.clamp_min(1e-12)).rsqrt(), 0.0)
+        scale = torch.where(self._chance > RARE, (width * self._chance.clamp_min(RARE)).rsqrt(), 0.0)
         binned = (weights.unsqueeze(-1) * self._first) * scale
         rho = solution.rho
         mean, bins = inside.new_zeros(size), inside.new_zeros(NUM_BINS + 1, size)
@@ -219,9 +219,14 @@ class CavityPosterior:
         ridge = temperature / (width - 1.0) * (1.0 - posterior.values * posterior.field)
         beta = torch.eye(size, dtype=residual.dtype, device=residual.device) - residual
         fixed = (solution.correction @ residual * residual).sum(0) + (posterior.matrix(ridge) @ beta * beta).sum(0)
-        fixed = fixed - (self._bins @ residual).square().sum(0)
-        before = (share * tilt.second_moment) @ square / width + fixed
-        after = (weights * there.second_moment * square).sum(0) / width + fixed
-        ratio = (after / before).clamp_min(0.0)
+        _, mass, first = bin_terms(tilt, share)
+
+        def left(weights: Tensor, moment: Tensor) -> Tensor:  # the law of v in its bins is that of all points
+            known = (mass.mT @ weights).clamp_min(RARE)
+            binned = first.mT @ (weights * away)
+            return ((weights * moment * square).sum(0) - (binned.square() / known).sum(0)) / width + fixed
+
+        before = left(share.unsqueeze(-1).expand_as(away), tilt.second_moment.unsqueeze(-1))
+        ratio = (left(weights, there.second_moment) / before).clamp_min(0.0)
         effective = 1.0 / (weights.square().sum(0) * len(weights)) / effective_share(share)
         return LeftOut(width * own, solution.left_out_variance() * ratio, effective)

@@ -87,8 +87,9 @@ class Solution(NamedTuple):
         return ((self.field.temperature * self.residuals()).square() + self.training_variance()).mean()
 
     def observable(self) -> float:
-        """Return the mean variance of a point given the others plus the training error: its noise is watched."""
-        return float(self.left_out_variance().mean() + self.training_error())
+        """Return the mean squared error of a point given the others at a fixed C: its noise is that of predictions."""
+        away = self.residuals() / self.precision_diagonal()
+        return float((away.square() + self.left_out_variance()).mean())
 
 
 class Anneal(NamedTuple):
