@@ -121,9 +121,7 @@ class Mover:
     def draw(self, size: int) -> Generation:
         """Draw units from the prior."""
         shape = (size, self.inputs.shape[-1])
-        weights = torch.randn(
-            shape, generator=self.generator, dtype=self.inputs.dtype, device=self.inputs.device
-        )
+        weights = torch.randn(shape, generator=self.generator, dtype=self.inputs.dtype, device=self.inputs.device)
         zero = torch.zeros(size, dtype=torch.float64, device=weights.device)
         return Generation(weights, self.unit.features(weights), zero)
 

@@ -14,6 +14,7 @@ from .population import Pool, effective_share
 from .solver import Anneal, Solution
 
 _CHUNK = 4_000_000  # features at a time
+_COVERED = 0.25  # effective share of the units under the prior
 
 
 class LeftOut(NamedTuple):
@@ -121,7 +122,9 @@ class CavityPosterior:
 
         .. math:: \log N(y; N \bar\mu, A) + N [\log Z_1 - \log Z_G]
 
-        Z_G is Z_1 of a Gaussian unit with mean mu_bar = m - C (a - B m) and covariance C.
+        Z_G is Z_1 of a Gaussian unit with mean mu_bar = m - C (a - B m) and covariance C. log Z_1 is enlarged by N: as
+        long as the units cover the prior it is read off them, 1 / Z_1 = E exp(-log weight), so that its noise is the
+        one that Z_G and the correction share; else it is that of the anneal.
         """
         field, response, width = self.solution.field, self.solution.response, self.unit.width
         total, b, c = field.total_values, field.field, field.covariance_values
@@ -131,7 +134,13 @@ class CavityPosterior:
         center = field.vectors.mT @ response.mean - c * left
         d = 1.0 + c * b
         unit = -0.5 * d.log() + (0.5 * c * a.square() + a * center - 0.5 * center.square() * b) / d
-        return gaussian + width * (response.log_normalizer - float(unit.sum()))
+        log_normalizer = response.log_normalizer
+        if effective_share(self._prior_share) > _COVERED:
+            log_normalizer = -float(torch.logsumexp(response.weights.log() - response.tilt.log_weight, 0))
+            correction = self.solution.correction
+            log_normalizer += 0.5 * float(response.field @ (correction @ response.field))
+            log_normalizer -= 0.5 * float((field.precision() * correction).sum())
+        return gaussian + width * (log_normalizer - float(unit.sum()))
 
     def order_parameter(self) -> float:
         """Return lambda E v^2."""
@@ -199,9 +208,7 @@ class CavityPosterior:
         side = field.matrix(field.field * factors)
         middle = field.matrix(field.field.square() * factors).diagonal()
         gradient = field.apply(factors, unmet)
-        gradient = gradient - temperature * side * (
-            (side * unmet).sum(0) / (diagonal + temperature * middle)
-        )
+        gradient = gradient - temperature * side * ((side * unmet).sum(0) / (diagonal + temperature * middle))
         gradient = gradient - mean
         gradient.fill_diagonal_(0.0)
         curvature = solution.moments.second - torch.outer(response.mean, response.mean)

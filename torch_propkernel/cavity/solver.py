@@ -102,7 +102,6 @@ class Anneal(NamedTuple):
         history: One entry for each step.
         seconds: Time taken.
         full_change: Relative change of the watched sum with the closure E2 - m m^T, after one iteration.
-        finished: False if it was stopped by the time limit before the averaging was as long as asked.
     """
 
     solution: Solution
@@ -111,7 +110,6 @@ class Anneal(NamedTuple):
     history: list[Step]
     seconds: float
     full_change: float
-    finished: bool
 
 
 def self_consistent(
@@ -211,7 +209,6 @@ def anneal(
     last_total = expected_annealing + BURN_IN + _FIRST_STEPS
     steps_wanted = _FIRST_STEPS
     result: tuple[Solution, list[Solution]] | None = None
-    finished = False
     while True:
         at_end = now <= temperature
         closure = Closure.of(covariance, now, unit.width)
@@ -244,7 +241,8 @@ def anneal(
         chosen = resample(newest_weights / newest_weights.sum(), generator)
         weights, features = mover.move(newest.weights[chosen], field, closure.precision(), trajectories)
         tilt = unit.tilt(
-            unit.strength(features, closure.precision().to(dtype)).double(), unit.pull(features, field.to(dtype)).double()
+            unit.strength(features, closure.precision().to(dtype)).double(),
+            unit.pull(features, field.to(dtype)).double(),
         )
         generation = Generation(weights, features, tilt.log_weight - response.log_normalizer)
         recent = zip(generations, shares, strict=True)
@@ -289,8 +287,8 @@ def anneal(
             self_consistent(unit, group, prior, targets, whole.posterior, whole.response.field, iterations=1)
             for group in groups
         ]
-        result, finished = (whole, blocks), not late
-        if late or is_accurate(whole, blocks) or averaged >= _MOST_STEPS:
+        result = (whole, blocks)
+        if is_accurate(whole, blocks) or late or averaged >= _MOST_STEPS:
             break
         steps_wanted, stride = 2 * averaged, 2 * stride
         last_total = len(history) + steps_wanted - averaged
@@ -300,4 +298,4 @@ def anneal(
         unit, Pool.of(kept), prior, targets, whole.posterior, whole.response.field, full=True, iterations=1
     )
     full_change = abs(full.observable() / whole.observable() - 1.0)
-    return Anneal(whole, blocks, kept, history, time.monotonic() - begin, full_change, finished)
+    return Anneal(whole, blocks, kept, history, time.monotonic() - begin, full_change)
