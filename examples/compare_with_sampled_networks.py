@@ -29,11 +29,11 @@ DIR holds ``finite_networks.json``, a list of cases, and the arrays they name. T
 
 For every case the measured value and the predictions are printed, each with its squared bias, variance, order
 parameters, predicted lambda_L |v|^2 / N_L, relative error and z = (prediction - measured) / standard error. The bias is
-computed at the given test targets. Predictions are named ``inf`` (infinite width), ``saddle``, ``mix`` (exact mixture)
+computed at the given test targets. Predictions are named ``inf`` (infinite width), ``saddle``, ``mix`` (exact mixture),
 ``first`` (first order in 1/N) and ``adaptive`` (units that learn) for one hidden layer, with relu also ``saddle_qs``
-(the mean apart); for more layers ``saddle_nested``, ``saddle_outer`` and ``saddle_lin`` (compositions), ``mix_outer``, and for two relu
-layers ``saddle_gated``. (``mix_qc``, the mixture with the mean apart, was dropped in 0.2.0: files may still list it.) A
-theory that refuses a case says so. Then follow medians by regime, the number of hidden
+(the mean apart); for more layers ``saddle_nested``, ``saddle_outer`` and ``saddle_lin`` (compositions), ``mix_outer``,
+and for two relu layers ``saddle_gated``. (``mix_qc``, the mixture with the mean apart, was dropped in 0.2.0: files
+may still list it.) A theory that refuses a case says so. Then follow medians by regime, the number of hidden
 layers, the activation and the inputs: the regimes of THEORY.md, section 7.
 
 With ``--json OUT`` a list of ``{"id", "regime", "predictions": {name: {"mse", "bias2", "var", "readout_norm", ...}}}``

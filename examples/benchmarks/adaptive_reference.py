@@ -6,8 +6,8 @@ Usage::
 
 DIR (default ``tests/data``) is a folder as described in ``examples/compare_with_sampled_networks.py``. Every case is
 one line of FILE.jsonl as soon as it is done; a second call goes on where the first one stopped. The adaptive theory is
-solved with several seeds: the first is the prediction, the spread of all says how large its Monte Carlo noise is, beside
-the error that the theory states itself.
+solved with several seeds: the first is the prediction, the spread of all says how large its Monte Carlo noise is,
+beside the error that the theory states itself.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def report(rows: list[dict], seeds: int) -> str:
     lines = [
         "# The adaptive theory against sampled networks with one hidden layer",
         "",
-        f"`examples/benchmarks/adaptive_reference.py`, {len(rows)} cases, {seeds} seeds. Error of the predicted test error "
-        "in percent of the sampled one. The noise of sampling is one standard error, that of the adaptive theory the "
-        "deviation between seeds, and beside it what the theory states itself. Seconds are of one processor.",
+        f"`examples/benchmarks/adaptive_reference.py`, {len(rows)} cases, {seeds} seeds. Error of the predicted test "
+        "error in percent of the sampled one. The noise of sampling is one standard error, that of the adaptive theory "
+        "the deviation between seeds, and beside it what the theory states itself. Seconds are of one processor.",
         "",
         "| case | | infinite | saddle | mixture | adaptive | noise: sampled | seeds | stated | bias | variance | q | "
         "KL / log N | EP | s |",
@@ -86,8 +86,9 @@ def report(rows: list[dict], seeds: int) -> str:
         lines.append(
             f"| {r['id']} | {r['what']} | {100 * r['infinite']:+.1f} | {100 * r['saddle']:+.1f} | "
             f"{100 * r['mixture']:+.1f} | **{100 * r['adaptive']:+.1f}**{mark} | {100 * r['noise']:.2f} | "
-            f"{100 * r['spread']:.2f} | {100 * r['stated']:.2f} | {100 * r['bias2']:+.1f} | {100 * r['variance']:+.1f} | "
-            f"{100 * r['q']:+.1f} | {r['kl_per_unit']:.1f} / {r['log_width']:.1f} | {100 * r['ep_consistency']:.1f} | "
+            f"{100 * r['spread']:.2f} | {100 * r['stated']:.2f} | {100 * r['bias2']:+.1f} | "
+            f"{100 * r['variance']:+.1f} | {100 * r['q']:+.1f} | "
+            f"{r['kl_per_unit']:.1f} / {r['log_width']:.1f} | {100 * r['ep_consistency']:.1f} | "
             f"{r['seconds']:.1f} |"
         )
     errors = {name: 100 * np.abs([r[name] for r in rows]) for name in NAMES}

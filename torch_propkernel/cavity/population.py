@@ -126,7 +126,7 @@ class Mover:
         return Generation(weights, self.unit.features(weights), zero)
 
     def potential(self, weights: Tensor, field: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log weight ``M``, its gradient in w ``M x k``, and features, by one backward pass of the activation."""
+        """Return log weight ``M``, its gradient in w ``M x k``, and features; one backward pass of the activation."""
         root = math.sqrt(self.unit.width)
         with torch.enable_grad():
             hidden = (weights @ self.inputs.mT).requires_grad_()
@@ -144,13 +144,12 @@ class Mover:
         dtype = self.inputs.dtype
         field, precision = field.to(dtype), precision.to(dtype)
         value, gradient, features = self.potential(weights, field, precision)
-        random = {"generator": self.generator, "dtype": dtype, "device": weights.device}
         for _ in range(trajectories):
             spread = torch.empty(len(weights), 1, dtype=dtype, device=weights.device)
             spread.uniform_(-math.log(2.0), math.log(2.0), generator=self.generator)
             step = (self.step * spread.exp()).clamp_max(2.0 * _LONGEST)
             cosine, sine = step.cos(), step.sin()
-            momentum = torch.randn(weights.shape, **random)
+            momentum = torch.empty_like(weights).normal_(generator=self.generator)
             before = value - 0.5 * (weights.square() + momentum.square()).sum(-1)
             place, slope = weights, gradient
             for _ in range(self.steps):
@@ -160,7 +159,7 @@ class Mover:
                 momentum = momentum + 0.5 * step * slope
             after = new_value - 0.5 * (place.square() + momentum.square()).sum(-1)
             chance = (after - before).clamp_max(0.0).exp().nan_to_num(0.0)
-            taken = torch.rand(chance.shape, **random) < chance
+            taken = torch.empty_like(chance).uniform_(generator=self.generator) < chance
             rows = taken.unsqueeze(-1)
             weights, gradient = torch.where(rows, place, weights), torch.where(rows, slope, gradient)
             features, value = torch.where(rows, new_features, features), torch.where(taken, new_value, value)

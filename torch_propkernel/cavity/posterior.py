@@ -174,7 +174,7 @@ class CavityPosterior:
         moments of phi_i - beta phi_{-i}, beta the weights that predict f_i from the others: the error in beta enters
         to second order. Not followed is the change of C. Cost: M P^2 + P^3.
 
-        Reference: THEORY.md, eq. (36).
+        Reference: THEORY.md, eq. (16).
         """
         unit, solution, width = self.unit, self.solution, self.unit.width
         field, posterior, response = solution.field, solution.posterior, solution.response

@@ -47,7 +47,9 @@ def solve_response(
     correction: Tensor | None = None,
     tolerance: float = 1e-3,
 ) -> Response:
-    r"""Maximize over a, by Newton's method with an Armijo line search,
+    r"""Solve T a + (N - T B) m(a) = y by Newton's method with an Armijo line search.
+
+    a maximizes
 
     .. math:: a^T M y - \tfrac T2 a^T M a - \log Z_1(a), \qquad M = (N - T B)^{-1}
 
@@ -62,7 +64,7 @@ def solve_response(
         correction: A covariance that is added to that of the units, ``P x P``; see :meth:`Pool.correction`.
         tolerance: Of the residual relative to |y|.
 
-    Reference: THEORY.md, eq. (33).
+    Reference: THEORY.md, eq. (14).
     """
     temperature, width = closure.temperature, closure.width
     features, narrow = pool.features, pool.features.dtype

@@ -42,7 +42,7 @@ def last_layer(problem: Problem, x: Tensor) -> LastLayer:
 
 
 def layer_inputs(problem: Problem, x: Tensor) -> Tensor:
-    """Return the columns of x that the model's covariance reads; a ScaleKernel takes over those of the kernel inside."""
+    """Return the columns of x that the kernel reads; a ScaleKernel takes over those of the kernel inside."""
     columns = problem.model.covar_module.active_dims
     return x if columns is None else x.index_select(-1, columns)
 

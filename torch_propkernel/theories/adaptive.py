@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._validation import positive_number
-from ..cavity import Anneal, CavityPosterior, LeftOut, OneUnit, Solution, anneal, self_consistent
+from ..cavity import Anneal, CavityPosterior, LeftOut, OneUnit, Solution, anneal
 from ..exceptions import ConvergenceError
 from ..inference import Conditioned, ErrorEstimate, Problem
 from ..inference.last_layer import last_layer, layer_inputs
@@ -18,7 +18,7 @@ from ..networks.row_space import row_space
 from .base import FittedTheory, Theory
 
 _SINGLE = 1e5
-"""P max |y|^2-free bound on b P, above which units move in float64: g = phi^T B phi / N would round in float32."""
+"""Bound on P / T, above which units move in float64: g = phi^T B phi / N would suffer from rounding in float32."""
 
 _POOR = 0.1
 """Effective share of the units below which a solve does not count as converged."""
@@ -45,7 +45,8 @@ class Adaptive(Theory):
 
     The units are a population of samples, annealed from high temperature and moved by Hamiltonian Monte Carlo. All of
     it is deterministic given ``seed``, up to the rounding of the machine. Units are added until the Monte Carlo error
-    of the mean variance of a left-out training point plus the training error is below ``tolerance``.
+    of the mean squared error of a left-out training point (bias and variance, at the fixed adapted kernel) is below
+    ``tolerance``: unlike the training error, it is as noisy as predictions are.
 
     ``order_parameters``: ``"q"``, the posterior mean of ``lambda_1 |v|^2 / N``, which is ``readout_norm`` too.
     ``log_evidence`` is good where the units stay near their prior; it is too high at small lambda_1 and where the
@@ -53,7 +54,7 @@ class Adaptive(Theory):
     ``residual`` (of the equation for a, relative to |y|), ``change`` (relative, of V in the last iteration),
     ``effective_share`` of the units, ``kl_per_unit`` and ``log_width``, ``variance_trusted`` (the first below the
     second: beyond it units specialize, and the variance has been too small by factors of 1 to 4, while the mean and q
-    held), ``ep_consistency`` (relative change of the watched sum if the whole covariance E2 - m m^T closed the
+    held), ``ep_consistency`` (relative change of the watched error if the whole covariance E2 - m m^T closed the
     equations), ``history`` (a tuple ``(temperature, order_parameter, effective_share, residual, acceptance)`` for each
     step), ``seconds``.
 
@@ -74,7 +75,7 @@ class Adaptive(Theory):
             kernel, noise that differs between points; options out of range.
         ConvergenceError: The temperature cannot be lowered.
 
-    Reference: derived for this package; THEORY.md, eqs. (31) to (36).
+    Reference: derived for this package; THEORY.md, eqs. (12) to (17).
 
     Example:
         >>> import gpytorch, torch
@@ -333,8 +334,8 @@ def _message(stats: dict[str, Any], theory: Adaptive) -> str:
     parts = ["Self-consistent field found."]
     if not stats["tolerance_reached"]:
         parts.append(
-            f"The Monte Carlo error is {stats['monte_carlo_error']:.1%}, above the tolerance of {theory.tolerance:.1%}: "
-            "allow more time or more units."
+            f"The Monte Carlo error is {stats['monte_carlo_error']:.1%}, above the tolerance of "
+            f"{theory.tolerance:.1%}: allow more time or more units."
         )
     if not stats["variance_trusted"]:
         parts.append(
