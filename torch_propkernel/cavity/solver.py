@@ -26,7 +26,7 @@ BLOCKS = 5
 
 _MOVING = 4  # generations that the field is made of on the way
 _FIRST_STEPS = 20  # of averaging; doubled until the tolerance is met
-_MOST_STEPS = 640
+_MOST_STEPS = 160
 _LEAST_SHARE = 0.25  # effective share below which a generation is dropped,
 _SAFE_SHARE = 0.5  # that the newest one must keep when the temperature is lowered,
 _GOOD_SHARE = 0.7  # and above which it may be lowered faster
