@@ -131,8 +131,21 @@ class Adaptive(Theory):
         """Leave out who watches."""
         return {**vars(self), "progress": None}
 
+    def _check(self, problem: Problem) -> None:
+        kernel = problem.network
+        layer = last_layer(problem, problem.inputs[..., :1, :])
+        if kernel.depth != 1:
+            raise ValueError(f"width: {self!r} expected one hidden layer, got {kernel.depth}")
+        if problem.targets.dim() != 1 or problem.inputs.dim() != 2 or layer.scale.numel() != 1:
+            got = tuple(problem.targets.shape)
+            raise ValueError(f"model: {self!r} expected no batch dimensions, got targets of shape {got}")
+        if problem.temperature is None:
+            raise ValueError(f"likelihood: {self!r} expected one noise variance for all points, got several")
+        if not float(kernel.width) >= 2:
+            raise ValueError(f"width: {self!r} expected at least 2, got {float(kernel.width):g}")
+
     def _fit(self, problem: Problem) -> FittedTheory:
-        inputs = _Inputs.of(problem, self)
+        layer, inputs = last_layer(problem, problem.inputs[:1]), _Inputs(problem)
         width = float(problem.layers.width)
         if math.isinf(width):
             one, wide = torch.ones_like(problem.targets[0]), problem.infinite_width
@@ -140,7 +153,7 @@ class Adaptive(Theory):
             message = "Infinite width: units keep their prior, there is nothing to solve."
             return FittedTheory(self, problem, wide, {"q": one}, one, message, {"converged": True}, evidence)
         targets, prior = problem.residuals().double(), problem.unit_covariance.double() / width
-        unit = OneUnit(inputs.activation, inputs.coordinates(problem.inputs)[0], width, inputs.precision)
+        unit = OneUnit(layer.activation, inputs.coordinates(problem.inputs)[0], width, 1.0 / float(layer.scale))
         temperature = float(problem.temperature)  # type: ignore[arg-type]
         errors: list[float] = []
 
@@ -206,24 +219,9 @@ class FittedAdaptive(FittedTheory):
 class _Inputs:
     """A model's inputs as its units read them: coordinates in the row space of the training inputs, and the rest."""
 
-    def __init__(self, problem: Problem, activation: Any, precision: float) -> None:
-        self.problem, self.activation, self.precision = problem, activation, precision
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
         self.basis = row_space(self._scaled(problem.inputs))
-
-    @classmethod
-    def of(cls, problem: Problem, theory: Theory) -> _Inputs:
-        kernel = problem.network
-        layer = last_layer(problem, problem.inputs[..., :1, :])
-        if kernel.depth != 1:
-            raise ValueError(f"width: {theory!r} expected one hidden layer, got {kernel.depth}")
-        if problem.targets.dim() != 1 or problem.inputs.dim() != 2 or layer.scale.numel() != 1:
-            got = tuple(problem.targets.shape)
-            raise ValueError(f"model: {theory!r} expected no batch dimensions, got targets of shape {got}")
-        if problem.temperature is None:
-            raise ValueError(f"likelihood: {theory!r} expected one noise variance for all points, got several")
-        if not float(kernel.width) >= 2:
-            raise ValueError(f"width: {theory!r} expected at least 2, got {float(kernel.width):g}")
-        return cls(problem, layer.activation, 1.0 / float(layer.scale))
 
     def _scaled(self, x: Tensor) -> Tensor:
         return self.problem.network.scaled_inputs(layer_inputs(self.problem, x)).double()
