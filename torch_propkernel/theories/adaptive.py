@@ -59,11 +59,11 @@ class Adaptive(Theory):
     step), ``seconds``.
 
     Accuracy on 27 sampled networks (``examples/benchmarks/results/adaptive_reference.md``): error of the test error 1 %
-    in the median, where the saddle has 2 %, and 11 % at worst, where the saddle has 115 %. Cost: some 70 steps of
+    in the median, where the saddle has 2 %, and 10 % at worst, where the saddle has 115 %. Cost: some 70 steps of
     ``num_units`` P^2 operations, whatever N is: P = 100 two seconds, P = 400 half a minute, P = 1000 three minutes.
 
     Args:
-        num_units: Units in a generation, of which 20 are kept; by default 5 P, between 500 and 1000.
+        num_units: Units in a generation, of which 20 are kept; by default 8 P, between 500 and 1000.
         tolerance: Of the relative Monte Carlo error.
         seed: Of all random numbers.
         time_limit: Seconds after which no more units are added.
@@ -166,7 +166,7 @@ class Adaptive(Theory):
             prior,
             targets,
             temperature,
-            num_units=self.num_units or min(1000, max(500, 5 * len(targets))),
+            num_units=self.num_units or min(1000, max(500, 8 * len(targets))),
             generator=torch.Generator(device=targets.device).manual_seed(self.seed),
             dtype=torch.float64 if len(targets) > _SINGLE * temperature else torch.float32,
             is_accurate=is_accurate,
