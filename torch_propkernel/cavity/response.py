@@ -86,7 +86,7 @@ def solve_response(
         value = float((response * rotated * (rotated_targets - 0.5 * temperature * rotated)).sum()) - log_normalizer
         return value, tilt, weights, log_normalizer
 
-    field = start
+    field, ridge = start, None
     value, tilt, weights, log_normalizer = evaluate(field)
     for iteration in range(_MAX_ITERATIONS + 1):
         mean = ((weights * tilt.mean).to(narrow) @ features).double() / math.sqrt(width)
@@ -101,9 +101,11 @@ def solve_response(
         curvature = weighted_gram(features, weights * tilt.second_moment / width)
         own = mean if correction is None else mean - correction @ field
         curvature -= torch.outer(own, own)
-        curvature += closure.matrix(temperature * response)
-        if correction is not None:
-            curvature += correction
+        if ridge is None:
+            ridge = closure.matrix(temperature * response)
+            if correction is not None:
+                ridge = ridge + correction
+        curvature += ridge
         slope = closure.vectors @ gradient
         factor, info = torch.linalg.cholesky_ex(curvature)
         jitter = 1e-7 * float(curvature.diagonal().mean())

@@ -236,12 +236,12 @@ def anneal(
         started, now, field = True, trial, response.field
         closure = closure.at(now)
 
-        newest = generations[-1]
+        newest, precision = generations[-1], closure.precision()
         newest_weights = response.weights[-num_units:]
         chosen = resample(newest_weights / newest_weights.sum(), generator)
-        weights, features = mover.move(newest.weights[chosen], field, closure.precision(), trajectories)
+        weights, features = mover.move(newest.weights[chosen], field, precision, trajectories)
         tilt = unit.tilt(
-            unit.strength(features, closure.precision().to(dtype)).double(),
+            unit.strength(features, precision.to(dtype)).double(),
             unit.pull(features, field.to(dtype)).double(),
         )
         generation = Generation(weights, features, tilt.log_weight - response.log_normalizer)
