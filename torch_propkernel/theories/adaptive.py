@@ -58,9 +58,10 @@ class Adaptive(Theory):
     equations), ``history`` (a tuple ``(temperature, order_parameter, effective_share, residual, acceptance)`` for each
     step), ``seconds``.
 
-    Accuracy on 27 sampled networks (``examples/benchmarks/results/adaptive_reference.md``): error of the test error 0.7 %
-    in the median, where the saddle has 2 %, and 10 % at worst, where the saddle has 115 %. Cost: some 70 steps of
-    ``num_units`` P^2 operations, whatever N is: P = 100 three seconds, P = 400 half a minute, P = 1000 three to four minutes.
+    Accuracy on 27 sampled networks (``examples/benchmarks/results/adaptive_reference.md``): the test error is off by
+    0.7 % in the median, where the saddle has 2 %, and by 10 % at worst, where the saddle has 115 %. Cost: some 70 steps
+    of ``num_units`` P^2 operations, whatever N is: P = 100 three seconds, P = 400 half a minute, P = 1000 three to four
+    minutes.
 
     Args:
         num_units: Units in a generation, of which 20 are kept; by default 8 P, between 500 and 1000.
