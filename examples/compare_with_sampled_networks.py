@@ -29,15 +29,16 @@ DIR holds ``finite_networks.json``, a list of cases, and the arrays they name. T
 
 For every case the measured value and the predictions are printed, each with its squared bias, variance, order
 parameters, predicted lambda_L |v|^2 / N_L, relative error and z = (prediction - measured) / standard error. The bias is
-computed at the given test targets. Predictions are named ``inf`` (infinite width), ``saddle``, ``mix`` (exact mixture)
-and ``first`` (first order in 1/N) for one hidden layer, with relu also ``saddle_qs`` (the mean apart);
-for more layers ``saddle_nested``, ``saddle_outer`` and ``saddle_lin`` (compositions), ``mix_outer``, and for two relu
-layers ``saddle_gated``. (``mix_qc``, the mixture with the mean apart, was dropped in 0.2.0: files may still list it.) A
-theory that refuses a case says so. Then follow medians by regime, the number of hidden
+computed at the given test targets. Predictions are named ``inf`` (infinite width), ``saddle``, ``mix`` (exact mixture),
+``first`` (first order in 1/N) and ``adaptive`` (units that learn) for one hidden layer, with relu also ``saddle_qs``
+(the mean apart); for more layers ``saddle_nested``, ``saddle_outer`` and ``saddle_lin`` (compositions), ``mix_outer``,
+and for two relu layers ``saddle_gated``. (``mix_qc``, the mixture with the mean apart, was dropped in 0.2.0: files
+may still list it.) A theory that refuses a case says so. Then follow medians by regime, the number of hidden
 layers, the activation and the inputs: the regimes of THEORY.md, section 7.
 
 With ``--json OUT`` a list of ``{"id", "regime", "predictions": {name: {"mse", "bias2", "var", "readout_norm", ...}}}``
-is written, with the order parameters beside them (``q`` of several layers as ``q1``, ``q2``, ...).
+is written, with the order parameters beside them (``q`` of several layers as ``q1``, ``q2``, ...). ``adaptive`` has
+``converged``, 1 or 0, and ``monte_carlo_error``, relative, beside them too.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from torch_propkernel import ConvergenceError, NetworkGP, PropKernelWarning, Ren
 from torch_propkernel.activations import get_activation
 from torch_propkernel.reliability import participation_ratio
 from torch_propkernel.theories import (
+    Adaptive,
     FirstOrder,
     Gated,
     InfiniteWidth,
@@ -71,6 +73,7 @@ def theories_for(case: dict) -> dict:
     chosen = {"inf": ("outer", InfiniteWidth())}
     if depth == 1:
         chosen |= {"saddle": ("outer", SaddlePoint()), "mix": ("outer", Mixture()), "first": ("outer", FirstOrder())}
+        chosen["adaptive"] = ("outer", Adaptive())
         if relu:
             chosen["saddle_qs"] = ("outer", TwoParameterSaddle())
         return chosen
@@ -126,6 +129,9 @@ def entry(fitted, error) -> dict[str, float]:
     for name, value in fitted.order_parameters.items():
         flat = value.reshape(-1)
         values |= {name: flat[0]} if len(flat) == 1 else {f"{name}{i + 1}": v for i, v in enumerate(flat)}
+    for name in ("converged", "monte_carlo_error"):
+        if name in fitted.stats:
+            values[name] = fitted.stats[name]
     return {name: float(value) for name, value in values.items()}
 
 

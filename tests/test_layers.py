@@ -27,6 +27,7 @@ LAYERS = [
     {"inference"},
     {"reliability"},
     {"networks"},  # with the samplers: a theory may sample
+    {"cavity"},  # one hidden unit in the field of all others
     {"theories"},
     {"models"},
     {"mlls"},
@@ -114,7 +115,7 @@ def test_imports_point_downward():
 
 
 # From `numerics` to `mixing` no module knows a GPyTorch model; most know torch, numpy and scipy only.
-PLAIN = ("numerics", "activations", "spectra", "actions", "mixing", "networks")
+PLAIN = ("numerics", "activations", "spectra", "actions", "mixing", "networks", "cavity")
 
 
 def test_mathematics_is_plain_tensor_mathematics():

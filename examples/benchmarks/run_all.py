@@ -69,6 +69,12 @@ BENCHMARKS = {
         "{shipped} --cases 46 --num-samples 50 --warmup 50 --json {records} --markdown {page}",
         "R-hat|ESS/s mse",
     ),
+    "adaptive_reference": Benchmark(
+        "adaptive_reference.py",
+        ("{reference} --out {records} --markdown {page}",),
+        "{shipped} --seeds 1 --out {records} --markdown {page}",
+        "infinite|saddle|mixture|adaptive",
+    ),
     "uci_table": Benchmark(
         "uci_table.py",
         (FITS + "--sets yacht energy concrete pol kin40k --splits 10",),

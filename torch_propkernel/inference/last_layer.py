@@ -32,14 +32,19 @@ def last_layer(problem: Problem, x: Tensor) -> LastLayer:
     kernel = problem.network
     outermost: Any = getattr(problem.model, "covar_module", None)
     scale = _scale(outermost, kernel)
-    if outermost.active_dims is not None:  # a ScaleKernel takes over those of the kernel inside
-        x = x.index_select(-1, outermost.active_dims)
+    x = layer_inputs(problem, x)
     *lower, last = kernel.layers()
     state = kernel.input_covariance(x, x)
     for layer in lower:
         state = propagate(state, layer, overwrite=True)
     weight = last.weight_variance
     return LastLayer(last.activation, state.xy, weight if scale is None else weight * scale)
+
+
+def layer_inputs(problem: Problem, x: Tensor) -> Tensor:
+    """Return the columns of x that the kernel reads; a ScaleKernel takes over those of the kernel inside."""
+    columns = problem.model.covar_module.active_dims
+    return x if columns is None else x.index_select(-1, columns)
 
 
 def _scale(module: Any, kernel: Kernel) -> Tensor | None:

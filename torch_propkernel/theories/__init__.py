@@ -1,5 +1,6 @@
 """Theories of finite Bayesian networks under one interface: fit a model, predict, compare."""
 
+from .adaptive import Adaptive, FittedAdaptive
 from .base import FittedTheory, Theory
 from .errors import expected_accuracy, generalization_error, leave_one_out_error, training_error
 from .first_order import CorrectedSaddle, FirstOrder
@@ -16,8 +17,10 @@ from .two_parameter import TwoParameterSaddle
 
 __all__ = [
     "THEORIES",
+    "Adaptive",
     "CorrectedSaddle",
     "FirstOrder",
+    "FittedAdaptive",
     "FittedTheory",
     "FreeScale",
     "Gated",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .adaptive import Adaptive
 from .base import Theory
 from .first_order import CorrectedSaddle, FirstOrder
 from .free_scale import FreeScale
@@ -24,6 +25,7 @@ THEORIES: dict[str, type[Theory]] = {
         CorrectedSaddle,
         FirstOrder,
         Sampled,
+        Adaptive,
     )
 }
 """Names of the theories, for the argument ``theory``, the estimators and the command line."""
