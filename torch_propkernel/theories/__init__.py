@@ -1,6 +1,7 @@
 """Theories of finite Bayesian networks under one interface: fit a model, predict, compare."""
 
 from .adaptive import Adaptive, FittedAdaptive
+from .auto import Auto
 from .base import FittedTheory, Theory
 from .errors import expected_accuracy, generalization_error, leave_one_out_error, training_error
 from .first_order import CorrectedSaddle, FirstOrder
@@ -17,6 +18,7 @@ from .two_parameter import TwoParameterSaddle
 
 __all__ = [
     "THEORIES",
+    "Auto",
     "Adaptive",
     "CorrectedSaddle",
     "FirstOrder",

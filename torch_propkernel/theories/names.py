@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .adaptive import Adaptive
+from .auto import Auto
 from .base import Theory
 from .first_order import CorrectedSaddle, FirstOrder
 from .free_scale import FreeScale
@@ -25,6 +26,7 @@ THEORIES: dict[str, type[Theory]] = {
         CorrectedSaddle,
         FirstOrder,
         Sampled,
+        Auto,
         Adaptive,
     )
 }
