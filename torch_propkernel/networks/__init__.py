@@ -6,7 +6,6 @@ from .convolutional import ConvolutionalNetwork
 from .diagnostics import MonteCarloEstimate, effective_sample_size, estimate, split_r_hat
 from .feature_network import FeatureNetwork
 from .finite_network import FiniteNetwork
-from .from_model import network_from_model
 from .hamiltonian import HamiltonianMonteCarlo
 from .langevin import LangevinDynamics, extrapolate_learning_rate
 from .row_space import RowSpaceTarget
@@ -37,7 +36,6 @@ __all__ = [
     "effective_sample_size",
     "estimate",
     "extrapolate_learning_rate",
-    "network_from_model",
     "sample_posterior",
     "split_r_hat",
 ]

@@ -1,6 +1,6 @@
 """From models to real networks and back: conversion, training runs, measurement, comparison with sampled networks."""
 
-from ..networks import network_from_model
+from ..theories import network_from_model
 from .compare import NetworkComparison, compare_with_network
 from .conversion import model_from_network
 from .gibbs import GibbsParameters, gibbs_parameters, linear_default_variances

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .._validation import check_targets
 from ..inference import Problem
-from ..networks.from_model import network_from_model
 from ..networks.sample_posterior import MonteCarloEstimate, SampledPosterior, sample_posterior
 from ..theories import (
     CorrectedSaddle,
@@ -26,6 +25,7 @@ from ..theories import (
     TwoParameterSaddle,
     get_theory,
 )
+from ..theories.from_model import network_from_model
 
 QUANTITIES = ("test_error", "bias", "variance", "training_error", "order_parameter")
 """What is compared: errors in the targets' squared units, and lambda_L |v|^2 / N_L, which the theories call q."""

@@ -6,6 +6,7 @@ from .base import FittedTheory, Theory
 from .errors import expected_accuracy, generalization_error, leave_one_out_error, training_error
 from .first_order import CorrectedSaddle, FirstOrder
 from .free_scale import FreeScale
+from .from_model import network_from_model
 from .gated import Gated
 from .infinite_width import InfiniteWidth
 from .mixture import Mixture
@@ -41,6 +42,7 @@ __all__ = [
     "get_theory",
     "learning_curve",
     "leave_one_out_error",
+    "network_from_model",
     "training_error",
     "width_sweep",
 ]

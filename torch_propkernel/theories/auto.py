@@ -31,9 +31,9 @@ class Auto(Theory):
     - other networks: :class:`Sampled`.
 
     The result is that theory's own :class:`FittedTheory`; ``fitted.theory`` and ``fitted.message`` say which it is and
-    why, ``stats["considered"]`` has the leave-one-out and training errors that were compared. On 27 sampled
-    networks this caught 10 of 11 saddles that were off by more than 5 %, with 4 alarms at the 16 others. For the best predictor of a data set,
-    where width and temperature are to be found, see :func:`~torch_propkernel.tuning.fit_predictor`.
+    why, ``stats["considered"]`` has the leave-one-out and training errors that were compared. On 27 sampled networks
+    this caught 10 of 11 saddles that were off by more than 5 %, with 4 alarms at the 16 others. For the best predictor
+    of a data set, where width and temperature are to be found, see :func:`~torch_propkernel.tuning.fit_predictor`.
 
     Args:
         seed: Of all random numbers.

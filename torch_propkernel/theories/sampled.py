@@ -16,9 +16,9 @@ from ..inference.conditioned import left_out_densities
 from ..networks import ReadoutLaw, estimate
 from ..networks.annealing import Annealing, Draws, Population
 from ..networks.feature_network import FeatureNetwork
-from ..networks.from_model import network_from_model
 from ..numerics.pareto import TRUSTED, smooth_log_weights
 from .base import FittedTheory, Theory
+from .from_model import network_from_model
 
 _LARGEST = 2**22  # numbers of one batch of features
 _AGREE = 1.1  # R-hat of chains that have not converged to each other, but agree

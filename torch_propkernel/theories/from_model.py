@@ -11,7 +11,7 @@ from linear_operator import to_dense
 from torch import Tensor
 
 from ..kernels import NNGPKernel, RenormalizedNNGPKernel
-from .finite_network import FiniteNetwork
+from ..networks.finite_network import FiniteNetwork
 
 _PRIOR_KERNELS = (NNGPKernel.forward, RenormalizedNNGPKernel.forward)
 
@@ -55,7 +55,7 @@ def network_from_model(
     Example:
         >>> import torch
         >>> from torch_propkernel import Erf, RenormalizedNNGPKernel
-        >>> from torch_propkernel.networks import network_from_model
+        >>> from torch_propkernel.theories import network_from_model
         >>> kernel = RenormalizedNNGPKernel(Erf(), width=[20, 10], weight_variance=[1.0, 1.0, 4.0])
         >>> network = network_from_model(kernel, input_dim=3)
         >>> network.width, [round(w, 6) for w in network.weight_variance.tolist()]
