@@ -37,6 +37,7 @@ import argparse
 import dataclasses
 import functools
 import math
+import os
 import sys
 import time
 import warnings
@@ -189,7 +190,14 @@ def auto(data: Standardized, shared: Mapping[str, Any] | None, seed: int) -> dic
 
     clock = Clock()
     found = fit_predictor(
-        data.x, data.y, ACTIVATION, depth=1, width=None, theory="auto", time_limit=TIME_LIMIT, seed=seed
+        data.x,
+        data.y,
+        ACTIVATION,
+        depth=1,
+        width=None,
+        theory="auto",
+        time_limit=float(os.environ.get("PROPKERNEL_TIME_LIMIT", TIME_LIMIT)),
+        seed=seed,
     )
     spent = clock.seconds()
     candidates = [plain(row) for row in found.candidates]

@@ -41,7 +41,7 @@ def test_evidence_of_linear_networks(width, variances):
     for population in annealing.ladder([3.0, 0.3, 0.1]):
         exact = exact_evidence(population.temperature, variances, width)
         assert abs(population.log_evidence - exact) < 4 * population.error
-        assert population.error < 0.2
+        assert population.error < 0.4
 
 
 def test_evidence_against_draws_of_the_prior():

@@ -150,3 +150,11 @@ def test_refusals(data, make_model):
         FirstOrder().fit(make_model(x, y.expand(2, -1), Erf(), [10], 0.1))
     assert FirstOrder() != CorrectedSaddle() and FirstOrder() == FirstOrder() and FirstOrder() != FirstOrder(seed=1)
     assert repr(FirstOrder()) == "FirstOrder(num_units=16384, seed=0)"
+
+
+def test_a_correction_above_one_is_no_expansion(data, make_model):
+    x, y, _ = data
+    narrow, wide = (FirstOrder(num_units=1000).fit(make_model(x, 30 * y, Erf(), [width], 0.1)) for width in (5, 1e6))
+    assert narrow.stats["relative_correction"] > 1 and not narrow.stats["converged"]
+    assert narrow.message.startswith("Not an expansion: the correction is ")
+    assert wide.stats["converged"] and not wide.message.startswith("Not")

@@ -80,10 +80,10 @@ class TestTheRules:
     @pytest.mark.parametrize(
         ("gain", "shift", "scatter", "wins"),
         [
-            (3.0, 0.1, 1.0, True),  # clear evidence, folds agree a little
-            (3.0, -0.01, 1.0, False),  # folds are against
-            (1.0, 0.1, 1.0, False),  # neither is clear
-            (-5.0, 1.0, 0.1, True),  # folds are clear; sampled evidence is too low on average
+            (0.0, 0.1, 1.0, True),  # folds agree a little, evidence has no say
+            (30.0, -0.01, 1.0, False),  # folds are against
+            (-5.0, 0.1, 1.0, False),  # evidence is against by more than twice its error
+            (-5.0, 1.0, 0.1, True),  # but folds are clear: sampled evidence is too low on average
         ],
     )
     def test_evidence_and_folds(self, gain, shift, scatter, wins):

@@ -21,7 +21,8 @@ from .targets import MarginalTarget
 _HOTTEST = 100.0  # times the mean square of the targets: the first temperature, where the data say next to nothing
 _LARGEST_STEP = 0.5  # of log T
 _SMALLEST_STEP = 0.01
-_RESAMPLE = 0.5  # of the number of chains: an effective size below it
+_RESAMPLE = 0.5  # of the chains of an island: an effective size below it
+_ISLANDS = 2
 _ACCEPTANCE = 0.75
 
 
@@ -39,7 +40,8 @@ class Population:
         step_size: Of the leapfrog steps.
 
     Example:
-        >>> one = Population(torch.zeros(2, 1), torch.tensor([0.5, 0.5]).log(), 1.0, 1.0, -3.0, 0.04, 0.1)
+        >>> two = torch.tensor([0.5, 0.5])
+        >>> one = Population(torch.zeros(2, 1), two.log(), 1.0, 1.0, -3.0, 0.04, 0.1)
         >>> round(one.effective_size, 4), round(one.error, 4)
         (2.0, 0.2)
     """
@@ -59,8 +61,14 @@ class Population:
 
     @property
     def error(self) -> float:
-        """Standard error of the log evidence, from the spread of the weights; chains that miss a mode do not show."""
-        return math.sqrt(self.variance + 1.0 / self.effective_size - 1.0 / len(self.log_weights))
+        """Standard error of the log evidence: spread of the weights, and half the difference between the islands.
+
+        Chains of one island descend from each other and move slowly, so that their weights alone would state half of
+        the error. What all chains miss does not show.
+        """
+        within = self.variance + 1.0 / self.effective_size - 1.0 / len(self.log_weights)
+        first, second = (torch.logsumexp(part, 0) for part in islands(self.log_weights))
+        return math.sqrt(within + 0.25 * float(first - second) ** 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +100,8 @@ class Annealing:
 
     The readout is integrated out. Each step changes (T, c), multiplies the weight of a chain by the ratio of its
     likelihoods, resamples where the effective size falls below half of the chains, and moves every chain by
-    Hamiltonian Monte Carlo that leaves the new posterior invariant. The product of the mean weights estimates
+    Hamiltonian Monte Carlo that leaves the new posterior invariant. Chains form two islands, which do not mix until
+    draws are made: their difference is part of the error. The product of the mean weights estimates
     p(y | T, c) without bias, so that its logarithm is too low on average: by about half of the variance of the
     logarithm, and by more where the chains do not follow. The size of a step of log T is such that the log weights of
     one step spread by ``spread``.
@@ -110,7 +119,7 @@ class Annealing:
         network: Architecture and prior; of any kind, its present weights play no part.
         x: Training inputs.
         y: Targets.
-        num_chains: C.
+        num_chains: C, half of them on each island.
         moves: Transitions for each step.
         leapfrogs: Leapfrog steps for each transition.
         spread: Standard deviation of the log weights that one step may cause.
@@ -127,7 +136,7 @@ class Annealing:
         ConvergenceError: While it runs: energies that are not finite, the deadline.
 
     Reference: Del Moral, Doucet and Jasra, J. Roy. Stat. Soc. B 68, 411 (2006); Neal, Stat. Comput. 11, 125 (2001);
-        THEORY.md, section 9.
+        THEORY.md, section 10.
 
     Example:
         >>> import torch
@@ -146,7 +155,7 @@ class Annealing:
         x: Tensor,
         y: Tensor,
         *,
-        num_chains: int = 12,
+        num_chains: int = 16,
         moves: int = 2,
         leapfrogs: int = 10,
         spread: float = 1.0,
@@ -289,8 +298,10 @@ class Annealing:
             num_draws: S.
             every: Transitions from one draw to the next.
         """
-        here, law = self._resampled(here, None)
-        law = law or self.law(here.states, here.temperature, here.readout_factor)
+        chosen = self._systematic(here.log_weights, len(here.states))
+        even = torch.full_like(here.log_weights, -math.log(len(here.states)))
+        here = replace(here, states=here.states[chosen], log_weights=even)
+        law = self.law(here.states, here.temperature, here.readout_factor)
         step_size, kept, accepted = here.step_size, [], 0.0
         for done in range(num_draws):
             for _ in range(every):
@@ -330,8 +341,7 @@ class Annealing:
             readout_factor=readout_factor,
             log_evidence=here.log_evidence + gained,
         )
-        if here.effective_size < _RESAMPLE * len(here.states):
-            here, after = self._resampled(here, after)
+        here, after = self._resampled(here, after)
         step_size, current = here.step_size, after
         for _ in range(self._moves):
             states, current, acceptance = self._transition(here, current, step_size)
@@ -339,22 +349,32 @@ class Annealing:
             step_size *= math.exp(0.15 * (acceptance - _ACCEPTANCE))
         return replace(here, step_size=step_size), current
 
-    def _resampled(self, here: Population, law: ReadoutLaw | None) -> tuple[Population, ReadoutLaw]:
-        """Draw chains in proportion to their weights, systematically."""
-        count = len(here.states)
-        if here.effective_size > count * (1.0 - 1e-9):
-            return here, law or self.law(here.states, here.temperature, here.readout_factor)
-        first = torch.rand((), generator=self.generator, dtype=torch.float64, device=here.states.device)
-        points = (first + torch.arange(count, device=here.states.device)) / count
-        chosen = torch.searchsorted(here.log_weights.exp().cumsum(0), points).clamp_max(count - 1)
-        states = here.states[chosen]
-        moved = replace(
-            here,
-            states=states,
-            log_weights=torch.full_like(here.log_weights, -math.log(count)),
-            variance=here.variance + (1.0 / here.effective_size - 1.0 / count),
-        )
-        return moved, self.law(states, here.temperature, here.readout_factor)
+    def _resampled(self, here: Population, law: ReadoutLaw) -> tuple[Population, ReadoutLaw]:
+        """Draw the chains of an island in proportion to their weights, where few of them carry it; its weight stays."""
+        count, chosen, weights, variance = len(here.states), [], [], here.variance
+        for indices, own in zip(
+            islands(torch.arange(count, device=here.states.device)), islands(here.log_weights), strict=True
+        ):
+            total = torch.logsumexp(own, 0)
+            size = float(1.0 / (own - total).exp().square().sum())
+            if size < _RESAMPLE * len(own):
+                chosen.append(indices[self._systematic(own - total, len(own))])
+                weights.append(torch.full_like(own, float(total) - math.log(len(own))))
+                variance += float(total.exp()) ** 2 * (1.0 / size - 1.0 / len(own))
+            else:
+                chosen.append(indices)
+                weights.append(own)
+        if variance == here.variance:
+            return here, law
+        states = here.states[torch.cat(chosen)]
+        here = replace(here, states=states, log_weights=torch.cat(weights), variance=variance)
+        return here, self.law(states, here.temperature, here.readout_factor)
+
+    def _systematic(self, log_weights: Tensor, count: int) -> Tensor:
+        """Return so many indices in proportion to normalized weights."""
+        first = torch.rand((), generator=self.generator, dtype=torch.float64, device=log_weights.device)
+        points = (first + torch.arange(count, device=log_weights.device)) / count
+        return torch.searchsorted(log_weights.exp().double().cumsum(0), points).clamp_max(len(log_weights) - 1)
 
     def _transition(self, here: Population, law: ReadoutLaw, step_size: float) -> tuple[Tensor, ReadoutLaw, float]:
         """One trajectory of every chain; returns states, their law and the mean acceptance."""
@@ -377,6 +397,11 @@ class Annealing:
         accept = uniform < probability
         law = proposed if bool(accept.all()) else proposed.where(accept, law)
         return torch.where(accept.unsqueeze(-1), moved, states), law, float(probability.mean())
+
+
+def islands(values: Tensor) -> tuple[Tensor, ...]:
+    """Return the parts of something that belong to the islands of chains."""
+    return values.tensor_split(_ISLANDS)
 
 
 def _energy(states: Tensor, momentum: Tensor, metric: Tensor, law: ReadoutLaw) -> Tensor:

@@ -20,8 +20,9 @@ class FirstOrder(Theory):
 
     The expansion around q = 1, exact to this order for one hidden layer, any activation (also with a nonzero mean) and
     any data; for identity activations in closed form, for any depth. It is good where P/N and the correction are small:
-    alpha below about 0.1, or the wider the colder. Beyond it fails: compare ``stats["relative_correction"]`` with one.
-    :class:`CorrectedSaddle` expands around the saddle point.
+    alpha below about 0.1, or the wider the colder. Beyond it fails: where ``stats["relative_correction"]`` is above
+    one, ``stats["converged"]`` is False and ``message`` says so. :class:`CorrectedSaddle` expands around the
+    saddle point.
 
     With several layers the last layer's units are exact; of the lower ones only the fluctuation of their scale is kept
     (that of the outer composition), so the order 1/N is incomplete there but for linear networks. Corrected variances
@@ -98,7 +99,14 @@ class FirstOrder(Theory):
             "log_evidence_correction": terms.log_evidence,
             "standard_error": error.log_evidence,
             "relative_correction": change.sqrt(),
+            "converged": not bool((change > 1.0).any()),
         }
+        if not stats["converged"]:
+            message = (
+                f"Not an expansion: the correction is {float(change.sqrt().max()):.3g} times the spread of the fit "
+                "that it corrects, expected well below one. Use theory='adaptive' or 'sampled', or a larger width. "
+                + message
+            )
         return FittedTheory(self, problem, conditioned, {"q": values}, values[..., -1], message, stats, evidence)
 
 

@@ -59,7 +59,7 @@ class Sampled(Theory):
         TypeError, ValueError: A model that is no network with independent noise, infinite width, a batch of models.
         ConvergenceError: Energies that are not finite.
 
-    Reference: THEORY.md, section 9.
+    Reference: THEORY.md, section 10.
 
     Example:
         >>> import gpytorch, torch
@@ -77,8 +77,8 @@ class Sampled(Theory):
 
     def __init__(
         self,
-        num_chains: int = 12,
-        num_draws: int = 40,
+        num_chains: int = 16,
+        num_draws: int = 30,
         every: int = 4,
         spread: float = 0.7,
         seed: int = 0,

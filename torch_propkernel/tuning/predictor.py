@@ -128,10 +128,10 @@ def fit_predictor(
     3. folds decide the rung; where they place several within one standard error (paired over rows) and 0.02 nats per
        row of the best, the one of highest evidence wins;
     4. the readout variance is multiplied by powers of two as long as that raises the evidence;
-    5. the infinite width competes with its own T. The network is chosen if the folds do not speak against it (higher
-       mean log density) and either its evidence is higher by more than twice the error, or the folds prefer it by two
-       standard errors. The sampled evidence is too low on average, so that it can only err in favor of the infinite
-       width.
+    5. the infinite width competes with its own T. The network is chosen if folds give it the higher mean log density
+       and its evidence is not lower by more than twice the error, or if folds prefer it by two standard errors. Both
+       favor the infinite width: the sampled evidence is too low on average, folds average over fewer networks and leave
+       fewer rows to learn from, and the hyperparameters, which are the best of the infinite width, have seen all rows.
 
     Where the fitted T is below 1e-4 the infinite width interpolates and says nothing of the noise: the finite network
     then gets hyperparameters that are fitted at T = 0.02. With ``theory="auto"`` and both width and T given, or any
@@ -151,8 +151,8 @@ def fit_predictor(
         bias_variance: Likewise.
         ard_weights: Likewise.
         theory: "auto", a name in ``THEORIES``, or a :class:`Theory`.
-        time_limit: Seconds. The folds are given up where they would not fit, and then the network is chosen by evidence
-            alone and only with trusted leave-one-out; the infinite width is chosen where the chains did not arrive.
+        time_limit: Seconds. Folds that do not fit are left out; without any, the network is chosen by evidence
+            and only where trusted leave-one-out agrees; the infinite width is chosen where the chains did not arrive.
         max_rows: Rows on which hyperparameters are fitted.
         seed: Of all random numbers.
         progress: Called with (done, total) after each part: hyperparameters, ladder, every fold, draws.
@@ -163,7 +163,7 @@ def fit_predictor(
     Raises:
         TypeError, ValueError: NaN, wrong shapes, numbers out of range, a theory that does not apply.
 
-    Reference: THEORY.md, section 9.
+    Reference: THEORY.md, section 10.
 
     Example:
         >>> import torch
@@ -348,8 +348,11 @@ class _Search:
                         break
                 first = False
                 self.step()
-        except ConvergenceError:
-            return None
+        except ConvergenceError:  # out of time: whole folds serve
+            if first:
+                return None
+            done = ~torch.stack([wide, *(densities[rung] for rung in worth)]).isnan().any(0)
+            return _Folds(wide[done], {rung: densities[rung][done] for rung in worth})
         return _Folds(wide, {rung: densities[rung] for rung in worth})
 
     def _fold(self, folds: _Folds | None, population: Population | None) -> tuple[float | None, float | None]:
@@ -415,19 +418,19 @@ class _Search:
         evidence = (
             f"its evidence is {'higher' if gain > 0 else 'lower'} by {abs(gain):.3g} +- {population.error:.2g} nats"
         )
-        clear = gain > 2.0 * population.error
+        against = gain < -2.0 * population.error
         density = None if folds is None else folds.rungs.get(population.temperature)
         if folds is None or density is None:
             trusted = getattr(fitted, "left_out_is_trusted", False)
             left, other = (present(f.leave_one_out().log_density, "log_density") for f in (fitted, wide))
             better = trusted and float((left - other).mean()) > 0
             how = "leave-one-out agrees" if better else "leave-one-out does not confirm it"
-            return clear and better, f"{evidence}, {how}, and there was no time for folds"
+            return gain > 2.0 * population.error and better, f"{evidence}, {how}, and there was no time for folds"
         difference = density - folds.wide
         mean, error = float(difference.mean()), _error(difference)
         held = f"folds place the network {'above' if mean > 0 else 'below'} the infinite width by {abs(mean):.3g} +- "
         held += f"{error:.2g} nats per row"
-        return mean > 0 and (clear or mean > 2.0 * error), f"{evidence}, and {held}"
+        return mean > 0 and (not against or mean > 2.0 * error), f"{evidence}, and {held}"
 
 
 @dataclass(frozen=True)
