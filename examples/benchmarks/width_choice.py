@@ -2,8 +2,8 @@
 
     python examples/benchmarks/width_choice.py [--data DIR] [--set kin40k] [--markdown PAGE]
 
-400 training rows of a UCI set (split 0, as in ``uci_predictors.py``), one hidden erf layer. Hyperparameters maximize the
-evidence of the infinite width at T = 0.05 and are shared by all widths. The saddle point's evidence is Laplace's, the
+400 training rows of a UCI set (split 0), one hidden erf layer. Hyperparameters maximize the evidence of the infinite
+width at T = 0.05 and are shared by all widths. The saddle point's evidence is Laplace's, the
 sampled network's that of annealing, with its error; both at T = 0.05. Errors are those of the sampled network (of the
 Gaussian process at infinite width) on 2,000 test rows, in standardized units. Some minutes on one core.
 """

@@ -258,10 +258,7 @@ class Annealing:
                     following = hottest
                 else:
                     law = law or self.law(here.states, here.temperature, here.readout_factor)
-                    slope = law.temperature_gradient()
-                    weights = here.log_weights.exp()
-                    spread = float(((weights * (slope - (weights * slope).sum()).square()).sum()).sqrt())
-                    step = min(max(self._spread / max(spread, 1e-12), _SMALLEST_STEP), _LARGEST_STEP)
+                    step = self._step_of(here, law.temperature_gradient())
                     following = here.temperature * math.exp(-step)
                     if following < rung * math.exp(0.3 * step):
                         following = rung
@@ -279,9 +276,7 @@ class Annealing:
         law = None
         while here.readout_factor != readout_factor:
             law = law or self.law(here.states, here.temperature, here.readout_factor)
-            slope, weights = law.scale_gradient(), here.log_weights.exp()
-            spread = float(((weights * (slope - (weights * slope).sum()).square()).sum()).sqrt())
-            step = min(max(self._spread / max(spread, 1e-12), _SMALLEST_STEP), _LARGEST_STEP)
+            step = self._step_of(here, law.scale_gradient())
             distance = math.log(readout_factor / here.readout_factor)
             following = readout_factor
             if abs(distance) > 1.3 * step:
@@ -307,13 +302,20 @@ class Annealing:
             for _ in range(every):
                 states, law, acceptance = self._transition(here, law, step_size)
                 here = replace(here, states=states)
-                step_size *= math.exp(0.1 * (acceptance - _ACCEPTANCE))
+                if done < num_draws // 4:  # fixed afterwards, so that the posterior is left invariant
+                    step_size *= math.exp(0.1 * (acceptance - _ACCEPTANCE))
                 accepted += acceptance / (num_draws * every)
             kept.append((here.states, law.log_likelihood, _order_parameter(law), law.training_error()))
             if self._progress is not None:
                 self._progress(done + 1, num_draws)
         states, likelihood, order, error = (torch.stack(column, 1) for column in zip(*kept, strict=True))
         return Draws(states, likelihood, order, error, replace(here, step_size=step_size), accepted)
+
+    def _step_of(self, here: Population, slope: Tensor) -> float:
+        """Return the step of a logarithm at which log likelihoods with this derivative spread as they may."""
+        weights = here.log_weights.exp()
+        spread = float((weights * (slope - (weights * slope).sum()).square()).sum().sqrt())
+        return min(max(self._spread / max(spread, 1e-12), _SMALLEST_STEP), _LARGEST_STEP)
 
     def _step(
         self, here: Population, law: ReadoutLaw | None, temperature: float, readout_factor: float
