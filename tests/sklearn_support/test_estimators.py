@@ -31,7 +31,7 @@ from torch_propkernel.datasets import load_yacht
 from torch_propkernel.exceptions import ReliabilityWarning
 from torch_propkernel.sklearn_support import PropKernelClassifier, PropKernelRegressor, network_estimator
 from torch_propkernel.theories import FreeScale, InfiniteWidth, Mixture, SaddlePoint, Sampled
-from torch_propkernel.tuning import auto, fit_network
+from torch_propkernel.tuning import auto, fit_network, fit_predictor
 
 # Whether data and networks of these tests lie in a good regime is not what they are about.
 pytestmark = pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.ReliabilityWarning")
@@ -48,9 +48,9 @@ ESTIMATORS = [
     PropKernelRegressor(theory="free_scale", normalize_X=False, normalize_y=False, **GIVEN),
     # All defaults but the time, in which no chain arrives: the infinite width is chosen.
     PropKernelRegressor(time_limit=1e-6, tuning_rows=40),
-    PropKernelClassifier(time_limit=1e-6, tuning_rows=40),
+    PropKernelClassifier(time_limit=1e-6, **GIVEN),
     # Networks that are sampled, at a temperature where that takes no time.
-    PropKernelRegressor(theory=FEW, width=4, **GIVEN | {"temperature": 10.0}),
+    PropKernelRegressor(theory=FEW, width=10, **GIVEN | {"temperature": 1.0}),
 ]
 
 
@@ -64,6 +64,8 @@ def classifier(**options):
     return PropKernelClassifier(**{"theory": "saddle", "activation": "relu", "width": 100, "random_state": 0} | options)
 
 
+# Sixteen networks of four short chains disagree, which is told; the checks are about something else.
+@pytest.mark.filterwarnings("ignore:16 networks of 4 chains:sklearn.exceptions.ConvergenceWarning")
 # The checks use few inputs of every scale, and raw ones in one case: warnings about that are right.
 @pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.InputScaleWarning")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")  # array API: off unless the user asks for it
@@ -217,6 +219,73 @@ def test_search_that_did_not_converge_is_a_warning(data, monkeypatch):
     monkeypatch.setattr(network_estimator, "fit_network", lambda *args, **options: found)
     with pytest.warns(ConvergenceWarning, match="hyperparameters_.search says more"):
         regressor().fit(*data[:2])
+
+
+class Stub:
+    """Stands for fit_predictor: notes its arguments, and fits the infinite width at once."""
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        monkeypatch.setattr(network_estimator, "fit_predictor", self)
+
+    def __call__(self, x, y, activation, depth, *, theory, time_limit, seed, width, **given):
+        self.calls.append(
+            {"depth": depth, "theory": theory, "time_limit": time_limit, "seed": seed, "width": width} | given
+        )
+        temperature = 0.01 * len(self.calls)
+        return fit_predictor(x, y, activation, depth, theory="infinite_width", **GIVEN | {"temperature": temperature})
+
+
+def test_what_is_not_given_is_left_to_the_predictor(data, monkeypatch):
+    stub = Stub(monkeypatch)
+    X, y, _ = data
+    PropKernelRegressor().fit(X, y)
+    PropKernelRegressor(width=(30, 30), temperature=0.2, time_limit=8.0, theory="sampled", tuning_rows=9).fit(X, y)
+    PropKernelClassifier(depth=3, random_state=5).fit(X, y > 5)
+    first, second, third = stub.calls
+    names = ("width", "temperature", "weight_variance", "bias_variance", "ard_weights", "time_limit")
+    assert [first[name] for name in names] == [None] * 6 and first["theory"] == "auto" and first["depth"] == 1
+    assert (second["width"], second["depth"], second["temperature"], second["time_limit"]) == (30.0, 2, 0.2, 8.0)
+    assert second["theory"] == Sampled(seed=second["seed"]) and second["max_rows"] == 9
+    assert third["depth"] == 3 and third["width"] is None
+    again = PropKernelClassifier(depth=3, random_state=5).fit(X, y > 5)
+    assert stub.calls[-1] == third and again.temperature_ == 0.04
+    assert PropKernelRegressor(hyperparameters=again.hyperparameters_, bias_variance=0.5).fit(X, y)
+    taken = stub.calls[-1]
+    assert (taken["temperature"], taken["weight_variance"], taken["bias_variance"]) == (0.04, (1.0,) * 4, 0.5)
+    assert taken["ard_weights"] == 1.0
+
+
+def test_targets_have_their_own_predictors(data, monkeypatch):
+    stub = Stub(monkeypatch)
+    X, y, X_test = data
+    model = PropKernelRegressor(time_limit=9.0).fit(X, np.stack([y, y, 10 * y], axis=-1))
+    assert [call["time_limit"] for call in stub.calls] == [3.0] * 3
+    np.testing.assert_allclose(model.temperature_, [0.01, 0.02, 0.03])
+    assert len(model.predictors_) == len(model.hyperparameters_) == 3
+    _, noisy = model.predict(X_test, return_std=True)
+    _, free = model.predict(X_test, return_std=True, include_noise=False)
+    np.testing.assert_allclose(noisy**2 - free**2, np.tile(y.var() * np.array([0.01, 0.02, 3.0]), (15, 1)), rtol=1e-8)
+    _, covariance = model.predict(X_test, return_cov=True)
+    np.testing.assert_allclose(np.diagonal(covariance).T, noisy**2, rtol=1e-8)
+
+
+def test_the_sampled_network_is_a_mixture_with_its_noise(data):
+    """Against the theory itself; the classifier's shares are averages over networks."""
+    X, y, X_test = data
+    options = {"theory": FEW, "width": 10, **GIVEN | {"temperature": 1.0}}
+    model = PropKernelRegressor(**options).fit(X, y)
+    fitted = model.fits_[0]
+    mean, variance = fitted.predict(torch.tensor(standardized(X_test, X)))
+    found, std = model.predict(X_test, return_std=True)
+    np.testing.assert_allclose(found, y.mean() + y.std() * mean.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(std**2, y.var() * (variance.numpy() + 1.0), rtol=1e-10)
+    assert model.predictors_[0].fitted is fitted and model.temperature_ == 1.0
+    assert np.isfinite(model.log_evidence_)
+    shares = PropKernelClassifier(**options).fit(X, y > 5)
+    means, variances = shares.fits_[0].conditioned.moments(torch.tensor(standardized(X_test, X)))
+    expected = torch.special.ndtr(means / variances.sqrt()).mean(0).numpy()
+    np.testing.assert_allclose(shares.predict_proba(X_test)[:, 1], expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("theory", ["saddle", "mixture"])
@@ -458,6 +527,10 @@ BAD = {
     "activation": ({"activation": "rellu"}, "activation: expected an Activation or one of the names"),
     "composition": ({"composition": "inner"}, "composition"),
     "number of variances": ({"weight_variance": (1.0, 1.0, 1.0)}, "weight_variance: expected 1 or 2 numbers"),
+    "depth": ({"depth": 0}, "depth: expected a whole number >= 1 or None, got 0"),
+    "depth and widths": ({"depth": 3, "width": (9, 9)}, "width: expected 1 or 3 numbers"),
+    "hyperparameters": ({"hyperparameters": "none"}, "hyperparameters: expected 'auto' or a NetworkFit, got 'none'"),
+    "time": ({"time_limit": 0.0, "theory": "auto"}, "time_limit: expected a finite number > 0, got 0.0"),
     "number of inputs": ({"ard_weights": (1.0, 1.0)}, "ard_weights: expected 1 or 4 numbers"),
     "rows": ({"tuning_rows": 0}, "max_rows: expected at least 1 or None, got 0"),
     "mixture of two scales": (
