@@ -261,7 +261,8 @@ class _Search:
         if not populations:
             return self._wide(wide, wide_model, wide_seconds, [], f"the chains did not arrive.{late}", None)
         self.step()
-        folds = self._folds(own, populations) if competes or len(populations) > 1 else None
+        asked = competes or len(populations) > 1  # whether folds have something to decide
+        folds = self._folds(own, populations) if asked and len(self.y) >= _FEWEST else None
         rung = populations[self._best_rung(populations, folds)]
         annealing.deadline = self.deadline(1.0)
         seen = self._rescaled(annealing, rung) if rescales else []
