@@ -16,7 +16,14 @@ from .exceptions import ConvergenceError, NotPositiveDefiniteError, PropKernelWa
 from .kernels import ArcCosineKernel, ArcSineKernel, NNGPKernel, RenormalizedNNGPKernel
 from .likelihoods import FiniteWidthLikelihood, StudentTProcessLikelihood
 from .mlls import EffectiveAction, FiniteWidthMarginalLogLikelihood, StudentTMarginalLogLikelihood
-from .models import FiniteWidthProcess, NetworkFiniteWidthProcess, NetworkGP, NetworkStudentTProcess, StudentTProcess
+from .models import (
+    FiniteNetworkProcess,
+    FiniteWidthProcess,
+    NetworkFiniteWidthProcess,
+    NetworkGP,
+    NetworkStudentTProcess,
+    StudentTProcess,
+)
 from .practice import compare_with_network
 from .saving import load, save
 from .spectra import Spectrum
@@ -43,6 +50,7 @@ __all__ = [
     "ConvergenceError",
     "EffectiveAction",
     "Erf",
+    "FiniteNetworkProcess",
     "FiniteWidthLikelihood",
     "FiniteWidthMarginalLogLikelihood",
     "FiniteWidthProcess",

@@ -9,11 +9,17 @@ import pytest
 from given_network import GIVEN
 
 from torch_propkernel.__main__ import main
+from torch_propkernel.commands import fit as fit_module
 
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the default plots are written to the working folder
+
+
+@pytest.fixture(autouse=True)
+def _the_saddle_unless_asked_for_more(monkeypatch):
+    monkeypatch.setattr(fit_module, "DEFAULT_THEORY", "saddle")  # sampling takes seconds; tests of it name it
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def run_json(tmp_path):
 
     def run(command, *arguments):
         path = tmp_path / "numbers.json"
-        assert main([command, *GIVEN, *arguments, "--json", str(path)]) == 0
+        assert main([command, *GIVEN, "--width", "100", "--activation", "relu", *arguments, "--json", str(path)]) == 0
         return json.loads(path.read_text())
 
     return run

@@ -32,7 +32,9 @@ class TestHyperparameters:
         ],
     )
     def test_a_given_number_is_never_fitted(self, table, arguments, name, value):
-        assert main(["fit", table(), *arguments, "--no-plot", "--json", "n.json"]) == 0  # auto is the default
+        assert (
+            main(["fit", table(), "--activation", "relu", *arguments, "--no-plot", "--json", "n.json"]) == 0
+        )  # auto is the default
         with open("n.json") as file:
             result = json.load(file)
         assert result["network"][name] == value
@@ -128,7 +130,20 @@ def test_recommended():
 class TestSaved:
     def test_all_rows(self, table, capsys):
         path = table()
-        arguments = ("--temperature", "0.1", "--weight-variance", "1", "--bias-variance", "1", "--no-ard", "--no-plot")
+        arguments = (
+            "--width",
+            "100",
+            "--activation",
+            "relu",
+            "--temperature",
+            "0.1",
+            "--weight-variance",
+            "1",
+            "--bias-variance",
+            "1",
+            "--no-ard",
+            "--no-plot",
+        )
         assert main(["fit", path, *arguments, "--save", "m"]) == 0
         assert "refitted on all rows with the same hyperparameters and units" in capsys.readouterr().out
         saved, whole = load("m"), load_table(path, None)

@@ -195,7 +195,7 @@ def test_models_saved_in_python(capsys, new):
     np.testing.assert_allclose(columns["mean"], expected.mean, rtol=1e-8)
     save(NetworkFiniteWidthProcess(x, y, likelihood, kernel), "process")
     assert main(["predict", "process", "new.csv"]) == 2
-    assert "expected a NetworkGP, got a NetworkFiniteWidthProcess" in capsys.readouterr().err
+    assert "expected a NetworkGP or a FiniteNetworkProcess, got a NetworkFiniteWidthProcess" in capsys.readouterr().err
     save(gp(x, y, likelihood, kernel), "empty", training_data=False)
     assert main(["predict", "empty", "new.csv"]) == 2
     assert "saved without" in capsys.readouterr().err

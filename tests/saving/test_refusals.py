@@ -84,7 +84,7 @@ REFUSED = {
         lambda: network(cls=OwnModel),
         "model: expected one of .*, torch_propkernel.NetworkGP, .*, got .*OwnModel; put your mean and kernel",
     ),
-    "no model": (lambda: RBFKernel(), "model: expected one of torch_propkernel.NetworkF.*, got RBFKernel"),
+    "no model": (lambda: RBFKernel(), "model: expected one of torch_propkernel.F.*, got RBFKernel"),
     "a kernel of one's own": (lambda: network(OwnKernel()), r"model.covar_module: " + NAMES + ".*OwnKernel"),
     "deep inside": (
         lambda: network(gpytorch.kernels.ScaleKernel(RBFKernel() + OwnKernel())),

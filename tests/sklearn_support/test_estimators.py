@@ -30,23 +30,42 @@ from torch_propkernel.activations import Erf, ReLU
 from torch_propkernel.datasets import load_yacht
 from torch_propkernel.exceptions import ReliabilityWarning
 from torch_propkernel.sklearn_support import PropKernelClassifier, PropKernelRegressor, network_estimator
-from torch_propkernel.theories import FreeScale, InfiniteWidth, Mixture, SaddlePoint
-from torch_propkernel.tuning import auto, fit_network
+from torch_propkernel.theories import FreeScale, InfiniteWidth, Mixture, SaddlePoint, Sampled
+from torch_propkernel.tuning import auto, fit_network, fit_predictor
 
 # Whether data and networks of these tests lie in a good regime is not what they are about.
 pytestmark = pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.ReliabilityWarning")
 
 GIVEN = {"temperature": 0.01, "weight_variance": 1.0, "bias_variance": 1.0, "ard_weights": 1.0}
+FEW = Sampled(num_chains=4, num_draws=4, every=1, spread=3.0)  # too few to be accurate, the same each time
 ESTIMATORS = [
-    # The defaults but for the rows of the search, which takes a second for each of a hundred fits of up to 300 rows.
-    PropKernelRegressor(tuning_rows=40),
-    PropKernelClassifier(tuning_rows=40),
-    PropKernelRegressor(activation="erf", width=(20, 30), **GIVEN),
+    # By a theory that is named, with the defaults but for the rows of the search, which takes a second for each of a
+    # hundred fits of up to 300 rows.
+    PropKernelRegressor(theory="saddle", tuning_rows=40),
+    PropKernelClassifier(theory="saddle", tuning_rows=40),
+    PropKernelRegressor(activation="erf", width=(20, 30), theory="saddle", **GIVEN),
     PropKernelClassifier(theory="mixture", width=5, **GIVEN),
     PropKernelRegressor(theory="free_scale", normalize_X=False, normalize_y=False, **GIVEN),
+    # All defaults but the time, in which no chain arrives: the infinite width is chosen.
+    PropKernelRegressor(time_limit=1e-6, tuning_rows=40),
+    PropKernelClassifier(time_limit=1e-6, **GIVEN),
+    # Networks that are sampled, at a temperature where that takes no time.
+    PropKernelRegressor(theory=FEW, width=10, **GIVEN | {"temperature": 1.0}),
 ]
 
 
+def regressor(**options):
+    """The saddle point of a wide relu network, which is fast, unless the test is about something else."""
+    return PropKernelRegressor(**{"theory": "saddle", "activation": "relu", "width": 100, "random_state": 0} | options)
+
+
+def classifier(**options):
+    """Likewise."""
+    return PropKernelClassifier(**{"theory": "saddle", "activation": "relu", "width": 100, "random_state": 0} | options)
+
+
+# Sixteen networks of four short chains disagree, which is told; the checks are about something else.
+@pytest.mark.filterwarnings("ignore:16 networks of 4 chains:sklearn.exceptions.ConvergenceWarning")
 # The checks use few inputs of every scale, and raw ones in one case: warnings about that are right.
 @pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.InputScaleWarning")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")  # array API: off unless the user asks for it
@@ -94,7 +113,7 @@ THEORIES = {
 def test_saddle_agrees_with_the_torch_interface(data, activation, width, composition):
     """Against GPyTorch's own predictions of the model whose order parameters were solved."""
     X, y, X_test = data
-    estimator = PropKernelRegressor(activation=activation, width=width, composition=composition, **OPTIONS).fit(X, y)
+    estimator = regressor(activation=activation, width=width, composition=composition, **OPTIONS).fit(X, y)
     model = torch_model(
         X, standardized(y), width=np.atleast_1d(width), composition=composition,
         activation=None if activation == "relu" else activation,
@@ -118,7 +137,7 @@ def test_saddle_agrees_with_the_torch_interface(data, activation, width, composi
 @pytest.mark.parametrize("by_name", [True, False])
 def test_every_theory_agrees_with_the_torch_interface(data, name, by_name):
     X, y, X_test = data
-    estimator = PropKernelRegressor(theory=name if by_name else THEORIES[name], width=8, **OPTIONS)
+    estimator = regressor(theory=name if by_name else THEORIES[name], width=8, **OPTIONS)
     assert not hasattr(estimator, "log_evidence_")
     estimator.fit(X, y)
     fitted = THEORIES[name].fit(torch_model(X, standardized(y), width=(8,)))
@@ -140,7 +159,7 @@ def test_units_and_noise(data):
     """Data in other units give predictions in these units; the noise is T times the targets' variance."""
     X, y, X_test = data
     one, other = (
-        PropKernelRegressor(width=20, **GIVEN).fit(inputs, targets)
+        regressor(width=20, **GIVEN).fit(inputs, targets)
         for inputs, targets in ((X, y), (7.0 + 1e4 * X, 5.0 - 100.0 * y))
     )
     np.testing.assert_allclose(other.predict(7.0 + 1e4 * X_test), 5.0 - 100.0 * one.predict(X_test), rtol=1e-9)
@@ -153,17 +172,17 @@ def test_units_and_noise(data):
 def test_raw_units(data):
     """Without standardization the numbers are those of standardized data, given standardized data."""
     X, y, X_test = data
-    raw = PropKernelRegressor(width=20, normalize_X=False, normalize_y=False, **GIVEN)
+    raw = regressor(width=20, normalize_X=False, normalize_y=False, **GIVEN)
     found = raw.fit(standardized(X), standardized(y)).predict(standardized(X_test, X))
-    expected = PropKernelRegressor(width=20, **GIVEN).fit(X, y).predict(X_test)
+    expected = regressor(width=20, **GIVEN).fit(X, y).predict(X_test)
     np.testing.assert_allclose(y.mean() + y.std() * found, expected, rtol=1e-10)
-    other = PropKernelRegressor(width=20, normalize_X=False, **GIVEN).fit(3.0 * X, y).predict(3.0 * X_test)
+    other = regressor(width=20, normalize_X=False, **GIVEN).fit(3.0 * X, y).predict(3.0 * X_test)
     assert np.abs(other - expected).max() > 0.01
 
 
 def test_hyperparameters_are_those_of_fit_network(data):
     X, y, X_test = data
-    estimator = PropKernelRegressor(activation="erf", width=30, bias_variance=0.3).fit(X, y)
+    estimator = regressor(activation="erf", width=30, bias_variance=0.3).fit(X, y)
     found = fit_network(*map(torch.tensor, (standardized(X), standardized(y))), "erf", bias_variance=0.3)
     fitted = estimator.hyperparameters_
     assert fitted.bias_variance == found.bias_variance == (0.3,)
@@ -179,7 +198,7 @@ def test_hyperparameters_are_those_of_fit_network(data):
 
 def test_given_numbers_are_never_fitted(data):
     X, y, _ = data
-    estimator = PropKernelRegressor(**OPTIONS | {"ard_weights": (1.0, 2.0, 3.0, 2.0)}).fit(X, y)
+    estimator = regressor(**OPTIONS | {"ard_weights": (1.0, 2.0, 3.0, 2.0)}).fit(X, y)
     assert estimator.hyperparameters_.search is None
     assert estimator.hyperparameters_.weight_variance == (1.5, 1.5)
     assert estimator.hyperparameters_.ard_weights == (0.5, 1.0, 1.5, 1.0)
@@ -190,7 +209,7 @@ def test_given_numbers_are_never_fitted(data):
         "ard_weights": "ard",
     }
     for left_out, name in names.items():
-        fitted = PropKernelRegressor(**OPTIONS | {left_out: None}).fit(X, y).hyperparameters_
+        fitted = regressor(**OPTIONS | {left_out: None}).fit(X, y).hyperparameters_
         assert list(fitted.search.values) == [name]
 
 
@@ -199,15 +218,82 @@ def test_search_that_did_not_converge_is_a_warning(data, monkeypatch):
     object.__setattr__(found.search, "converged", False)
     monkeypatch.setattr(network_estimator, "fit_network", lambda *args, **options: found)
     with pytest.warns(ConvergenceWarning, match="hyperparameters_.search says more"):
-        PropKernelRegressor().fit(*data[:2])
+        regressor().fit(*data[:2])
+
+
+class Stub:
+    """Stands for fit_predictor: notes its arguments, and fits the infinite width at once."""
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        monkeypatch.setattr(network_estimator, "fit_predictor", self)
+
+    def __call__(self, x, y, activation, depth, *, theory, time_limit, seed, width, **given):
+        self.calls.append(
+            {"depth": depth, "theory": theory, "time_limit": time_limit, "seed": seed, "width": width} | given
+        )
+        temperature = 0.01 * len(self.calls)
+        return fit_predictor(x, y, activation, depth, theory="infinite_width", **GIVEN | {"temperature": temperature})
+
+
+def test_what_is_not_given_is_left_to_the_predictor(data, monkeypatch):
+    stub = Stub(monkeypatch)
+    X, y, _ = data
+    PropKernelRegressor().fit(X, y)
+    PropKernelRegressor(width=(30, 30), temperature=0.2, time_limit=8.0, theory="sampled", tuning_rows=9).fit(X, y)
+    PropKernelClassifier(depth=3, random_state=5).fit(X, y > 5)
+    first, second, third = stub.calls
+    names = ("width", "temperature", "weight_variance", "bias_variance", "ard_weights", "time_limit")
+    assert [first[name] for name in names] == [None] * 6 and first["theory"] == "auto" and first["depth"] == 1
+    assert (second["width"], second["depth"], second["temperature"], second["time_limit"]) == (30.0, 2, 0.2, 8.0)
+    assert second["theory"] == Sampled(seed=second["seed"]) and second["max_rows"] == 9
+    assert third["depth"] == 3 and third["width"] is None
+    again = PropKernelClassifier(depth=3, random_state=5).fit(X, y > 5)
+    assert stub.calls[-1] == third and again.temperature_ == 0.04
+    assert PropKernelRegressor(hyperparameters=again.hyperparameters_, bias_variance=0.5).fit(X, y)
+    taken = stub.calls[-1]
+    assert (taken["temperature"], taken["weight_variance"], taken["bias_variance"]) == (0.04, (1.0,) * 4, 0.5)
+    assert taken["ard_weights"] == 1.0
+
+
+def test_targets_have_their_own_predictors(data, monkeypatch):
+    stub = Stub(monkeypatch)
+    X, y, X_test = data
+    model = PropKernelRegressor(time_limit=9.0).fit(X, np.stack([y, y, 10 * y], axis=-1))
+    assert [call["time_limit"] for call in stub.calls] == [3.0] * 3
+    np.testing.assert_allclose(model.temperature_, [0.01, 0.02, 0.03])
+    assert len(model.predictors_) == len(model.hyperparameters_) == 3
+    _, noisy = model.predict(X_test, return_std=True)
+    _, free = model.predict(X_test, return_std=True, include_noise=False)
+    np.testing.assert_allclose(noisy**2 - free**2, np.tile(y.var() * np.array([0.01, 0.02, 3.0]), (15, 1)), rtol=1e-8)
+    _, covariance = model.predict(X_test, return_cov=True)
+    np.testing.assert_allclose(np.diagonal(covariance).T, noisy**2, rtol=1e-8)
+
+
+def test_the_sampled_network_is_a_mixture_with_its_noise(data):
+    """Against the theory itself; the classifier's shares are averages over networks."""
+    X, y, X_test = data
+    options = {"theory": FEW, "width": 10, **GIVEN | {"temperature": 1.0}}
+    model = PropKernelRegressor(**options).fit(X, y)
+    fitted = model.fits_[0]
+    mean, variance = fitted.predict(torch.tensor(standardized(X_test, X)))
+    found, std = model.predict(X_test, return_std=True)
+    np.testing.assert_allclose(found, y.mean() + y.std() * mean.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(std**2, y.var() * (variance.numpy() + 1.0), rtol=1e-10)
+    assert model.predictors_[0].fitted is fitted and model.temperature_ == 1.0
+    assert np.isfinite(model.log_evidence_)
+    shares = PropKernelClassifier(**options).fit(X, y > 5)
+    means, variances = shares.fits_[0].conditioned.moments(torch.tensor(standardized(X_test, X)))
+    expected = torch.special.ndtr(means / variances.sqrt()).mean(0).numpy()
+    np.testing.assert_allclose(shares.predict_proba(X_test)[:, 1], expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("theory", ["saddle", "mixture"])
 def test_several_targets_are_networks_that_share_hyperparameters(data, theory):
     X, y, X_test = data
     Y = np.stack([y, np.sin(2 * X[:, 2]), 100.0 * X[:, 3]], axis=-1)
-    together = PropKernelRegressor(width=8, theory=theory, **OPTIONS).fit(X, Y)
-    alone = [PropKernelRegressor(width=8, theory=theory, **OPTIONS).fit(X, column) for column in Y.T]
+    together = regressor(width=8, theory=theory, **OPTIONS).fit(X, Y)
+    alone = [regressor(width=8, theory=theory, **OPTIONS).fit(X, column) for column in Y.T]
     mean, std = together.predict(X_test, return_std=True)
     _, cov = together.predict(X_test, return_cov=True)
     samples = together.sample_y(X_test, 4)
@@ -220,7 +306,7 @@ def test_several_targets_are_networks_that_share_hyperparameters(data, theory):
     np.testing.assert_allclose(samples[:, 0], alone[0].sample_y(X_test, 4), rtol=1e-8)
     assert together.log_evidence_ == pytest.approx(sum(one.log_evidence_ for one in alone), rel=1e-10)
     assert len(together.reliability_) == 3
-    column = PropKernelRegressor(width=8, theory=theory, **OPTIONS).fit(X, Y[:, :1]).predict(X_test)
+    column = regressor(width=8, theory=theory, **OPTIONS).fit(X, Y[:, :1]).predict(X_test)
     np.testing.assert_allclose(column, mean[:, :1], rtol=1e-10)
 
 
@@ -229,15 +315,15 @@ def test_several_targets_are_tuned_together(data):
     X, y, _ = data
     noisy = y + y.std() * np.random.default_rng(0).normal(size=60)
     options = OPTIONS | {"temperature": None}
-    alone = [PropKernelRegressor(**options).fit(X, column).temperature_ for column in (y, noisy)]
-    shared = PropKernelRegressor(**options).fit(X, np.stack([y, noisy], axis=-1)).temperature_
+    alone = [regressor(**options).fit(X, column).temperature_ for column in (y, noisy)]
+    shared = regressor(**options).fit(X, np.stack([y, noisy], axis=-1)).temperature_
     assert 5 * alone[0] < shared < 0.9 * alone[1]
 
 
 def test_classifier_agrees_with_expected_accuracy(data):
     X, y, X_test = data
     labels, test_labels = np.where(y > 5, "big", "small"), np.where(np.abs(X_test[:, 0]) > 0.8, "big", "small")
-    estimator = PropKernelClassifier(width=30, **OPTIONS).fit(X, labels)
+    estimator = classifier(width=30, **OPTIONS).fit(X, labels)
     assert estimator.classes_.tolist() == ["big", "small"]
     probability = estimator.predict_proba(X_test)
     np.testing.assert_allclose(probability.sum(-1), 1.0, rtol=1e-12)
@@ -258,8 +344,8 @@ def test_mixture_probability_is_the_average_over_the_scale(data):
     """P(f > 0) of the mixture, against draws of the labels' regression."""
     X, y, X_test = data
     options = GIVEN | {"temperature": 0.5, "theory": "mixture", "width": 3}
-    estimator = PropKernelClassifier(**options).fit(X, y > 5)
-    draws = PropKernelRegressor(normalize_y=False, **options)
+    estimator = classifier(**options).fit(X, y > 5)
+    draws = regressor(normalize_y=False, **options)
     samples = draws.fit(X, 2.0 * (y > 5) - 1.0).sample_y(X_test, 20000, include_noise=False)
     # 20,000 draws have a standard error of at most 0.0035; four of them
     np.testing.assert_allclose(estimator.predict_proba(X_test)[:, 1], (samples > 0).mean(1), atol=0.014)
@@ -268,11 +354,11 @@ def test_mixture_probability_is_the_average_over_the_scale(data):
 def test_several_classes_are_one_against_the_rest(data):
     X, y, X_test = data
     labels = np.array(["low", "middle", "top"])[np.digitize(y, [4.0, 6.0])]
-    estimator = PropKernelClassifier(width=30, **OPTIONS).fit(X, labels)
+    estimator = classifier(width=30, **OPTIONS).fit(X, labels)
     assert estimator.classes_.tolist() == ["low", "middle", "top"]
     shares = []
     for index, name in enumerate(estimator.classes_):
-        one = PropKernelClassifier(width=30, **OPTIONS).fit(X, labels == name)
+        one = classifier(width=30, **OPTIONS).fit(X, labels == name)
         shares.append(one.predict_proba(X_test)[:, 1])
         margin = estimator.decision_function(X_test)[:, index]
         np.testing.assert_allclose(margin, one.decision_function(X_test), rtol=1e-8)
@@ -287,7 +373,7 @@ def test_several_classes_are_one_against_the_rest(data):
 def test_a_point_that_no_class_claims_has_finite_probabilities():
     """All shares underflow: the labels of a far point are -1 for every class, without noise."""
     X = np.linspace(-1.0, 1.0, 12)[:, None]
-    model = PropKernelClassifier(**GIVEN | {"temperature": 1e-8}, activation="erf").fit(X, np.arange(12) % 4)
+    model = classifier(**GIVEN | {"temperature": 1e-8}, activation="erf").fit(X, np.arange(12) % 4)
     shares = np.full((3, 4), 0.0)
     model._marginals = lambda X, quantities: [1.0 - shares, shares]
     np.testing.assert_array_equal(model.predict_proba(X[:3]), np.full((3, 4), 0.25))
@@ -298,7 +384,7 @@ def test_a_point_that_no_class_claims_has_finite_probabilities():
 @pytest.mark.parametrize("include_noise", [True, False])
 def test_samples_have_the_moments_of_the_prediction(data, theory, include_noise):
     X, y, X_test = data
-    estimator = PropKernelRegressor(width=6, theory=theory, **GIVEN | {"temperature": 0.1}).fit(X, y)
+    estimator = regressor(width=6, theory=theory, **GIVEN | {"temperature": 0.1}).fit(X, y)
     state = torch.get_rng_state()
     samples = estimator.sample_y(X_test, 40000, random_state=1, include_noise=include_noise)
     assert torch.equal(torch.get_rng_state(), state)
@@ -317,7 +403,7 @@ def test_samples_have_the_moments_of_the_prediction(data, theory, include_noise)
 def test_samples_at_the_training_points_without_noise(data, theory):
     """The covariance of f is singular to rounding there."""
     X, y, _ = data
-    estimator = PropKernelRegressor(width=50, theory=theory, **GIVEN | {"temperature": 1e-8}).fit(X, y)
+    estimator = regressor(width=50, theory=theory, **GIVEN | {"temperature": 1e-8}).fit(X, y)
     samples = estimator.sample_y(np.concatenate([X, X]), 3, include_noise=False)
     np.testing.assert_allclose(samples, np.tile(y, 2)[:, None].repeat(3, 1), atol=1e-3 * y.std())
 
@@ -326,8 +412,8 @@ def test_samples_at_the_training_points_without_noise(data, theory):
 def test_dtypes(data, dtype):
     X, y, X_test = data
     X, y, X_test = (np.round(4 * v) for v in (X, y, X_test))  # exact in every dtype
-    expected = PropKernelRegressor(width=20, **GIVEN).fit(X, y).predict(X_test)
-    found = PropKernelRegressor(width=20, **GIVEN).fit(X.astype(dtype), y.astype(dtype)).predict(X_test.astype(dtype))
+    expected = regressor(width=20, **GIVEN).fit(X, y).predict(X_test)
+    found = regressor(width=20, **GIVEN).fit(X.astype(dtype), y.astype(dtype)).predict(X_test.astype(dtype))
     assert found.dtype == np.float64
     np.testing.assert_array_equal(found, expected)
 
@@ -335,7 +421,7 @@ def test_dtypes(data, dtype):
 @pytest.mark.parametrize("theory", ["saddle", "mixture"])
 def test_pickle_and_clone(data, theory):
     X, y, X_test = data
-    estimator = PropKernelRegressor(activation=Erf(), width=(40, 60), theory=theory, composition="outer")
+    estimator = regressor(activation=Erf(), width=(40, 60), theory=theory, composition="outer")
     estimator.fit(X, y)
     before = estimator.predict(X_test, return_std=True)
     copied = pickle.loads(pickle.dumps(estimator))
@@ -351,13 +437,13 @@ def test_pickle_and_clone(data, theory):
 
 def test_pipeline_grid_search_and_cross_validation(data):
     X, y, _ = data
-    pipeline = make_pipeline(StandardScaler(), PropKernelRegressor(**GIVEN))
-    grid = {"propkernelregressor__width": [10, None], "propkernelregressor__temperature": [0.01, 10.0]}
+    pipeline = make_pipeline(StandardScaler(), regressor(**GIVEN))
+    grid = {"propkernelregressor__width": [10, math.inf], "propkernelregressor__temperature": [0.01, 10.0]}
     search = GridSearchCV(pipeline, grid, cv=3).fit(1e4 * X, y)
     assert search.best_params_["propkernelregressor__temperature"] == 0.01
     assert search.best_score_ > 0.9
     assert cross_val_score(pipeline, X, y, cv=3).min() > 0.85
-    calibrated = CalibratedClassifierCV(PropKernelClassifier(**GIVEN), cv=3).fit(X, y > 5)
+    calibrated = CalibratedClassifierCV(classifier(**GIVEN), cv=3).fit(X, y > 5)
     assert calibrated.predict_proba(X).shape == (60, 2)
 
 
@@ -368,7 +454,7 @@ def test_reliability_warning_has_one_text(data):
     for width in (10, 20):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            estimator = PropKernelRegressor(activation="erf", width=width, **OPTIONS).fit(X, y)
+            estimator = regressor(activation="erf", width=width, **OPTIONS).fit(X, y)
             estimator.predict(X)
         assert [w.category for w in caught] == [ReliabilityWarning]
         assert caught[0].filename == __file__
@@ -376,27 +462,27 @@ def test_reliability_warning_has_one_text(data):
         texts.add(str(caught[0].message))
         scores.add(estimator.reliability_.score)
     assert len(texts) == 1 and len(scores) == 2
-    assert PropKernelRegressor(theory="infinite_width", **OPTIONS).fit(X, y).reliability_ is None
+    assert regressor(theory="infinite_width", **OPTIONS).fit(X, y).reliability_ is None
 
 
 def test_constants(data):
     """Constant columns play no part, constant targets are predicted."""
     X, y, X_test = data
-    constant = PropKernelRegressor().fit(X, np.full(60, 7.3))
+    constant = regressor().fit(X, np.full(60, 7.3))
     mean, std = constant.predict(X_test, return_std=True)
     np.testing.assert_allclose(mean, 7.3, rtol=1e-14)
     assert np.isfinite(std).all() and (std > 0).all()
     # w_0 / N_0 times (4 inputs and a zero) is (4 inputs) w_0 4/5
     with_one, without = (np.column_stack([v, np.full(len(v), 3.3)]) for v in (X, X_test))
-    joined = PropKernelRegressor(width=30, **GIVEN).fit(with_one, y).predict(without)
-    split = PropKernelRegressor(width=30, **GIVEN | {"weight_variance": (0.8, 1.0)}).fit(X, y).predict(X_test)
+    joined = regressor(width=30, **GIVEN).fit(with_one, y).predict(without)
+    split = regressor(width=30, **GIVEN | {"weight_variance": (0.8, 1.0)}).fit(X, y).predict(X_test)
     np.testing.assert_allclose(joined, split, rtol=1e-9)
 
 
 def test_many_points_are_predicted_in_pieces(data, rng):
     X, y, _ = data
     many = rng.normal(size=(2500, 4))
-    estimator = PropKernelRegressor(width=20, **GIVEN).fit(X, np.stack([y, -y], axis=-1))
+    estimator = regressor(width=20, **GIVEN).fit(X, np.stack([y, -y], axis=-1))
     mean, std = estimator.predict(many, return_std=True)
     np.testing.assert_allclose(std[1990:2010], estimator.predict(many[1990:2010], return_std=True)[1], rtol=1e-9)
     np.testing.assert_allclose(mean[1990:2010], estimator.predict(many[1990:2010]), rtol=1e-10)
@@ -408,21 +494,21 @@ def test_data_frames(data):
     X, y, X_test = data
     names = ["a", "b", "c", "d"]
     frame, test = pandas.DataFrame(X, columns=names), pandas.DataFrame(X_test, columns=names)
-    estimator = PropKernelRegressor(**GIVEN).fit(frame, pandas.Series(y, name="price"))
+    estimator = regressor(**GIVEN).fit(frame, pandas.Series(y, name="price"))
     assert estimator.feature_names_in_.tolist() == names
-    expected = PropKernelRegressor(**GIVEN).fit(X, y).predict(X_test)
+    expected = regressor(**GIVEN).fit(X, y).predict(X_test)
     np.testing.assert_allclose(estimator.predict(test), expected, rtol=1e-12)  # columns are summed in another order
     with pytest.raises(ValueError, match="feature names should match"):
         estimator.predict(test.rename(columns={"a": "z"}))
 
 
 def test_yacht_data():
-    """Held-out error of untuned networks, and of the default, which tunes: as a tuned ScaleKernel(NNGPKernel)."""
+    """Held-out error of untuned networks, and of one that is tuned: as a tuned ScaleKernel(NNGPKernel)."""
     x, y = (v.numpy() for v in load_yacht())
     held_out = np.random.default_rng(0).permutation(len(y)) < 77
 
     def error(**options):
-        residuals = PropKernelRegressor(**options).fit(x[~held_out], y[~held_out]).predict(x[held_out]) - y[held_out]
+        residuals = regressor(**options).fit(x[~held_out], y[~held_out]).predict(x[held_out]) - y[held_out]
         return float(np.sqrt(np.mean(residuals**2)))
 
     errors = {theory: error(theory=theory, **GIVEN) for theory in ("saddle", "mixture", "infinite_width")}
@@ -441,6 +527,10 @@ BAD = {
     "activation": ({"activation": "rellu"}, "activation: expected an Activation or one of the names"),
     "composition": ({"composition": "inner"}, "composition"),
     "number of variances": ({"weight_variance": (1.0, 1.0, 1.0)}, "weight_variance: expected 1 or 2 numbers"),
+    "depth": ({"depth": 0}, "depth: expected a whole number >= 1 or None, got 0"),
+    "depth and widths": ({"depth": 3, "width": (9, 9)}, "width: expected 1 or 3 numbers"),
+    "hyperparameters": ({"hyperparameters": "none"}, "hyperparameters: expected 'auto' or a NetworkFit, got 'none'"),
+    "time": ({"time_limit": 0.0, "theory": "auto"}, "time_limit: expected a finite number > 0, got 0.0"),
     "number of inputs": ({"ard_weights": (1.0, 1.0)}, "ard_weights: expected 1 or 4 numbers"),
     "rows": ({"tuning_rows": 0}, "max_rows: expected at least 1 or None, got 0"),
     "mixture of two scales": (
@@ -453,7 +543,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_parameters_are_refused_by_fit(data, name):
     options, message = BAD[name]
-    for estimator in (PropKernelRegressor(**options), PropKernelClassifier(**options)):
+    for estimator in (regressor(**options), classifier(**options)):
         with pytest.raises(ValueError, match=message):
             estimator.fit(data[0], data[1] > 5)
 
@@ -462,7 +552,7 @@ REFUSED = {
     "activation": ({"theory": "gated", "activation": "erf", "width": (9, 9)}, "activation: Gated() expected ReLU()"),
     "depth": ({"theory": "gated"}, "width: Gated() expected 2 hidden layer(s), got 1"),
     "biases, which would be fitted": ({"theory": "gated", "width": (9, 9)}, "bias_variance: Gated() expected zero"),
-    "infinite width": ({"theory": "two_parameter", "width": None}, "InfiniteWidth() is the limit"),
+    "infinite width": ({"theory": "two_parameter", "width": math.inf}, "InfiniteWidth() is the limit"),
     "composition": (
         {"theory": "mixture", "composition": "nested", "width": (9, 9), "activation": "erf"},
         "composition: expected one in which only the product of the order parameters enters",
@@ -474,7 +564,7 @@ REFUSED = {
 def test_a_theory_that_does_not_apply_is_refused_before_the_search(data, name, monkeypatch):
     options, message = REFUSED[name]
     monkeypatch.setattr(auto, "fit_hyperparameters", lambda *args, **options: pytest.fail("a search was started"))
-    for estimator in (PropKernelRegressor(**options), PropKernelClassifier(**options)):
+    for estimator in (regressor(**options), classifier(**options)):
         with pytest.raises((TypeError, ValueError), match=re.escape(message)):
             estimator.fit(data[0], data[1] > 5)
 
@@ -491,7 +581,7 @@ def test_several_targets_share_the_kernel(data, monkeypatch):
     monkeypatch.setattr(RenormalizedNNGPKernel, "forward", counted)
     counts = []
     for targets in (y[:, None], np.stack([y, y**2, X[:, 0]], axis=-1)):
-        estimator = PropKernelRegressor(**GIVEN).fit(X, targets)
+        estimator = regressor(**GIVEN).fit(X, targets)
         estimator.predict(X_test, return_std=True)
         counts.append(len(matrices))
         matrices.clear()
@@ -500,16 +590,16 @@ def test_several_targets_share_the_kernel(data, monkeypatch):
 
 def test_what_is_not_supported(data):
     X, y, X_test = data
-    estimator = PropKernelRegressor(**GIVEN)
+    estimator = regressor(**GIVEN)
     with pytest.raises(TypeError, match="sample_weight"):
         estimator.fit(X, y, sample_weight=np.ones(60))
     with pytest.raises(ValueError, match="y: expected two classes or more, got one class"):
-        PropKernelClassifier(**GIVEN).fit(X, np.zeros(60, dtype=int))
+        classifier(**GIVEN).fit(X, np.zeros(60, dtype=int))
     with pytest.raises(ValueError, match="expected at most one of them, got both"):
         estimator.fit(X, y).predict(X_test, return_std=True, return_cov=True)
     with pytest.raises(ValueError, match="theta: expected None, the fitted hyperparameters, got"):
         estimator.log_marginal_likelihood(np.zeros(2))
-    local = PropKernelRegressor(width=(9, 9), activation="erf", composition="nested", **GIVEN).fit(X[:15], y[:15])
+    local = regressor(width=(9, 9), activation="erf", composition="nested", **GIVEN).fit(X[:15], y[:15])
     assert local.log_evidence_ is None
     with pytest.raises(ValueError, match="theory: expected one with an evidence"):
         local.log_marginal_likelihood()

@@ -11,11 +11,19 @@ from torch import Tensor
 from .._validation import present
 from ..inference import ErrorEstimate, Problem
 from ..models import NetworkGP
-from ..theories import FittedTheory, WidthSweep, get_theory, width_sweep
-from .comparison import SIMPLEST_FIRST, Compared, compare, timed
+from ..theories import Adaptive, FittedTheory, Sampled, Theory, WidthSweep, get_theory, width_sweep
+from ..tuning import NetworkPredictor
+from .comparison import Compared, compare, coverage_95, timed
 from .data import Rows
 from .network import Network
 from .steps import steps
+
+BESIDE = ("infinite_width", "free_scale", "saddle", "mixture")
+"""What stands beside every network: each costs milliseconds."""
+
+ADAPTIVE_UNITS = 200
+ADAPTIVE_SECONDS = 2.5e-4
+"""Of the adaptive theory with so many units, times the square of the training rows: measured at 231."""
 
 DEFAULT_WIDTHS = (10.0, 15.0, 22.0, 32.0, 46.0, 68.0, 100.0, 150.0, 220.0, 320.0, 460.0, 680.0, 1000.0)
 
@@ -45,7 +53,10 @@ class Analysis:
         free_errors: Of the baseline.
         infinite_width: The infinitely wide network with the same hyperparameters.
         comparison: Theories on the held-out rows, or None if nothing is held out.
-        predicting: The theory whose predictions the user wants, and its errors.
+        predicting: Errors of the theory whose predictions the user wants.
+        wanted: That theory.
+        predictor: How it was chosen from the training rows alone; None where a theory was named.
+        left_out: Names of theories that were left out for lack of time.
         sweep: Errors and order parameters of all widths, or None where all widths are infinite.
         one_factorization: Whether the sweep came from one factorization.
     """
@@ -60,6 +71,9 @@ class Analysis:
     predicting: Errors
     sweep: WidthSweep | None
     one_factorization: bool
+    wanted: FittedTheory
+    predictor: NetworkPredictor | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def sweep_widths(width: tuple[float, ...], first: tuple[float, ...]) -> Tensor | None:
@@ -84,37 +98,62 @@ def sweep_widths(width: tuple[float, ...], first: tuple[float, ...]) -> Tensor |
     return torch.stack([torch.where(finite, own * (number / reference), torch.inf) for number in numbers])
 
 
-def analyze(network: Network, rows: Rows, widths: tuple[float, ...] | None, theory: str = "saddle") -> Analysis:
+def analyze(
+    network: Network,
+    rows: Rows,
+    widths: tuple[float, ...] | None,
+    theory: Theory | None = None,
+    predictor: NetworkPredictor | None = None,
+    seconds_left: float | None = None,
+) -> Analysis:
     """Fit one network by several theories, and sweep the width, from one kernel matrix and one reduction.
 
     Args:
         network: The network.
         rows: Standardized data.
         widths: Of the first finite layer; if None, a grid, or only the network's own where each needs its own fit.
-        theory: The one whose predictions the user wants.
+        theory: The one whose predictions the user wants; the predictor's, or the saddle point, if None.
+        predictor: What was chosen from the training rows; the adaptive theory then stands beside it.
+        seconds_left: For the adaptive theory beside a predictor, which is left out where it takes longer.
     """
     model = network.model(rows.x, rows.y)
     problem = Problem.frozen(model)
     scalar = problem.network.is_scalar
     table = sweep_widths(network.width, widths if widths is not None else DEFAULT_WIDTHS if scalar else ())
-    beside = [name for name in SIMPLEST_FIRST if name != "mixture" or scalar]
-    names = [theory, *(name for name in beside if name != theory)]
-    fitted, errors, seconds = {}, {}, dict[str, float]()
-    with steps(len(names) + (table is not None)) as step, torch.no_grad():
+    theories = {name: get_theory(name) for name in BESIDE if name != "mixture" or scalar}
+    fitted, errors, seconds, left_out = dict[str, FittedTheory](), dict[str, Errors](), dict[str, float](), []
+    if predictor is None:
+        theories |= {theory.name: theory} if theory is not None else {}
+    elif len(network.width) == 1 and table is not None:
+        if seconds_left is None or seconds_left >= ADAPTIVE_SECONDS * len(rows.y) ** 2:
+            theories["adaptive"] = Adaptive(num_units=ADAPTIVE_UNITS, time_limit=1.0)  # once, whatever its error
+        else:
+            left_out.append("adaptive")
+    with steps(len(theories) + 1 + (table is not None)) as step, torch.no_grad():
         if scalar:
             problem.spectrum(eigenvectors=True)  # answers everything below
-        for name in names:
+        for name, each in theories.items():
             step(name)
             with timed(seconds, name):
-                fitted[name] = get_theory(name).fit(problem)
+                fitted[name] = each.fit(problem)
                 test = _held_out(fitted[name], rows)
             errors[name] = Errors(rows.in_target_units(fitted[name].leave_one_out()), test)
+        wanted = fitted["saddle" if theory is None else theory.name] if predictor is None else predictor.fitted
+        sampled = None if predictor is None else _sampled(predictor, network, rows)
+        if predictor is not None and sampled is not None:
+            step("sampled")
+            fitted["sampled"] = sampled
+            seconds["sampled"] = sum(one.seconds for one in predictor.candidates if one.theory == "sampled")
+            with timed(seconds, "sampled"):
+                test = _held_out(sampled, rows)
+            errors["sampled"] = Errors(rows.in_target_units(sampled.leave_one_out()), test)
         model.covar_module.initialize(order_parameter=fitted["saddle"].order_parameters["q"].unsqueeze(-2))
         comparison = None
-        if rows.test_y is not None:
-            held_out = {name: present(errors[name].test, "test") for name in beside}
-            noise = network.temperature * rows.scale**2
-            comparison = compare(held_out, rows.units.targets.value(rows.test_y), noise, seconds)
+        if rows.test_x is not None and rows.test_y is not None:
+            held_out = {name: present(error.test, "test") for name, error in errors.items()}
+            coverage = {name: coverage_95(each, rows.test_x, rows.test_y) for name, each in fitted.items()}
+            chosen = None if predictor is None else wanted.theory.name
+            comparison = compare(held_out, rows.units.targets.value(rows.test_y), coverage, seconds, chosen)
         sweep = None
         if table is not None:
             step("widths")
@@ -129,10 +168,24 @@ def analyze(network: Network, rows: Rows, widths: tuple[float, ...] | None, theo
         errors["free_scale"],
         fitted["infinite_width"],
         comparison,
-        errors[theory],
+        errors[wanted.theory.name],
         sweep,
         scalar,
+        wanted,
+        predictor,
+        tuple(left_out),
     )
+
+
+def _sampled(predictor: NetworkPredictor, network: Network, rows: Rows) -> FittedTheory | None:
+    """Return the sampled network, also where the infinite width was chosen, at the temperature of highest evidence."""
+    if isinstance(predictor.fitted.theory, Sampled):
+        return predictor.fitted
+    arrived = [one for one in predictor.candidates if one.theory == "sampled"]
+    if not arrived:
+        return None
+    best = max(arrived, key=lambda one: one.log_evidence)
+    return Sampled().fit(network.at_temperature(best.temperature).model(rows.x, rows.y))
 
 
 def _held_out(fitted: FittedTheory, rows: Rows) -> ErrorEstimate | None:

@@ -7,14 +7,18 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._validation import present
+from ..distributions import ScaleMixtureMultivariateNormal
 from ..inference import ErrorEstimate
+from ..theories import FittedTheory
 
-SIMPLEST_FIRST = ("infinite_width", "free_scale", "saddle", "mixture")
-QUANTILE = 1.959964  # of the normal distribution, at 97.5 %
+SIMPLEST_FIRST = ("infinite_width", "free_scale", "saddle", "mixture", "adaptive", "sampled")
+_CHUNK = 1000
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,10 @@ class Compared:
         rmse: Root of the mean squared error of the posterior mean.
         r2: Share of the held-out targets' variance that the mean explains; NaN if they are all equal.
         nlpd: Mean over rows of -log p(y), for targets with noise.
-        coverage_95: Share of targets within the mean +- 1.96 standard deviations with noise.
+        coverage_95: Share of targets between the quantiles at 2.5 and 97.5 % of the predictive with noise.
         seconds: Time to fit and to predict, beyond the kernel matrix and its reduction, which all theories share.
-        recommended: Whether it is the one to use.
+        recommended: Whether it is the one to use, by the held-out rows.
+        chosen: Whether it was chosen from the training rows alone; never, where a theory was named.
     """
 
     theory: str
@@ -38,6 +43,7 @@ class Compared:
     coverage_95: float
     seconds: float
     recommended: bool
+    chosen: bool = False
 
 
 @contextmanager
@@ -57,34 +63,70 @@ def timed(seconds: dict[str, float], theory: str) -> Iterator[None]:
 
 
 def compare(
-    errors: Mapping[str, ErrorEstimate], y: Tensor, noise: float, seconds: Mapping[str, float]
+    errors: Mapping[str, ErrorEstimate],
+    y: Tensor,
+    coverage: Mapping[str, float],
+    seconds: Mapping[str, float],
+    chosen: str | None = None,
 ) -> tuple[Compared, ...]:
     """Return the scores of all theories on the same rows.
 
     Args:
         errors: Of each theory, by name, in the target's units.
         y: Held-out targets.
-        noise: Variance of the noise, in the target's units squared.
+        coverage: Of each theory.
         seconds: Of each theory.
+        chosen: Name of the one that was chosen from the training rows alone.
     """
     losses = {name: -present(error.log_density, "log_density") for name, error in errors.items()}
-    chosen = recommend(losses)
+    recommended = recommend(losses)
     spread = float((y - y.mean()).square().sum())
     rows = []
     for name, error in errors.items():
-        reach = QUANTILE * (error.variance + noise).sqrt()
         rows.append(
             Compared(
                 name,
                 math.sqrt(float(error.mean_bias)),
                 1.0 - float(error.bias.sum()) / spread if spread > 0 else math.nan,
                 float(losses[name].mean()),
-                float(((y - error.mean).abs() <= reach).double().mean()),
+                coverage[name],
                 seconds[name],
+                name == recommended,
                 name == chosen,
             )
         )
     return tuple(rows)
+
+
+@torch.no_grad()
+def coverage_95(fitted: FittedTheory, x: Tensor, y: Tensor) -> float:
+    """Return the share of targets between the quantiles at 2.5 and 97.5 % of the predictive with noise.
+
+    Args:
+        fitted: The theory.
+        x: Inputs, ``m x d``.
+        y: Targets in the model's units, ``m``.
+    """
+    inside = []
+    for rows, targets in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
+        law = as_mixture(fitted.distribution(rows)).add_noise(fitted.problem.noise_diagonal())
+        level = law.cdf(targets)
+        inside.append((level >= 0.025) & (level <= 0.975))
+    return float(torch.cat(inside).double().mean())
+
+
+def as_mixture(law: Any) -> ScaleMixtureMultivariateNormal:
+    """Return the marginals of a predictive; a normal is a mixture of one component.
+
+    Example:
+        >>> from gpytorch.distributions import MultivariateNormal
+        >>> round(as_mixture(MultivariateNormal(torch.zeros(1), torch.eye(1))).icdf(0.975).item(), 4)
+        1.96
+    """
+    if isinstance(law, ScaleMixtureMultivariateNormal):
+        return law
+    one = law.mean.new_zeros(1)
+    return ScaleMixtureMultivariateNormal(one, law.mean.unsqueeze(0), variance=law.variance.unsqueeze(0))
 
 
 def recommend(losses: Mapping[str, Tensor]) -> str:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._validation import present
+from ..models import FiniteNetworkProcess
 from ..saving import save
-from ..theories import THEORIES, WidthSweep, fit_order_parameters, get_theory
+from ..theories import THEORIES, Theory, WidthSweep, fit_order_parameters, get_theory
+from ..tuning.predictor import WIDTH, NetworkPredictor, fit_predictor
 from .analysis import DEFAULT_WIDTHS, Analysis, analyze, evidence_gap, sweep_widths
 from .data import Rows, Table
 from .network import Network, listed
 from .options import (
+    AUTO,
+    SEARCH_ROWS,
     UNITS,
     add_data,
     add_json,
@@ -27,21 +33,30 @@ from .options import (
 )
 from .output import Output
 from .report import as_json, report
+from .steps import steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PREDICTING = sorted(name for name, theory in THEORIES.items() if theory.has_leave_one_out)
+_PREDICTING = [AUTO, *sorted(name for name, theory in THEORIES.items() if theory.has_leave_one_out)]
+DEFAULT_THEORY = AUTO
+_TIME_LIMIT = 60.0
+_SHARE = 0.8  # of the time limit, for the choice; the rest is the adaptive theory's
 
 EPILOG = f"""\
 {UNITS}
 
+--theory auto takes the best predictor that the training rows alone point to: infinite width, or the network itself,
+whose weights are sampled, at the temperature that its own evidence and four folds prefer; it says which and why. A
+theory that is named is fitted at the hyperparameters and the width (50 if none is given), which takes seconds.
+
 the comparison has infinite width at these hyperparameters (where nothing is given this is ScaleKernel(NNGPKernel) with
 ARD, tuned by evidence), its kernel with one more free scale, the saddle point and the mixture (the scale integrated) at
-the width. Recommended is the theory of the lowest NLPD (mean of -log p(y)), or a simpler one within two standard errors
-of it (paired over rows). Intervals are mean +- 1.96 standard deviations with noise.
+the width, with auto also the adaptive theory and the sampled network. Recommended is the theory of the lowest NLPD
+(mean of -log p(y)), or a simpler one within two standard errors of it (paired over rows). Intervals are between the
+quantiles at 2.5 and 97.5 %, with noise.
 
---save refits the saddle point on all rows, with these hyperparameters and units: predict uses all of them.
+--save refits the theory on all rows, with these hyperparameters and units: predict uses all of them.
 
 keys of --json:
   data            name, target, description, rows, columns, dropped_columns (of the inputs, from 0), dropped_lines,
@@ -57,7 +72,9 @@ keys of --json:
   leave_one_out   infinite_width, finite_width, free_scale, each with bias, variance, total
   held_out        the same, or null if nothing is held out
   comparison      a list of theory, rmse, r2, nlpd, coverage_95, seconds (beyond the kernel matrix and its reduction),
-                  recommended; null if nothing is held out
+                  recommended (by the held-out rows), chosen (by auto); null if nothing is held out
+  choice          theory, width (null: infinite), temperature, readout_factor, message, seconds, candidates (a list, as
+                  Candidate of torch_propkernel.tuning); null if a theory was named
   free_scale      scale, log_evidence (of the standardized targets), at_edge
   next            what to do next (a text)
   sweep           lists, one entry for each width: width, alpha, order_parameter (a list over layers each),
@@ -85,7 +102,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         EPILOG,
     )
     add_data(parser)
-    add_network(parser)
+    add_network(parser, width=None, activation="erf")
     add = parser.add_argument
     add(
         "--widths",
@@ -98,10 +115,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--predictions", type=Path, metavar="PATH", help="write a CSV file with a prediction for every row")
     add(
         "--theory",
-        default="saddle",
+        default=DEFAULT_THEORY,
         metavar="NAME",
         choices=_PREDICTING,
-        help=f"of --predictions: one of {', '.join(_PREDICTING)} (default: saddle)",
+        help=f"of --predictions and --save: one of {', '.join(_PREDICTING)} (default: {DEFAULT_THEORY})",
+    )
+    add(
+        "--time-limit",
+        type=float,
+        default=_TIME_LIMIT,
+        metavar="SECONDS",
+        help=f"for sampling and the adaptive theory (default: {_TIME_LIMIT:g}); what does not fit is left out",
     )
     add_plot(parser, "propkernel_fit.png")
     add_json(parser)
@@ -115,15 +139,30 @@ def run(arguments: argparse.Namespace) -> int:
         {"DATA.csv": arguments.data},
         {"--json": arguments.json, "--plot": plot, "--save": arguments.save, "--predictions": arguments.predictions},
     )
-    sweep_widths(arguments.width, arguments.widths or DEFAULT_WIDTHS)
+    if not arguments.time_limit > 0:
+        raise ValueError(f"--time-limit: expected a number of seconds > 0, got {arguments.time_limit:g}")
+    searches = arguments.theory in (AUTO, "sampled") and len(set(arguments.width or (WIDTH,))) == 1
+    if arguments.theory == AUTO and not searches:
+        raise ValueError(f"--width: expected layers of one width with --theory auto, got {listed(arguments.width)}")
+    sweep_widths(arguments.width or (float(WIDTH),), arguments.widths or DEFAULT_WIDTHS)
     table, rows = read_rows(arguments)
-    network = network_of(arguments, rows, get_theory(arguments.theory).check)
-    analysis = analyze(network, rows, arguments.widths, arguments.theory)
+    if searches:
+        begun = time.monotonic()
+        predictor = _predictor(arguments, rows)
+        depth = len(arguments.width or (WIDTH,))
+        network = Network(predictor.prior, arguments.width or (float(WIDTH),) * depth, arguments.composition)
+        left = arguments.time_limit - (time.monotonic() - begun)
+        analysis = analyze(network, rows, arguments.widths, predictor=predictor, seconds_left=left)
+    else:
+        theory = _theory(arguments)
+        arguments.width = arguments.width or (float(WIDTH),)
+        network = network_of(arguments, rows, theory.check)
+        analysis = analyze(network, rows, arguments.widths, theory)
     gap = evidence_gap(analysis, is_given(arguments))
     output.say(report(table, rows, network, analysis, gap, arguments.seed))
     output.numbers(as_json(table, rows, network, analysis, gap, arguments.seed))
     if arguments.predictions is not None:
-        _write_predictions(output, arguments.predictions, table, rows, network, analysis)
+        _write_predictions(output, arguments.predictions, table, rows, analysis)
     if arguments.save is not None:
         _save(output, arguments.save, table, rows, network, analysis)
     if plot is not None:
@@ -134,13 +173,51 @@ def run(arguments: argparse.Namespace) -> int:
     return exit_code(network)
 
 
+def _theory(arguments: argparse.Namespace) -> Theory:
+    """Return the theory that was named; one that takes a seed and a time limit gets them."""
+    theory = get_theory(arguments.theory)
+    options = {"seed": arguments.seed, "time_limit": arguments.time_limit}
+    return type(theory)(**{name: value for name, value in options.items() if name in vars(theory)})
+
+
+def _predictor(arguments: argparse.Namespace, rows: Rows) -> NetworkPredictor:
+    """Choose from the training rows, within a share of the time."""
+    width = arguments.width
+    with steps(7) as step:
+        return fit_predictor(
+            rows.x,
+            rows.y,
+            arguments.activation,
+            1 if width is None else len(width),
+            width=None if width is None else width[0],
+            temperature=arguments.temperature,
+            weight_variance=arguments.weight_variance,
+            bias_variance=arguments.bias_variance,
+            ard_weights=1.0 if arguments.no_ard else None,
+            theory=AUTO if arguments.theory == AUTO else _theory(arguments),
+            time_limit=_SHARE * arguments.time_limit,
+            max_rows=SEARCH_ROWS,
+            seed=arguments.seed,
+            progress=lambda done, of: step(f"choice, {done} of {of}"),
+        )
+
+
 def _save(output: Output, path: Path, table: Table, rows: Rows, network: Network, analysis: Analysis) -> None:
-    """Save the process on all rows, in the units of the training rows, to which the hyperparameters belong."""
-    model = analysis.model
-    if len(rows.saved) > len(rows.train):
-        x, y = table.x[rows.saved][:, list(rows.kept)], table.y[rows.saved]
-        model = network.model(rows.units.to_model(x), rows.units.targets.to_model(y))
-        fit_order_parameters(model, warn=False)
+    """Save the theory's process on all rows, in the units of the training rows, which the hyperparameters belong to."""
+    x, y = table.x[rows.saved][:, list(rows.kept)], table.y[rows.saved]
+    x, y = rows.units.to_model(x), rows.units.targets.to_model(y)
+    more, wanted = len(rows.saved) > len(rows.train), analysis.wanted
+    if wanted.theory.name == "saddle":
+        model = analysis.model
+        if more:
+            model = network.model(x, y)
+            fit_order_parameters(model, warn=False)
+        q = listed(model.covar_module.order_parameter.flatten().tolist(), 6)
+    else:
+        model = FiniteNetworkProcess.from_fitted(wanted)
+        if more:
+            model.set_train_data(x, y, strict=False)
+        q = listed(model.fitted.order_parameters.get("q", wanted.readout_norm).flatten().tolist(), 6)
     columns = {
         "inputs": None if table.input_names is None else list(table.input_names),
         "count": table.x.shape[-1],
@@ -149,15 +226,14 @@ def _save(output: Output, path: Path, table: Table, rows: Rows, network: Network
     extra = {"columns": columns, "data": table.name, "target": table.target}
     save(model, path, normalization=rows.units, extra=extra)
     what = "all rows" if len(rows.saved) == len(table.y) else f"{len(rows.saved)} rows (--max-rows)"
-    q = listed(model.covar_module.order_parameter.flatten().tolist(), 6)
-    output.say(f"\nmodel: {path}, refitted on {what} with the same hyperparameters and units: q = {q}")
+    output.say(
+        f"\nmodel: {path}, {wanted.theory.name} refitted on {what} with the same hyperparameters and units: q = {q}"
+    )
 
 
-def _write_predictions(
-    output: Output, path: Path, table: Table, rows: Rows, network: Network, analysis: Analysis
-) -> None:
+def _write_predictions(output: Output, path: Path, table: Table, rows: Rows, analysis: Analysis) -> None:
     """Write predictions of all rows in the file's order; those of training rows are leave-one-out."""
-    noise = network.temperature * rows.scale**2
+    noise = float(present(analysis.wanted.problem.temperature, "temperature")) * rows.scale**2
     found = []
     for split, indices, error in (
         ("training", rows.train, analysis.predicting.leave_one_out),

@@ -165,11 +165,16 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--drop-missing", action="store_true", help="leave out rows with missing values, which are refused otherwise")
 
 
-def add_network(parser: argparse.ArgumentParser) -> None:
-    """Declare the network."""
+def add_network(
+    parser: argparse.ArgumentParser, width: tuple[float, ...] | None = (100.0,), activation: str = "relu"
+) -> None:
+    """Declare the network; without a default width it is chosen."""
     add = parser.add_argument
-    add("--activation", default="relu", metavar="NAME", help=f"one of {', '.join(sorted(ACTIVATIONS))} (default: relu)")
-    add("--width", type=numbers, default=(100.0,), metavar="N[,N...]", help="one for each hidden layer (default: 100)")
+    names = ", ".join(sorted(ACTIVATIONS))
+    add("--activation", default=activation, metavar="NAME", help=f"one of {names} (default: {activation})")
+    chosen = "chosen between 50 and infinity" if width is None else f"{width[0]:g}"
+    text = f"one for each hidden layer (default: {chosen})"
+    add("--width", type=numbers, default=width, metavar="N[,N...]", help=text)
     fitted = "default: auto, fitted by evidence"
     add("--temperature", type=temperature, metavar="T", help=f"variance of the noise ({fitted})")
     add("--weight-variance", type=numbers_or_auto, metavar="W[,W...]", help=f"w_0, ..., w_L ({fitted})")

@@ -14,8 +14,9 @@ from torch import Tensor
 from .._memory import check_memory, estimate_fit
 from ..datasets.csv import CsvTable, read_csv
 from ..inference import Problem
-from ..models import NetworkGP
+from ..models import FiniteNetworkProcess, NetworkGP
 from ..saving import SavedModel, load
+from .comparison import as_mixture
 from .options import add_json, add_reading, new_parser, numbers, reading
 from .output import STDOUT, Output
 from .steps import steps
@@ -27,7 +28,7 @@ the columns of NEW.csv are found by their names if the model and the file have n
 are passed over, whatever they hold); without names there must be as many columns as the model has inputs, in the same
 order. Everything is in the units of the table that the model was fitted on.
 
-the predictive is the normal one at the solved order parameters; quantiles are those of a new noisy target.
+the predictive is that of the theory that fit has saved; quantiles are those of a new noisy target.
 
 columns of the output, and keys of "predictions" in --json (lists): line (of NEW.csv), mean, standard_deviation (of the
 network's function), standard_deviation_with_noise, and q... for each quantile. Further keys of --json: model, data,
@@ -65,9 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
     if not all(0.0 < p < 1.0 for p in arguments.quantiles):
         raise ValueError(f"--quantiles: expected numbers between 0 and 1, got {list(arguments.quantiles)}")
     saved = load(arguments.model)
-    if type(saved.model) is not NetworkGP:
+    if type(saved.model) not in (NetworkGP, FiniteNetworkProcess):
         raise ValueError(
-            f"{arguments.model}: expected a NetworkGP, got a {type(saved.model).__name__}; use it in Python"
+            f"{arguments.model}: expected a NetworkGP or a FiniteNetworkProcess, got a "
+            f"{type(saved.model).__name__}; use it in Python"
         )
     table = read_csv(arguments.data, **reading(arguments), only=_names(saved))
     check_memory(str(arguments.model), estimate_fit(len(saved.model.train_targets), min(CHUNK, len(table.lines))))
@@ -126,17 +128,19 @@ def _predict(saved: SavedModel, x: Tensor, quantiles: tuple[float, ...]) -> dict
     x = x.to(model.train_targets.dtype)
     with torch.no_grad(), steps(1 + math.ceil(len(x) / CHUNK)) as step:
         step("training rows")
-        problem = Problem.frozen(model)
-        posterior, noise = problem.conditioned(), problem.noise_diagonal()
-        pieces = []
-        for rows in problem.points(x).split(CHUNK):
+        if isinstance(model, FiniteNetworkProcess):
+            posterior, problem = model.fitted.conditioned, model.fitted.problem
+        else:
+            problem = Problem.frozen(model)
+            posterior = problem.conditioned()
+        noise, pieces = problem.noise_diagonal(), []
+        for rows in problem.points(x.to(problem.targets.dtype)).split(CHUNK):
             step("new rows")
-            pieces.append(posterior.predict(rows))
-        mean, variance = (torch.cat(column).double() for column in zip(*pieces, strict=True))
-        spread, noisy = variance.sqrt(), (variance + noise.double()).sqrt()
-        found = {"mean": mean}
-        for p in quantiles:
-            found[f"q{p:g}"] = mean + noisy * torch.special.ndtri(torch.tensor(p, dtype=torch.float64))
+            latent = as_mixture(posterior.distribution(rows))
+            law = latent.add_noise(noise)
+            pieces.append([law.mean, latent.stddev, law.stddev, *(law.icdf(p) for p in quantiles)])
+        mean, spread, noisy, *levels = (torch.cat(column).double() for column in zip(*pieces, strict=True))
+        found = {"mean": mean} | {f"q{p:g}": level for p, level in zip(quantiles, levels, strict=True)}
         if units is not None:
             found = {name: units.targets.value(value) for name, value in found.items()}
             spread, noisy = units.targets.deviation(spread), units.targets.deviation(noisy)

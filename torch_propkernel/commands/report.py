@@ -14,6 +14,7 @@ from ..theories import FittedTheory
 from .analysis import Analysis, Gap
 from .data import Rows, Table, data_record, describe_data
 from .network import Network, hyperparameters_record, listed
+from .options import AUTO
 
 PARTS = (("bias (y - mean)^2", "mean_bias"), ("variance sigma^2", "mean_variance"), ("total", "mean_total"))
 COLUMNS = ("infinite width", "finite width", "free scale (ScaleKernel)")
@@ -35,6 +36,7 @@ def report(table: Table, rows: Rows, network: Network, analysis: Analysis, gap: 
         "\n".join([*network.describe(len(rows.y)), *_gap(gap), *_solution(analysis)]),
         _errors(analysis),
         *_comparison(table, network, analysis),
+        *_choice(analysis),
         _sweep(analysis),
         f"reliability: {analysis.saddle.reliability}",
         f"what to do next: {what_next(network, analysis, gap)}",
@@ -60,7 +62,9 @@ def _comparison(table: Table, network: Network, analysis: Analysis) -> list[str]
     ]
     for row in analysis.comparison:
         numbers = f"{row.rmse:12.5g}{row.r2:10.4f}{row.nlpd:12.5g}{100 * row.coverage_95:11.1f} %{row.seconds:10.3f}"
-        lines.append(f"  {row.theory:16s}{numbers}" + "   <- recommended" * row.recommended)
+        marks = ["recommended"] * row.recommended + ["chosen by auto"] * row.chosen
+        lines.append(f"  {row.theory:16s}{numbers}" + f"   <- {', '.join(marks)}" * bool(marks))
+    lines += [f"  {name} was left out for lack of time (--time-limit)." for name in analysis.left_out]
     search = network.prior.search
     if search is not None and "scale" in search.values:
         with_ard = " with ARD" if network.prior.ard_weights is not None else ""
@@ -69,6 +73,13 @@ def _comparison(table: Table, network: Network, analysis: Analysis) -> list[str]
         "  Recommended: the lowest NLPD, or a simpler theory within two standard errors of it (paired over rows)."
     )
     return ["\n".join(lines)]
+
+
+def _choice(analysis: Analysis) -> list[str]:
+    predictor = analysis.predictor
+    if predictor is None:
+        return []
+    return [f"choice from the training rows alone, in {predictor.seconds:.0f} s ({AUTO}): {predictor.message}"]
 
 
 def what_next(network: Network, analysis: Analysis, gap: Gap | None) -> str:
@@ -197,6 +208,7 @@ def as_json(
         "leave_one_out": _columns(analysis.errors.leave_one_out, analysis.free_errors.leave_one_out),
         "held_out": _columns(analysis.errors.test, analysis.free_errors.test),
         "comparison": None if analysis.comparison is None else [dataclasses.asdict(row) for row in analysis.comparison],
+        "choice": _choice_record(analysis),
         "next": what_next(network, analysis, gap),
         "free_scale": {
             "scale": float(free.order_parameters["r"]),
@@ -212,6 +224,22 @@ def as_json(
             "leave_one_out": sweep.leave_one_out.mean_total.tolist(),
             "held_out": None if sweep.test is None else sweep.test.mean_total.tolist(),
         },
+    }
+
+
+def _choice_record(analysis: Analysis) -> dict[str, Any] | None:
+    predictor = analysis.predictor
+    if predictor is None:
+        return None
+    chosen = next(one for one in predictor.candidates if one.chosen)
+    return {
+        "theory": chosen.theory,
+        "width": chosen.width,
+        "temperature": chosen.temperature,
+        "readout_factor": chosen.readout_factor,
+        "message": predictor.message,
+        "seconds": predictor.seconds,
+        "candidates": [dataclasses.asdict(one) for one in predictor.candidates],
     }
 
 

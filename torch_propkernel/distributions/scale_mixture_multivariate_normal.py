@@ -249,6 +249,13 @@ class ScaleMixtureMultivariateNormal(EllipticalDistribution):
         outer = (factor.unsqueeze(-1) * factor.unsqueeze(-2)).unsqueeze(-3)
         return ScaleMixtureMultivariateNormal(self.log_weights, loc, outer * self.component_covariances)
 
+    def to(self, dtype: torch.dtype) -> ScaleMixtureMultivariateNormal:
+        """Return the same law in another dtype."""
+        spreads = [None if each is None else each.to(dtype) for each in (self._covariance, self._variance)]
+        covariance, variance = spreads
+        weights, loc, scales = (each.to(dtype) for each in (self.log_weights, self._loc, self._scales))
+        return ScaleMixtureMultivariateNormal(weights, loc, covariance, variance=variance, scales=scales)
+
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> ScaleMixtureMultivariateNormal:
         """Return the distribution with a larger batch shape."""
         weights = self.log_weights.expand(*batch_shape, self._nodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,26 @@ class Snapshot:
                 for a, b in zip(now, self.values, strict=True)
             )
         )
+
+
+def fingerprint(model: Any) -> str:
+    """Return a SHA-256 of hyperparameters and data, which a copy in a file has too.
+
+    Example:
+        >>> import gpytorch
+        >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel
+        >>> likelihood, kernel = gpytorch.likelihoods.GaussianLikelihood(), RenormalizedNNGPKernel("relu", width=5)
+        >>> model = NetworkGP(torch.eye(2), torch.ones(2), likelihood, kernel)
+        >>> before = fingerprint(model)
+        >>> likelihood.noise = 0.5
+        >>> len(before), fingerprint(model) == before
+        (64, False)
+    """
+    digest = hashlib.sha256()
+    for tensor in (*model.parameters(), *model.buffers(), *_data(model)):
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _data(model: Any) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from gpytorch import constraints, kernels, likelihoods, means, priors
@@ -13,6 +14,7 @@ from ..inference import Normalization
 from ..kernels.compositions import COMPOSITIONS
 from ..likelihoods import FiniteWidthLikelihood, StudentTProcessLikelihood
 from ..order_parameters import OrderParameterPrior
+from ..theories import THEORIES
 from .registry import Entry, register
 
 register(Entry(Normalization, ("input_mean", "input_scale", "target_mean", "target_scale")))
@@ -152,9 +154,18 @@ register(
     ),
 )
 
+
+def _options(theory: type) -> tuple[str, ...]:
+    """Options of a theory but for who watches its progress, who is no part of a file."""
+    return tuple(name for name in inspect.signature(theory).parameters if name != "progress")
+
+
+register(*(Entry(theory, _options(theory)) for theory in THEORIES.values()))
+
 _PARTS = ("likelihood", "covar_module", "mean_module")
 register(
     Entry(models.NetworkGP, _PARTS, has_data=True),
+    Entry(models.FiniteNetworkProcess, (*_PARTS, "theory"), values=("kept_fit",), has_data=True),
     Entry(models.NetworkStudentTProcess, _PARTS, has_data=True),
     Entry(
         models.NetworkFiniteWidthProcess,

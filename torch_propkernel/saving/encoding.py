@@ -18,10 +18,11 @@ from torch import Tensor
 from ..activations import Activation
 from ..kernels import Composition
 from ..mixing import MixingLaw
+from ..theories import Theory
 from .archive import SavedModelError
 from .registry import FUNCTIONS, RETIRED, Entry, allowed_names, entry_named, entry_of, name_of_function
 
-_KINDS = (GP, Kernel, Likelihood, Mean, Prior, Interval, Activation, Composition, MixingLaw)
+_KINDS = (GP, Kernel, Likelihood, Mean, Prior, Interval, Activation, Composition, MixingLaw, Theory)
 _DTYPES = {getattr(torch, name) for name in "float64 float32 float16 int64 int32 int16 int8 uint8 bool".split()}
 _HOSTS = ("gpytorch", "botorch", "torch_propkernel")
 
@@ -148,6 +149,7 @@ def _refusal(value: Any, path: str) -> str:
         Activation: "; a file holds no code, so that an activation made of your own function cannot be in it",
         Composition: "; a file holds no code of your own",
         MixingLaw: "; a file holds no code of your own",
+        Theory: "; a file holds no code of your own",
     }.get(kind, "")
     return f"{path}: expected one of {', '.join(allowed_names(kind))}, got {got}{hint}"
 

@@ -68,8 +68,9 @@ def save(
 
     The file is a zip of a JSON text and ``.npy`` arrays with a SHA-256 of it all: no pickle. It names classes and
     their arguments, so only classes that this package knows can be in it: :class:`NetworkGP`,
-    :class:`NetworkFiniteWidthProcess`, :class:`NetworkStudentTProcess`; all kernels, compositions, mixing laws and
-    likelihoods of the package and its activations except a :class:`Quadrature` of your own function; of GPyTorch the
+    :class:`FiniteNetworkProcess` (with the networks that were drawn), :class:`NetworkFiniteWidthProcess`,
+    :class:`NetworkStudentTProcess`; all theories, kernels, compositions, mixing laws and likelihoods of the package and
+    its activations except a :class:`Quadrature` of your own function; of GPyTorch the
     scale, additive, product, constant, linear, polynomial, periodic, RBF, RQ and Matern kernels, the Gaussian
     likelihood, the zero and constant means, the interval constraints and the priors of one variable. Everything else is
     refused here, before a file is touched, with its place in the model. What is written was read back first and found

@@ -1,4 +1,4 @@
-"""Classification with a Bayesian network of finite width, as a scikit-learn estimator."""
+"""Classification with a Bayesian network, as a scikit-learn estimator."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ class PropKernelClassifier(ClassifierMixin, NetworkEstimator):
     .. math:: P(\text{second class at } x) = P(f(x) > 0 \mid y) = \Phi(\Gamma / \sigma)
 
     with the posterior mean Gamma and deviation sigma of the network's output f (of :class:`PropKernelRegressor`,
-    noise left out); for ``theory="mixture"`` the average of that over the scale. The classes are sorted: of two, the
-    first is -1, the second +1.
+    noise left out); for a mixture (``theory="sampled"``, ``"mixture"``) the average of that over its components. The
+    classes are sorted: of two, the first is -1, the second +1.
 
-    Of C > 2 classes, each has its own network that tells it (+1) from the rest (-1); the C networks share all
+    Of C > 2 classes, each has its own network that tells it (+1) from the rest (-1). With ``theory="auto"`` or
+    ``"sampled"`` each has its own predictor, which takes C times as long; with another theory the C networks share all
     hyperparameters, fitted by the sum of their log evidences, and each has its own order parameters. Probabilities are
     the shares P(f_c(x) > 0) divided by their sum. It is a rule of thumb, not a theory of one network with C outputs.
 
@@ -40,22 +41,27 @@ class PropKernelClassifier(ClassifierMixin, NetworkEstimator):
 
     Args:
         activation: A name in ``torch_propkernel.activations.ACTIVATIONS`` or an :class:`Activation`.
-        width: Width of the hidden layer, one number for each of several, ``math.inf`` or None for infinite width.
+        width: Width of the hidden layer, one number for each of several, ``math.inf`` for infinite width; None to
+            choose between 50 and infinity (50 for a theory that is named).
+        depth: Number of hidden layers, where ``width`` is None or one number for all of them; one by default.
         temperature: T > 0 in units of the labels +-1; None to fit it.
         weight_variance: w_0, ..., w_L: one number or L + 1; None to fit them.
         bias_variance: b_0, ..., b_{L-1}: one number or L, zero for no bias; None to fit them.
         ard_weights: Relative prior variances of the input weights: one number (no ARD) or one for each input; None to
             fit them.
-        theory: A name in ``torch_propkernel.theories.THEORIES``, or a :class:`Theory`.
+        theory: ``"auto"``, a name in ``torch_propkernel.theories.THEORIES``, or a :class:`Theory`.
+        hyperparameters: ``"auto"``: what is None is fitted; or a :class:`NetworkFit`, whose numbers it takes instead.
         composition: How the order parameters of several layers enter; ``"mixture"`` needs the default.
         normalize_X: Standardize the inputs.
         tuning_rows: Largest number of rows, drawn at random, on which hyperparameters are fitted; None for all.
-        random_state: Seed of that draw.
+        time_limit: Seconds that ``"auto"`` and ``"sampled"`` may take, or None.
+        random_state: Seed of that draw, of the folds and of the chains; None for another one each time.
 
     Attributes:
         classes_: The C labels.
-        hyperparameters_: The :class:`NetworkFit`.
-        temperature_: T.
+        predictors_: The :class:`NetworkPredictor` of each network; None for a theory that was named.
+        hyperparameters_: The :class:`NetworkFit`; a list of them where networks have their own.
+        temperature_: T, an array where networks have their own.
         order_parameters_: By name; ``"q"`` has q_1, ..., q_L, shape (L,), or (C, L) for more than two classes.
         reliability_: The :class:`Reliability` note on the regime, a list of them for more than two classes; :meth:`fit`
             warns if one is not reliable. None where the theory has no score.
@@ -75,13 +81,13 @@ class PropKernelClassifier(ClassifierMixin, NetworkEstimator):
         >>> import numpy as np
         >>> X = np.random.default_rng(0).normal(size=(80, 2))
         >>> y = np.where(X[:, 0] * X[:, 1] > 0, "same", "different")
-        >>> model = PropKernelClassifier(width=2000, temperature=0.1).fit(X, y)
+        >>> model = PropKernelClassifier(theory="infinite_width", temperature=0.1).fit(X, y)
         >>> model.classes_.tolist(), model.predict([[2.0, 2.0], [-2.0, 2.0]]).tolist()
         (['different', 'same'], ['same', 'different'])
     """
 
     def fit(self, X: Any, y: Any) -> PropKernelClassifier:
-        """Fit hyperparameters that are not given, solve the order parameters and condition on the labels.
+        """Fit what is not given, choose the predictor and condition it on the labels.
 
         Args:
             X: Inputs, shape (P, N_0).

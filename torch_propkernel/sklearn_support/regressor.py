@@ -15,19 +15,18 @@ from .network_estimator import NetworkEstimator, posterior
 
 
 class PropKernelRegressor(RegressorMixin, NetworkEstimator):
-    r"""Regression with a Bayesian neural network of finite width: the renormalized kernel as a scikit-learn estimator.
+    r"""Regression with a Bayesian neural network whose width, prior and noise are found from the training data.
 
-    .. math:: E[f(x)] = \Gamma = q\, k^T A^{-1} y, \qquad \mathrm{Var}[f(x)] = \sigma^2 = q\, k_{xx} - q^2\, k^T A^{-1}
-              k, \qquad A = T 1 + q K
+    .. math:: y = f(x) + \epsilon, \quad \epsilon \sim N(0, T), \qquad
+              f = \text{network of } N \text{ hidden units with Gaussian weights},\ N \text{ finite or infinite}
 
-    K is the covariance of the infinitely wide network (:class:`NNGPKernel`), k and k_xx its entries at the test point,
-    q the order parameter that minimizes the effective action (:func:`fit_order_parameters`), T the variance of the
-    noise.
-
-    :meth:`fit` finds the hyperparameters that are left at None by evidence at infinite width (:func:`fit_network`),
-    freezes them, and then solves the theory at the given width. A number that is given is never fitted. In a search
-    over a grid, give what the grid does not vary: each fit costs seconds, :meth:`fit` with all numbers given
-    milliseconds.
+    :meth:`fit` needs nothing but data. By default (``theory="auto"``) it is :func:`fit_predictor`: prior variances, ARD
+    weights and T by the evidence of the infinitely wide network, then the network of 50 units itself, whose weights
+    are sampled, at the T that its own evidence and four folds prefer; the infinitely wide network is kept where the
+    narrow one is not better. A number that is given is never fitted. ``theory`` may also name one theory, such as
+    ``"saddle"``: then the hyperparameters of the infinite width are frozen, and the theory is fitted at the given width
+    (50 if none is), in seconds. In a search over a grid, do that, or give what the grid does not vary, or take the
+    numbers of a fit with ``hyperparameters=other.hyperparameters_``.
 
     Units: inputs and targets are shifted and divided by their standard deviations on the training data (by one where
     they are constant), so that a ``StandardScaler`` before this estimator changes nothing; the temperature and the
@@ -40,42 +39,54 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
     there are no predictions: ``GaussianProcessRegressor`` answers from its prior there, this estimator raises
     ``NotFittedError``, since width, units and prior are known only with the data.
 
-    Several targets, y of shape (P, D): D independent networks that share all hyperparameters, fitted by the sum of
-    their log evidences. Each has its own order parameters; correlations between targets are left out.
+    Several targets, y of shape (P, D): D independent networks; correlations between targets are left out. With
+    ``theory="auto"`` or ``"sampled"`` each has its own predictor, and its share of the time limit. With any other
+    theory they share all hyperparameters, fitted by the sum of their log evidences, and each has its own order
+    parameters.
 
     Not included: sample weights (``fit`` takes none and says so: weights as repeated rows, which is what scikit-learn
     means by them, are not a noise variance T/w once T is fitted), missing values, sparse inputs, a prior mean other
     than the targets'.
 
-    Accuracy: computed in float64 whatever the inputs' dtype, and returned in float64; exact to rounding for the given
-    theory, of which THEORY.md, section 7, says where it fails (``reliability_``). Cost: the search for hyperparameters
-    on at most ``tuning_rows`` rows (1 to 20 s); about ten Cholesky factorizations of the P x P kernel matrix for each
-    target, then P^2 m for m test points (1000 at a time); ``"mixture"`` one ``eigh`` and P m for each of some dozens of
-    nodes.
+    Accuracy: computed in float64 whatever the inputs' dtype, and returned in float64. Sampling has Monte Carlo errors,
+    which ``fits_[0].stats`` tells; :meth:`fit` warns with a ``ConvergenceWarning`` where chains disagree. Of the other
+    theories THEORY.md, section 7, says where they fail (``reliability_``). Cost on one CPU thread: with
+    ``theory="auto"`` 10 s for 40 rows, a minute for 400; else the search for hyperparameters on at most ``tuning_rows``
+    rows (1 to 20 s), and about ten Cholesky factorizations of the P x P kernel matrix for each target. Then P^2 m for m
+    test points (1000 at a time), or S N (N + m) N for S = 480 networks of N units that were drawn.
 
     Args:
         activation: A name in ``torch_propkernel.activations.ACTIVATIONS`` or an :class:`Activation`.
-        width: Width of the hidden layer, one number for each of several, ``math.inf`` or None for infinite width.
+        width: Width of the hidden layer, one number for each of several, ``math.inf`` for infinite width; None to
+            choose between 50 and infinity (50 for a theory that is named).
+        depth: Number of hidden layers, where ``width`` is None or one number for all of them; one by default.
         temperature: T > 0; None to fit it.
         weight_variance: w_0, ..., w_L: one number or L + 1; None to fit them.
         bias_variance: b_0, ..., b_{L-1}: one number or L, zero for no bias; None to fit them.
         ard_weights: Relative prior variances of the input weights: one number (all alike: no ARD) or one for each
             input; None to fit them.
-        theory: A name in ``torch_propkernel.theories.THEORIES``, such as ``"saddle"``: the normal posterior at the
-            solved q; ``"mixture"``: the scale behind q is integrated over its posterior; ``"infinite_width"``: q = 1;
-            ``"free_scale"``: q is a free scale, the baseline that every other has to face. Or a :class:`Theory`.
+        theory: ``"auto"``, or a name in ``torch_propkernel.theories.THEORIES``, such as ``"sampled"``: the network
+            itself; ``"saddle"``: the normal posterior at the solved q; ``"mixture"``: the scale behind q is integrated
+            over its posterior; ``"infinite_width"``: q = 1; ``"free_scale"``: q is a free scale, the baseline that
+            every other has to face. Or a :class:`Theory`.
+        hyperparameters: ``"auto"``: what is None is fitted; or a :class:`NetworkFit`, whose numbers it takes instead.
         composition: How the order parameters of several layers enter; ``"mixture"`` needs the default.
         normalize_X: Standardize the inputs.
         normalize_y: Standardize the targets. It is True here, unlike in ``GaussianProcessRegressor``: the prior is for
             targets of unit variance.
         tuning_rows: Largest number of rows, drawn at random, on which hyperparameters are fitted; None for all.
             Predictions use all rows.
-        random_state: Seed of that draw, which nothing else depends on.
+        time_limit: Seconds that ``"auto"`` and ``"sampled"`` may take, or None; what does not fit is left out, and the
+            infinite width is taken where the chains did not arrive.
+        random_state: Seed of that draw, of the folds and of the chains; None for another one each time.
 
     Attributes:
-        hyperparameters_: The :class:`NetworkFit`: temperature, variances and ARD weights, given or fitted, how the
-            search went, and on how many rows.
-        temperature_: T, in units of the standardized targets.
+        predictors_: The :class:`NetworkPredictor` of each target, which says what competed and why one was chosen
+            (``print`` it); None for a theory that was named.
+        hyperparameters_: The :class:`NetworkFit`: temperature, variances and ARD weights, given or fitted at infinite
+            width, how the search went, and on how many rows; a list of them where targets have their own.
+        temperature_: T, in units of the standardized targets, an array where targets have their own; the chosen one,
+            which the network's own evidence may have moved from that of ``hyperparameters_``.
         order_parameters_: By name; ``"q"`` has q_1, ..., q_L, shape (L,), or (D, L) for several targets.
         reliability_: The :class:`Reliability` note on the regime, a list of them for several targets; :meth:`fit` warns
             if one is not reliable. None where the theory has no score.
@@ -90,15 +101,15 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
         ValueError: Parameters out of range and data that scikit-learn refuses; from :meth:`fit`.
         ConvergenceError: The order parameters were not found.
 
-    Reference: Pacelli et al. (2023), Nature Machine Intelligence 5, 1497 (arXiv:2209.04882); THEORY.md, eqs. (1), (2),
-    (4), (7).
+    Reference: THEORY.md, section 9; Pacelli et al. (2023), Nature Machine Intelligence 5, 1497 (arXiv:2209.04882);
+    THEORY.md, eqs. (1), (2), (4), (7).
 
     Example:
         >>> import numpy as np
         >>> rng = np.random.default_rng(0)
         >>> X = rng.normal(size=(80, 3))
         >>> y = np.abs(X[:, 0]) + X[:, 1] + 0.3 * rng.normal(size=80)
-        >>> model = PropKernelRegressor(width=1000).fit(X[:60], y[:60])
+        >>> model = PropKernelRegressor(theory="infinite_width", random_state=0).fit(X[:60], y[:60])
         >>> mean, std = model.predict(X[60:], return_std=True)
         >>> model.score(X[60:], y[60:]) > 0.8, bool((np.abs(mean - y[60:]) < 4 * std).all())
         (True, True)
@@ -109,37 +120,43 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
     def __init__(
         self,
         *,
-        activation: Any = "relu",
-        width: Any = 100,
+        activation: Any = "erf",
+        width: Any = None,
+        depth: Any = None,
         temperature: Any = None,
         weight_variance: Any = None,
         bias_variance: Any = None,
         ard_weights: Any = None,
-        theory: Any = "saddle",
+        theory: Any = "auto",
+        hyperparameters: Any = "auto",
         composition: Any = "outer",
         normalize_X: bool = True,
         normalize_y: bool = True,
         tuning_rows: Any = 1000,
-        random_state: Any = 0,
+        time_limit: Any = None,
+        random_state: Any = None,
     ) -> None:
         """Store the parameters unchanged."""
         super().__init__(
             activation=activation,
             width=width,
+            depth=depth,
             temperature=temperature,
             weight_variance=weight_variance,
             bias_variance=bias_variance,
             ard_weights=ard_weights,
             theory=theory,
+            hyperparameters=hyperparameters,
             composition=composition,
             normalize_X=normalize_X,
             tuning_rows=tuning_rows,
+            time_limit=time_limit,
             random_state=random_state,
         )
         self.normalize_y = normalize_y
 
     def fit(self, X: Any, y: Any) -> PropKernelRegressor:
-        """Fit hyperparameters that are not given, solve the order parameters and condition on the data.
+        """Fit what is not given, choose the predictor and condition it on the data.
 
         Args:
             X: Inputs, shape (P, N_0).
@@ -168,14 +185,17 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
         if return_std and return_cov:
             raise ValueError("return_std, return_cov: expected at most one of them, got both")
         check_is_fitted(self, "fits_")
-        noise = self.temperature_ if include_noise else 0.0
+        noise = np.asarray(self.temperature_ if include_noise else 0.0)
         if not return_cov:
             mean, variance = self._marginals(X, lambda each: (each.mean, each.variance))
             mean, std = self._units.value(mean), self._units.deviation(np.sqrt(variance + noise))
             return (mean, std) if return_std else mean
         joints = [posterior(fit, x, joint=True) for x in [self._points(X)] for fit in self.fits_]
         means = self._of_targets([each.mean.numpy() for each in joints], axis=-1)
-        covariances = [each.covariance_matrix.numpy() + noise * np.eye(len(means)) for each in joints]
+        noises = np.broadcast_to(noise, (len(joints),))
+        covariances = [
+            each.covariance_matrix.numpy() + own * np.eye(len(means)) for each, own in zip(joints, noises, strict=True)
+        ]
         return self._units.value(means), self._units.variance(self._of_targets(covariances, axis=-1))
 
     def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0, include_noise: bool = True) -> np.ndarray:
@@ -193,10 +213,11 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
         samples = []
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            for fit in self.fits_:
+            temperatures = np.broadcast_to(self.temperature_, (len(self.fits_),))
+            for fit, temperature in zip(self.fits_, temperatures.tolist(), strict=True):
                 # The covariance of f at known points is a small difference of large numbers: keep it positive definite.
                 least = 1e-12 * float(fit.problem.prior(x).variance.max())
-                noise = self.temperature_ if include_noise else least
+                noise = temperature if include_noise else least
                 noisy = posterior(fit, x, joint=True).add_noise(x.new_full((len(x),), noise))
                 samples.append(noisy.rsample(torch.Size([n_samples])).numpy())
         return np.moveaxis(self._units.value(self._of_targets(samples, axis=-1)), 0, -1)

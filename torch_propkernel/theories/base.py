@@ -83,6 +83,14 @@ class Theory(ABC):
     def _check(self, problem: Problem) -> None:  # noqa: B027  (most theories apply to every network)
         """Raise if the theory does not apply to a frozen problem, without a matrix of the training points."""
 
+    def restored(self, problem: Problem, record: dict[str, Any]) -> FittedTheory:
+        """Return a fit of a frozen problem from its :meth:`FittedTheory.record`, without the work.
+
+        Raises:
+            ValueError: A theory whose fits have no record.
+        """
+        raise ValueError(f"theory: expected one whose fits are kept, got {self!r}, which is fitted again")
+
     @abstractmethod
     def _fit(self, problem: Problem) -> FittedTheory:
         """Fit a frozen problem that was checked, without gradients."""
@@ -194,6 +202,10 @@ class FittedTheory:
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             return self.conditioned.distribution(self.problem.points(x), joint)
+
+    def record(self) -> dict[str, Any] | None:
+        """Return what a file keeps of the fit: numbers, texts and tensors; None where it is fitted again instead."""
+        return None
 
     @torch.no_grad()
     def error(self, x: Tensor, y: Tensor, chunk_size: int = 1000) -> ErrorEstimate:

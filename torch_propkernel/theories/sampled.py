@@ -100,6 +100,17 @@ class Sampled(Theory):
         annealing = self.annealing(problem)
         return self.drawn(problem, annealing, annealing.run(temperature))
 
+    def restored(self, problem: Problem, record: dict[str, Any]) -> FittedSampled:
+        """Return a fit of a frozen problem from the draws in its record."""
+        like = problem.targets
+        conditioned = SampledConditioned(problem, network_of(problem), record["states"].to(like.device))
+        q, evidence = like.new_tensor(record["order_parameter"]), record["log_evidence"]
+        if evidence is not None:
+            evidence = torch.tensor(evidence, dtype=torch.float64, device=like.device)
+        return FittedSampled(
+            self, problem, conditioned, {"q": q}, q, record["message"], dict(record["stats"]), evidence
+        )
+
     def annealing(self, problem: Problem, deadline: float | None = None) -> Annealing:
         """Return the chains of a problem at the prior."""
         return Annealing(
@@ -185,12 +196,14 @@ class SampledConditioned(Conditioned):
     def moments(self, x: Tensor, joint: bool = False) -> tuple[Tensor, Tensor]:
         """Return means and (co)variances of the draws."""
         own, means, spreads = self.problem.prior(x).loc, [], []
-        for states, law in self._laws(x.shape[-2]):
-            features = self.network.features(x.double(), states)
+        rows = x.double().unsqueeze(-3)  # every draw at every batch of points
+        for states, law in self._laws(x.shape[:-1].numel()):
+            features = self.network.features(rows, states)
             mean, variance = law.predict(features)
             means.append(mean.squeeze(-1))
             spreads.append(law.covariance(features) if joint else variance)
-        return own.unsqueeze(-2) + torch.cat(means).to(x.dtype), torch.cat(spreads).to(x.dtype)
+        mean, spread = torch.cat(means, -2), torch.cat(spreads, -3 if joint else -2)
+        return own.unsqueeze(-2) + mean.to(x.dtype), spread.to(x.dtype)
 
     @cached_property
     def _left_out_terms(self) -> tuple[Tensor, Tensor]:
@@ -219,6 +232,16 @@ class FittedSampled(FittedTheory):
     """The sampled networks at a model's training data."""
 
     conditioned: SampledConditioned
+
+    def record(self) -> dict[str, Any]:
+        """Return the draws and what is known of them."""
+        return {
+            "states": self.conditioned.states,
+            "order_parameter": float(self.order_parameters["q"]),
+            "log_evidence": None if self.log_evidence is None else float(self.log_evidence),
+            "message": self.message,
+            "stats": self.stats,
+        }
 
     @property
     def left_out_shape(self) -> Tensor:

@@ -29,6 +29,7 @@ _RUNGS = tuple(10.0 ** (-0.25 * k) for k in range(2, 15))  # temperatures of uni
 _INTERPOLATES = 1e-4  # a fitted temperature below it says nothing of the noise
 _FIRST_TEMPERATURE = 0.02  # at which hyperparameters are then fitted
 _FOLDS = 4
+_FEWEST = 8  # rows for a choice between widths
 _FOLD_DRAWS = 8
 _WORTH = 0.5  # nats for each row: rungs further below the best are not looked at by folds
 _HOPELESS = 0.3  # nats for each row: a rung so far below the best of its fold ends the folds' ladders
@@ -184,6 +185,8 @@ def fit_predictor(
     options: dict[str, Any] = {"max_rows": max_rows, "seed": seed, **given}
 
     finite = float(WIDTH if width is None else width)
+    if width is None and kind is None and (len(y) < _FEWEST or not bool(y.any())):
+        finite = math.inf  # there is nothing that could speak for a finite width
 
     def check(first: NetworkFit) -> None:
         if kind is not None:
@@ -198,7 +201,8 @@ def fit_predictor(
         fitted = chosen.fit(model)
         seconds = time.monotonic() - started
         candidate = _candidate(fitted, finite, prior.temperature, seconds)
-        return NetworkPredictor(fitted, model, prior, (candidate,), f"{chosen.name}: as asked for.", seconds)
+        why = "as asked for" if kind is not None or width is not None else "too few rows, or targets that are all zero"
+        return NetworkPredictor(fitted, model, prior, (candidate,), f"{chosen.name}: {why}.", seconds)
 
     sampled = kind if isinstance(kind, Sampled) else Sampled(seed=seed)
     search = _Search(x, y, prior, finite, started, limit, sampled, progress)
@@ -243,7 +247,7 @@ class _Search:
         wide_seconds = time.monotonic() - begun
         begun = time.monotonic()
         problem = Problem.frozen(own.model(self.x, self.y, self.width))
-        unit = float(self.y.square().mean())
+        unit = float(self.y.square().mean()) or 1.0
         rungs = [unit * rung for rung in _RUNGS] if temperature is None else [temperature]
         annealing = self.theory.annealing(problem, self.deadline(_SHARES["ladder"] if competes else 0.9))
         populations: list[Population] = []
@@ -257,7 +261,8 @@ class _Search:
         if not populations:
             return self._wide(wide, wide_model, wide_seconds, [], f"the chains did not arrive.{late}", None)
         self.step()
-        folds = self._folds(own, populations)
+        asked = competes or len(populations) > 1  # whether folds have something to decide
+        folds = self._folds(own, populations) if asked and len(self.y) >= _FEWEST else None
         rung = populations[self._best_rung(populations, folds)]
         annealing.deadline = self.deadline(1.0)
         seen = self._rescaled(annealing, rung) if rescales else []
