@@ -47,6 +47,15 @@ def layer_inputs(problem: Problem, x: Tensor) -> Tensor:
     return x if columns is None else x.index_select(-1, columns)
 
 
+def has_known_units(problem: Problem) -> bool:
+    """Whether the model's covariance is its renormalized kernel alone, so that its hidden units are known."""
+    try:
+        _scale(getattr(problem.model, "covar_module", None), problem.network)
+    except ValueError:
+        return False
+    return True
+
+
 def _scale(module: Any, kernel: Kernel) -> Tensor | None:
     """Product of the output scales around the kernel, ``*b x 1 x 1``, or None."""
     if module is kernel:

@@ -117,8 +117,8 @@ def assess_reliability(
     )
     if not reliable:
         note += (
-            ". What to do: sample the network itself (compare_with_network), or use infinite width with a free scale "
-            "(theory='free_scale')"
+            ". What to do: use theory='auto', which takes the adaptive theory or samples the network where the saddle "
+            "point is off; compare_with_network shows them beside each other"
         )
     return Reliability(reliable, note, directions, alpha, correction, value, median, large)
 

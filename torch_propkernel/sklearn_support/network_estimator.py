@@ -31,7 +31,7 @@ from ..tuning.predictor import WIDTH
 AUTO = "auto"
 UNRELIABLE = (
     "the theory is likely to be off by more than 5 % here; reliability_ has the score and what was measured at such "
-    "scores. To decide, sample the network itself (compare_with_network), or use theory='free_scale'"
+    "scores. Leave theory='auto', which samples the network itself"
 )
 NOT_CONVERGED = (
     "the search for hyperparameters did not end at a maximum of the evidence; the best values it saw are used, and "

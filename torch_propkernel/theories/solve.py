@@ -15,6 +15,7 @@ from ..actions.solution import Solution, SolveResult
 from ..actions.solve_order_parameters import solve_order_parameters
 from ..exceptions import PrecisionWarning, ReliabilityWarning
 from ..inference import Problem
+from ..inference.last_layer import has_known_units
 from ..inference.problem import warn_if_not_identifiable
 from ..numerics.first_derivatives import first_derivatives_only
 from ..reliability import Reliability
@@ -22,8 +23,14 @@ from ..reliability.score import assess
 
 UNRELIABLE = (
     "the saddle point is likely to be off by more than 5 % here; solution.reliability has the score and what was "
-    "measured at such scores. To decide, sample the network itself (compare_with_network), or use infinite width with "
-    "a free scale (theory='free_scale')"
+    "measured at such scores. Use theory='auto', which takes the adaptive theory or samples the network where the "
+    "saddle point is off"
+)
+
+NO_SCORE = (
+    "there is no score of the saddle point's reliability for a covariance that is more than one network's kernel, such "
+    "as one with a ConstantKernel: the prediction may be off by 30 % without a sign. Compare with a free scale and on "
+    "held-out rows"
 )
 
 COARSE = (
@@ -127,6 +134,8 @@ def fit_problem(
             warnings.warn(PrecisionWarning(COARSE), stacklevel=stacklevel)
     if warn and solution.reliability.reliable is False:
         warnings.warn(ReliabilityWarning(UNRELIABLE), stacklevel=stacklevel)
+    if warn and solution.reliability.reliable is None and not has_known_units(problem):
+        warnings.warn(ReliabilityWarning(NO_SCORE), stacklevel=stacklevel)
     return solution
 
 
