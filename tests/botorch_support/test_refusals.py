@@ -28,7 +28,11 @@ from gpytorch.distributions import MultivariateNormal
 from gpytorch.mlls import ExactMarginalLogLikelihood
 
 from torch_propkernel import FiniteWidthMarginalLogLikelihood, StudentTMarginalLogLikelihood
-from torch_propkernel.botorch_support import SingleTaskFiniteWidthGP, SingleTaskStudentTProcess
+from torch_propkernel.botorch_support import (
+    SingleTaskFiniteNetworkGP,
+    SingleTaskFiniteWidthGP,
+    SingleTaskStudentTProcess,
+)
 from torch_propkernel.botorch_support.non_gaussian import _ASSUME_NORMALITY, _NEED_MOMENTS_ONLY
 
 F = torch.float64
@@ -38,6 +42,10 @@ Y = torch.sin(6 * X[:, :1]) + X[:, 1:] ** 2
 
 def finite_width(x=X, y=Y):
     return SingleTaskFiniteWidthGP(x, y, 6.0)
+
+
+def finite_network(x=X, y=Y):
+    return SingleTaskFiniteNetworkGP(x, y, 6.0, theory="mixture")
 
 
 def student_t(x=X, y=Y):
@@ -66,6 +74,15 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_for_a_network(name, training):
+    """Its objective is a normal one, that of the infinite width; its posterior is none."""
+    call, message = REFUSED[name]
+    with pytest.raises(UnsupportedError, match=message):
+        call(finite_network().train(training))
+
+
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("make", [finite_width, student_t])
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name, make, training):
@@ -82,7 +99,7 @@ def test_gaussian_processes_are_left_alone(name):
     REFUSED[name][0](SingleTaskGP(X, Y).eval())
 
 
-@pytest.mark.parametrize("make", [finite_width, student_t])
+@pytest.mark.parametrize("make", [finite_width, student_t, finite_network])
 def test_samples_of_the_posterior_work(make):
     chosen = MaxPosteriorSampling(make())(X, num_samples=3)
     assert chosen.shape == (3, 2)

@@ -5,6 +5,7 @@ registers the posteriors' samplers with BoTorch, and checks that refuse what ass
 """
 
 from . import pathwise as _pathwise  # noqa: F401 (registers its refusals)
+from .finite_network_gp import SingleTaskFiniteNetworkGP
 from .finite_width_gp import SingleTaskFiniteWidthGP
 from .finite_width_posterior import FiniteWidthPosterior
 from .non_gaussian import NonGaussianModel
@@ -14,6 +15,7 @@ from .student_t_process import SingleTaskStudentTProcess
 __all__ = [
     "FiniteWidthPosterior",
     "NonGaussianModel",
+    "SingleTaskFiniteNetworkGP",
     "SingleTaskFiniteWidthGP",
     "SingleTaskStudentTProcess",
     "StudentTPosterior",

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _PREDICTING = [AUTO, *sorted(name for name, theory in THEORIES.items() if theory.has_leave_one_out)]
 DEFAULT_THEORY = AUTO
-_TIME_LIMIT = 60.0
+_TIME_LIMIT = 120.0
 _SHARE = 0.8  # of the time limit, for the choice; the rest is the adaptive theory's
 
 EPILOG = f"""\

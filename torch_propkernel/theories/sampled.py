@@ -274,7 +274,7 @@ def temperature_of(problem: Problem) -> float:
     """
     if problem.temperature is None:
         raise ValueError("likelihood: expected a GaussianLikelihood, whose noise is one number, got another noise")
-    return positive_number("likelihood.noise", float(problem.temperature))
+    return positive_number("likelihood.noise", float(problem.temperature.detach()))
 
 
 def _statistics(draws: Draws, conditioned: SampledConditioned) -> dict[str, Any]:
