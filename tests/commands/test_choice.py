@@ -125,5 +125,3 @@ def test_other_theories_are_saved_too(table, theory):
 def test_refusals(table, capsys):
     assert main(["fit", table(), "--time-limit", "0"]) == 2
     assert "--time-limit: expected a number of seconds > 0, got 0" in capsys.readouterr().err
-    assert main(["fit", table(), "--theory", "auto", "--width", "20,30"]) == 2
-    assert "--width: expected layers of one width with --theory auto, got 20, 30" in capsys.readouterr().err

@@ -122,9 +122,10 @@ def analyze(
     table = sweep_widths(network.width, widths if widths is not None else DEFAULT_WIDTHS if scalar else ())
     theories = {name: get_theory(name) for name in BESIDE if name != "mixture" or scalar}
     fitted, errors, seconds, left_out = dict[str, FittedTheory](), dict[str, Errors](), dict[str, float](), []
+    known = {} if predictor is None else {predictor.fitted.theory.name: predictor.fitted}
     if predictor is None:
         theories |= {theory.name: theory} if theory is not None else {}
-    elif len(network.width) == 1 and table is not None:
+    elif len(network.width) == 1 and table is not None and "adaptive" not in known:
         if seconds_left is None or seconds_left >= ADAPTIVE_SECONDS * len(rows.y) ** 2:
             theories["adaptive"] = Adaptive(num_units=ADAPTIVE_UNITS, time_limit=1.0)  # once, whatever its error
         else:
@@ -138,21 +139,25 @@ def analyze(
                 fitted[name] = each.fit(problem)
                 test = _held_out(fitted[name], rows)
             errors[name] = Errors(rows.in_target_units(fitted[name].leave_one_out()), test)
-        wanted = fitted["saddle" if theory is None else theory.name] if predictor is None else predictor.fitted
-        sampled = None if predictor is None else _sampled(predictor, network, rows)
-        if predictor is not None and sampled is not None:
-            step("sampled")
-            fitted["sampled"] = sampled
-            seconds["sampled"] = sum(one.seconds for one in predictor.candidates if one.theory == "sampled")
-            with timed(seconds, "sampled"):
-                test = _held_out(sampled, rows)
-            errors["sampled"] = Errors(rows.in_target_units(sampled.leave_one_out()), test)
+        name = "saddle" if theory is None else theory.name
+        if predictor is not None:
+            name, sampled = predictor.fitted.theory.name, _sampled(predictor, network, rows)
+            known |= {} if sampled is None else {"sampled": sampled}
+            for other, found in known.items():
+                if other not in fitted:
+                    step(other)
+                    fitted[other] = found
+                    seconds[other] = sum(one.seconds for one in predictor.candidates if one.theory == other)
+                    with timed(seconds, other):
+                        test = _held_out(found, rows)
+                    errors[other] = Errors(rows.in_target_units(found.leave_one_out()), test)
+        wanted = fitted[name] if predictor is None else predictor.fitted
         model.covar_module.initialize(order_parameter=fitted["saddle"].order_parameters["q"].unsqueeze(-2))
         comparison = None
         if rows.test_x is not None and rows.test_y is not None:
             held_out = {name: present(error.test, "test") for name, error in errors.items()}
             coverage = {name: coverage_95(each, rows.test_x, rows.test_y) for name, each in fitted.items()}
-            chosen = None if predictor is None else wanted.theory.name
+            chosen = None if predictor is None else name
             comparison = compare(held_out, rows.units.targets.value(rows.test_y), coverage, seconds, chosen)
         sweep = None
         if table is not None:
@@ -168,7 +173,7 @@ def analyze(
         errors["free_scale"],
         fitted["infinite_width"],
         comparison,
-        errors[wanted.theory.name],
+        errors[name],
         sweep,
         scalar,
         wanted,

@@ -143,7 +143,7 @@ def recommend(losses: Mapping[str, Tensor]) -> str:
         >>> recommend({"infinite_width": worse, "saddle": worse - 0.5}), recommend({"mixture": worse, "saddle": worse})
         ('saddle', 'saddle')
     """
-    names = sorted(losses, key=SIMPLEST_FIRST.index)
+    names = sorted(losses, key=lambda name: SIMPLEST_FIRST.index(name) if name in SIMPLEST_FIRST else 3.5)
     means = [float(losses[name].mean()) for name in names]
     best = losses[names[means.index(min(means))]]
     for index, name in enumerate(names):

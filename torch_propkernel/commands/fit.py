@@ -38,7 +38,7 @@ from .steps import steps
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PREDICTING = [AUTO, *sorted(name for name, theory in THEORIES.items() if theory.has_leave_one_out)]
+_PREDICTING = sorted({AUTO, *(name for name, theory in THEORIES.items() if theory.has_leave_one_out)})
 DEFAULT_THEORY = AUTO
 _TIME_LIMIT = 120.0
 _SHARE = 0.8  # of the time limit, for the choice; the rest is the adaptive theory's
@@ -142,8 +142,6 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.time_limit > 0:
         raise ValueError(f"--time-limit: expected a number of seconds > 0, got {arguments.time_limit:g}")
     searches = arguments.theory in (AUTO, "sampled") and len(set(arguments.width or (WIDTH,))) == 1
-    if arguments.theory == AUTO and not searches:
-        raise ValueError(f"--width: expected layers of one width with --theory auto, got {listed(arguments.width)}")
     sweep_widths(arguments.width or (float(WIDTH),), arguments.widths or DEFAULT_WIDTHS)
     table, rows = read_rows(arguments)
     if searches:

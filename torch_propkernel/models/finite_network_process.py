@@ -131,7 +131,7 @@ class FiniteNetworkProcess(RebuiltFantasies, NetworkGP):
         if found is None:
             problem, record = self._problem(), self._record
             if record is not None and record["fingerprint"] == fingerprint(self):
-                found = self.theory.restored(problem, record["fit"])
+                found = record["theory"].restored(problem, record["fit"])
             else:
                 found = self.theory.fit(problem)
             self._keep(found)
@@ -157,7 +157,9 @@ class FiniteNetworkProcess(RebuiltFantasies, NetworkGP):
         """What a file keeps of the fit; None before a prediction, and where a theory is fitted again instead."""
         fit = self._present_fit()
         record = None if fit is None else fit.record()
-        return self._record if record is None else {"fingerprint": fingerprint(self), "fit": record}
+        if fit is None or record is None:
+            return self._record
+        return {"fingerprint": fingerprint(self), "theory": fit.theory, "fit": record}
 
     @kept_fit.setter
     def kept_fit(self, value: dict[str, Any] | None) -> None:

@@ -49,6 +49,9 @@ class FiniteWidthProcess(RebuiltFantasies, ExactGP):
     - ``"mixture"``: a :class:`ScaleMixtureMultivariateNormal` over the nodes of p(r | y);
     - ``"saddle"``: the normal at the global minimum of the effective action (of the widths' own law only).
 
+    It is for what needs that: the evidence of the finite width as a differentiable objective, a law of one's own, a
+    ``forward`` of one's own. To predict by this or any other theory, take :class:`FiniteNetworkProcess`.
+
     :meth:`student_t` gives the Student's t predictive with the mixture's moments.
 
     Shapes: as an ExactGP, batches of models and of test points included. Gradients of predictions with respect to x are
