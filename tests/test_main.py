@@ -14,6 +14,7 @@ import pytest
 from torch_propkernel import ConvergenceError
 from torch_propkernel.__main__ import build_parser, main
 from torch_propkernel.commands import COMMANDS
+from torch_propkernel.commands import fit as fit_module
 from torch_propkernel.commands import steps as steps_module
 from torch_propkernel.commands.steps import steps
 
@@ -37,6 +38,7 @@ def test_the_help_says_what_scripts_need(name, capsys):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_examples_of_the_help_run(name, capsys, tmp_path, monkeypatch, rng):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fit_module, "DEFAULT_THEORY", "saddle")  # sampling takes a minute on the yacht data
     for path, columns in (("data.csv", "a,b,price"), ("new.csv", "b,a")):
         rows = [columns] + [",".join(f"{v:.5f}" for v in rng.normal(size=columns.count(",") + 1)) for _ in range(30)]
         (tmp_path / path).write_text("\n".join(rows))
