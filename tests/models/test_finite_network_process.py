@@ -21,10 +21,11 @@ from torch_propkernel import (
 )
 from torch_propkernel.distributions import ScaleMixtureMultivariateNormal
 from torch_propkernel.saving import SavedModelError
-from torch_propkernel.theories import InfiniteWidth, Mixture, SaddlePoint, Sampled, Theory
+from torch_propkernel.theories import Adaptive, Auto, InfiniteWidth, Mixture, SaddlePoint, Sampled, Theory
 
 F = torch.float64
 FEW = Sampled(num_chains=4, num_draws=4, every=1, spread=3.0)  # too few to be accurate, the same each time
+UNITS = Adaptive(num_units=100, tolerance=1.0)
 
 
 def data(n: int = 14, d: int = 2, seed: int = 0, dtype=F):
@@ -134,15 +135,16 @@ def test_noise_is_added_to_what_is_latent(theory):
     torch.testing.assert_close(noisy.covariance_matrix, latent.covariance_matrix + 0.1 * torch.eye(3, dtype=F))
 
 
-@pytest.mark.parametrize("theory", ["saddle", "mixture", FEW], ids=str)
+@pytest.mark.parametrize("theory", ["saddle", "mixture", FEW, UNITS], ids=str)
 def test_gradients_in_the_inputs(theory):
     model, x = process(theory), data(2, seed=1)[0].requires_grad_()
     assert torch.autograd.gradcheck(lambda x: moments(model(x)), [x], atol=1e-6)
     assert not model(x.detach()).mean.requires_grad
 
 
-def test_batches_of_points_are_each_their_own():
-    model, x = process(), data(12, seed=1)[0]
+@pytest.mark.parametrize("theory", ["saddle", FEW, UNITS], ids=str)
+def test_batches_of_points_are_each_their_own(theory):
+    model, x = process(theory), data(12, seed=1)[0]
     batched = model(x.reshape(2, 3, 2, 2))
     for i in range(2):
         for j in range(3):
@@ -247,6 +249,17 @@ def test_other_theories_are_fitted_again_after_loading(theory, tmp_path):
     expected = model(x).mean
     save(model, tmp_path / "model.propkernel")
     assert torch.equal(load(tmp_path / "model.propkernel").model(x).mean, expected)
+
+
+def test_auto_is_saved_as_what_it_chose(tmp_path, monkeypatch):
+    """The chosen theory's draws are kept under the name that was asked for."""
+    monkeypatch.setattr(Auto, "_fit", lambda self, problem: FEW._fit(problem))
+    model, x = process("auto"), data(3, seed=1)[0]
+    expected = model(x).mean
+    save(model, tmp_path / "model.propkernel")
+    monkeypatch.setattr(Sampled, "_fit", lambda *args: pytest.fail("sampled again"))
+    loaded = load(tmp_path / "model.propkernel").model
+    assert torch.equal(loaded(x).mean, expected) and loaded.theory == Auto() and loaded.fitted.theory == FEW
 
 
 def test_a_theory_of_ones_own_is_refused_by_files(tmp_path):

@@ -255,7 +255,11 @@ class CavityConditioned(Conditioned):
         self._left_out: LeftOut | None = None
 
     def moments(self, x: Tensor, joint: bool = False) -> tuple[Tensor, Tensor]:
-        """Return mean ``1 x m`` and variance ``1 x m`` (joint: covariance ``1 x m x m``)."""
+        """Return mean ``*b x 1 x m`` and variance ``*b x 1 x m`` (joint: covariance ``*b x 1 x m x m``)."""
+        if x.dim() > 2:  # one set of points after the other
+            each = [self.moments(rows, joint) for rows in x.flatten(0, -3)]
+            mean, spread = (torch.stack(column).unflatten(0, x.shape[:-2]) for column in zip(*each, strict=True))
+            return mean, spread
         _, prior = self.problem.affine_blocks(x, joint)
         inside, outside = self.inputs.coordinates(x)
         width = self.posterior.unit.width
