@@ -124,6 +124,9 @@ def test_recommended():
     losses = {"infinite_width": zero + 0.1, "free_scale": noise + 0.2, "mixture": zero}
     assert recommend(losses) == "mixture"
     assert recommend(dict.fromkeys(reversed(THEORIES), zero)) == "infinite_width"
+    # What was chosen from other rows stays unless these rows speak against it.
+    assert recommend({"infinite_width": zero, "sampled": noise + 0.86}, "sampled") == "sampled"
+    assert recommend({"infinite_width": zero, "sampled": noise + 0.87}, "sampled") == "infinite_width"
     assert recommend({"saddle": zero[:1], "infinite_width": zero[:1] + 5.0}) == "infinite_width"  # one row says nothing
 
 

@@ -79,7 +79,7 @@ def compare(
         chosen: Name of the one that was chosen from the training rows alone.
     """
     losses = {name: -present(error.log_density, "log_density") for name, error in errors.items()}
-    recommended = recommend(losses)
+    recommended = recommend(losses, chosen)
     spread = float((y - y.mean()).square().sum())
     rows = []
     for name, error in errors.items():
@@ -129,13 +129,16 @@ def as_mixture(law: Any) -> ScaleMixtureMultivariateNormal:
     return ScaleMixtureMultivariateNormal(one, law.mean.unsqueeze(0), variance=law.variance.unsqueeze(0))
 
 
-def recommend(losses: Mapping[str, Tensor]) -> str:
+def recommend(losses: Mapping[str, Tensor], chosen: str | None = None) -> str:
     """Return the simplest theory that is within two standard errors of the best, and that no simpler one beats.
+
+    The one that was chosen from other rows comes first: it is recommended where it is within two standard errors.
 
     Losses are compared by their means, standard errors are those of differences paired over rows.
 
     Args:
         losses: -log p(y) at each row, by the name of the theory.
+        chosen: The theory that was chosen from other rows, if one was.
 
     Example:
         >>> import torch
@@ -149,6 +152,9 @@ def recommend(losses: Mapping[str, Tensor]) -> str:
     for index, name in enumerate(names):
         gap = losses[name] - best
         near = len(gap) < 2 or means[index] - min(means) <= 2.0 * float(gap.std()) / math.sqrt(len(gap))
-        if near and means[index] == min(means[: index + 1]):
+        simplest = chosen is None and means[index] == min(means[: index + 1])
+        if near and (simplest or name == chosen):
             return name
+    if chosen is not None:
+        return recommend(losses)
     raise ValueError("losses: expected numbers, got NaN")

@@ -53,8 +53,8 @@ theory that is named is fitted at the hyperparameters and the width (50 if none 
 the comparison has infinite width at these hyperparameters (where nothing is given this is ScaleKernel(NNGPKernel) with
 ARD, tuned by evidence), its kernel with one more free scale, the saddle point and the mixture (the scale integrated) at
 the width, with auto also the adaptive theory and the sampled network. Recommended is the theory of the lowest NLPD
-(mean of -log p(y)), or a simpler one within two standard errors of it (paired over rows). Intervals are between the
-quantiles at 2.5 and 97.5 %, with noise.
+(mean of -log p(y)), or within two standard errors of it (paired over rows) the one that auto chose, else a simpler one.
+Intervals are between the quantiles at 2.5 and 97.5 %, with noise.
 
 --save refits the theory on all rows, with these hyperparameters and units: predict uses all of them.
 

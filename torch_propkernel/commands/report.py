@@ -70,7 +70,8 @@ def _comparison(table: Table, network: Network, analysis: Analysis) -> list[str]
         with_ard = " with ARD" if network.prior.ard_weights is not None else ""
         lines.append(f"  infinite_width is ScaleKernel(NNGPKernel){with_ard}: its scale was fitted by evidence.")
     lines.append(
-        "  Recommended: the lowest NLPD, or a simpler theory within two standard errors of it (paired over rows)."
+        "  Recommended: what auto chose or else the simplest, within two standard errors (paired over rows) of the "
+        "lowest NLPD."
     )
     return ["\n".join(lines)]
 
@@ -95,15 +96,19 @@ def what_next(network: Network, analysis: Analysis, gap: Gap | None) -> str:
     else:
         wide = next(row for row in analysis.comparison if row.theory == "infinite_width")
         chosen = next(row for row in analysis.comparison if row.recommended)
-        if chosen.theory in ("infinite_width", "free_scale"):
+        gain = f"higher than infinite width's by {wide.nlpd - chosen.nlpd:.2g} a row"
+        if wide.nlpd < chosen.nlpd:
+            gain = f"lower than infinite width's by {chosen.nlpd - wide.nlpd:.2g} a row, within two standard errors"
+        if chosen.chosen:
+            why = "the training rows chose it, and the held-out rows do not contradict"
+            why += "" if chosen.theory == "infinite_width" else f": its log density there is {gain}"
+        elif chosen.theory in ("infinite_width", "free_scale"):
             why = "on these rows the finite width predicts no better"
         else:
-            why = (
-                f"on these rows its log density is higher than infinite width's by {wide.nlpd - chosen.nlpd:.2g} a row"
-            )
+            why = f"on these rows its log density is {gain}"
         advice.append(f"Use {chosen.theory} (--theory {chosen.theory} writes its --predictions): {why}.")
     reliability = analysis.saddle.reliability
-    if reliability is not None and reliability.reliable is False:
+    if analysis.predictor is None and reliability is not None and reliability.reliable is False:
         advice.append(
             "If the finite width matters to you, sample the network (compare_with_network): the theory is not reliable "
             "here."
