@@ -40,6 +40,21 @@ class CavityPosterior:
         targets: y, ``P``.
         solved: What :func:`anneal` returned.
         seed: Of the weights orthogonal to the training inputs, drawn anew and alike in every prediction.
+
+    Reference: THEORY.md, eqs. (15) to (17).
+
+    Example:
+        >>> import torch
+        >>> from torch_propkernel.activations import Identity
+        >>> from torch_propkernel.cavity import CavityPosterior, OneUnit, anneal
+        >>> x, y = torch.eye(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+        >>> unit, prior = OneUnit(Identity(), x, width=50.0, precision=1.0), x @ x.mT / 50.0
+        >>> options = {"num_units": 200, "generator": torch.Generator().manual_seed(0), "dtype": torch.float64}
+        >>> solved = anneal(unit, prior, y, 0.5, is_accurate=lambda whole, blocks: True, **options)
+        >>> posterior = CavityPosterior(unit, prior, y, solved, seed=0)
+        >>> mean, variance = posterior.predict(x, None, prior, prior.diagonal(), joint=False)
+        >>> bool((mean - 2 / 3).abs().max() < 0.02), bool((variance - 1 / 3).abs().max() < 0.02)   # near N = inf
+        (True, True)
     """
 
     def __init__(self, unit: OneUnit, prior: Tensor, targets: Tensor, solved: Anneal, seed: int) -> None:

@@ -138,6 +138,20 @@ def self_consistent(
         full: Close with E2 - m m^T, the whole covariance, instead of that given |v|.
         iterations: At most so many.
         tolerance: Of the relative change of V.
+
+    Reference: THEORY.md, eqs. (13) and (14).
+
+    Example:
+        >>> import torch
+        >>> from torch_propkernel.activations import Identity
+        >>> from torch_propkernel.cavity import Closure, OneUnit, self_consistent
+        >>> from torch_propkernel.cavity.population import Mover, Pool
+        >>> x, y = torch.eye(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+        >>> unit, prior = OneUnit(Identity(), x, width=50.0, precision=1.0), x @ x.mT / 50.0
+        >>> drawn = Mover(unit, torch.float64, torch.Generator().manual_seed(0)).draw(5000)   # from the prior
+        >>> solution = self_consistent(unit, Pool.of([drawn]), prior, y, Closure.of(prior, 0.5, 50.0), 0 * y)
+        >>> solution.change < 0.01, bool((0.5 * solution.residuals() - 1 / 3).abs().max() < 0.02)   # y - f
+        (True, True)
     """
     closure, posterior = start, start
     size = torch.linalg.norm(start.values)
@@ -193,6 +207,19 @@ def anneal(
 
     Raises:
         ConvergenceError: The temperature cannot be lowered, or a number is not finite.
+
+    Reference: THEORY.md, eqs. (13) and (14).
+
+    Example:
+        >>> import torch
+        >>> from torch_propkernel.activations import Identity
+        >>> from torch_propkernel.cavity import OneUnit, anneal
+        >>> x, y = torch.eye(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+        >>> unit, prior = OneUnit(Identity(), x, width=50.0, precision=1.0), x @ x.mT / 50.0
+        >>> options = {"num_units": 200, "generator": torch.Generator().manual_seed(0), "dtype": torch.float64}
+        >>> solved = anneal(unit, prior, y, 0.5, is_accurate=lambda whole, blocks: True, **options)
+        >>> len(solved.generations), solved.history[-1].temperature, solved.solution.response.residual < 1e-3
+        (20, 0.5, True)
     """
     begin = time.monotonic()
     mover = Mover(unit, dtype, generator)

@@ -189,6 +189,16 @@ class FittedAdaptive(FittedTheory):
 
     ``directions`` and ``relevances`` are about the inputs as the kernel reads them, bias apart, whitened: w_j is
     divided by its prior deviation.
+
+    Example:
+        >>> import gpytorch, torch
+        >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel
+        >>> x = torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        >>> kernel, likelihood = RenormalizedNNGPKernel("erf", width=8), gpytorch.likelihoods.GaussianLikelihood()
+        >>> fitted = Adaptive(num_units=200).fit(NetworkGP(x, x[:, 0].sign(), likelihood, kernel).double())
+        >>> values, directions = fitted.directions(1)
+        >>> bool(values[0] > 1), int(directions[0].abs().argmax())   # weights grow along the first input
+        (True, 0)
     """
 
     @property
