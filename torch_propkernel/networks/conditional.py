@@ -151,7 +151,8 @@ class ReadoutLaw:
         """Return A^{-1} Y, ``*b x P x D``, and the diagonal of A^{-1}, ``*b x P``."""
         if self._is_small:
             half = torch.linalg.solve_triangular(self._factor, self._features.mT, upper=False)
-            precision = (1.0 - self._variance * half.square().sum(-2)) / self._temperature
+            free = 1.0 - self._variance * half.square().sum(-2)  # positive up to rounding
+            precision = free.clamp_min(torch.finfo(free.dtype).eps) / self._temperature
         else:
             precision = self._inverse.diagonal(dim1=-2, dim2=-1)
         return (self._residual / self._temperature).to(self._dtype), precision.to(self._dtype)
