@@ -109,7 +109,7 @@ def test_shipped_networks(shipped_cases):
         dtype=torch.float64,
     )
     result = sample_posterior(
-        network, x, y, case["temperature"], test_x=test_x, test_y=test_y, num_samples=300, warmup=120
+        network, x, y, case["temperature"], test_x=test_x, test_y=test_y, num_samples=200, warmup=120, seed=1
     )
     truth = {
         own: tuple(torch.tensor(case["measured"][name][key]) for key in ("mean", "se")) for name, own in names.items()

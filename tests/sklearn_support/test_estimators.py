@@ -39,10 +39,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.Rel
 GIVEN = {"temperature": 0.01, "weight_variance": 1.0, "bias_variance": 1.0, "ard_weights": 1.0}
 FEW = Sampled(num_chains=4, num_draws=4, every=1, spread=3.0)  # too few to be accurate, the same each time
 ESTIMATORS = [
-    # By a theory that is named, with the defaults but for the rows of the search, which takes a second for each of a
-    # hundred fits of up to 300 rows.
-    PropKernelRegressor(theory="saddle", tuning_rows=40),
-    PropKernelClassifier(theory="saddle", tuning_rows=40),
     PropKernelRegressor(activation="erf", width=(20, 30), theory="saddle", **GIVEN),
     PropKernelClassifier(theory="mixture", width=5, **GIVEN),
     PropKernelRegressor(theory="free_scale", normalize_X=False, normalize_y=False, **GIVEN),
