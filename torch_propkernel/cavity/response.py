@@ -25,7 +25,7 @@ class Response(NamedTuple):
         weights: Normalized weights of the units under the tilt.
         log_normalizer: log Z_1, relative to the prior.
         mean: m(a), ``P``.
-        residual: |T a + (N - T B) m - y| / |y|.
+        residual: ``|T a + (N - T B) m - y| / |y|``.
         iterations: Newton steps.
     """
 

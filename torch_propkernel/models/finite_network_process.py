@@ -121,7 +121,7 @@ class FiniteNetworkProcess(RebuiltFantasies, NetworkGP):
     @property
     @outside_autocast
     def fitted(self) -> FittedTheory:
-        """The theory at the present data and hyperparameters, in float64: errors, leave-one-out, evidence, ``stats``.
+        """The theory at the present data and hyperparameters, in float64, with errors, leave-one-out and evidence.
 
         Raises:
             TypeError, ValueError: The theory does not apply to the model.

@@ -61,7 +61,7 @@ class Population:
 
     @property
     def error(self) -> float:
-        """Standard error of the log evidence: spread of the weights, and half the difference between the islands.
+        """Standard error of the log evidence, from the spread of the weights and half the difference of the islands.
 
         Chains of one island descend from each other and move slowly, so that their weights alone would state half of
         the error. What all chains miss does not show.
@@ -78,7 +78,7 @@ class Draws:
     Attributes:
         states: ``C x S x dim``.
         log_likelihood: log p(y | w), ``C x S``.
-        order_parameter: Posterior mean of lambda_L |v|^2 / N_L given the state, ``C x S``.
+        order_parameter: Posterior mean of ``lambda_L |v|^2 / N_L`` given the state, ``C x S``.
         training_error: ``C x S``.
         population: The last states, from which it can go on.
         acceptance: Mean acceptance.

@@ -51,7 +51,7 @@ class Adaptive(Theory):
     ``order_parameters``: ``"q"``, the posterior mean of ``lambda_1 |v|^2 / N``, which is ``readout_norm`` too.
     ``log_evidence`` is good where the units stay near their prior; it is too high at small lambda_1 and where the
     units' law has several modes. ``stats``: ``converged``, ``monte_carlo_error`` (relative), ``tolerance_reached``,
-    ``residual`` (of the equation for a, relative to |y|), ``change`` (relative, of V in the last iteration),
+    ``residual`` (of the equation for a, relative to ``|y|``), ``change`` (relative, of V in the last iteration),
     ``effective_share`` of the units, ``kl_per_unit`` and ``log_width``, ``variance_trusted`` (the first below the
     second: beyond it units specialize, and the variance has been too small by factors of 1 to 4, while the mean and q
     held), ``ep_consistency`` (relative change of the watched error if the whole covariance E2 - m m^T closed the
@@ -223,7 +223,7 @@ class FittedAdaptive(FittedTheory):
 
     @torch.no_grad()
     def left_out_units(self) -> LeftOut:
-        """Return :meth:`leave_one_out` in the model's units, with the effective share of the re-weighted units."""
+        """Return what ``leave_one_out`` does in the model's units, with the units' effective shares."""
         return self.conditioned.left_out  # type: ignore[attr-defined]
 
 

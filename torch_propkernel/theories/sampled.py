@@ -36,7 +36,7 @@ class Sampled(Theory):
     activation; the covariance must be one fully connected network's (a RenormalizedNNGPKernel, possibly in
     ScaleKernels), whose order parameters and composition play no part; any mean.
 
-    ``order_parameters["q"]`` is the posterior mean of lambda_L |v|^2 / N_L. ``log_evidence`` is log p(y | T), with
+    ``order_parameters["q"]`` is the posterior mean of ``lambda_L |v|^2 / N_L``. ``log_evidence`` is log p(y | T), with
     ``stats["log_evidence_error"]``; on average it is too low, most so where chains do not follow. ``stats`` has the
     largest R-hat (``"r_hat"``; of the log likelihood, q and the training error), ``"monte_carlo_error"``, the standard
     error of the predicted means as a share of the predicted spread, ``"acceptance"``, ``"gradients"``, ``"draws"``.
