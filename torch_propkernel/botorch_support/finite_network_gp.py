@@ -13,6 +13,7 @@ from gpytorch.kernels import Kernel
 from gpytorch.means import Mean
 from torch import Tensor
 
+from .._validation import present
 from ..distributions import ScaleMixtureMultivariateNormal
 from ..distributions.normal_given_scale import NormalGivenScale
 from ..kernels import RenormalizedNNGPKernel
@@ -59,7 +60,7 @@ class SingleTaskFiniteNetworkGP(SingleTaskProcess, FiniteNetworkProcess):
         TypeError: Both a width and a kernel, or none.
         UnsupportedError: What is listed as refused.
 
-    Reference: THEORY.md, section 9.
+    Reference: THEORY.md, section 10.
 
     Example:
         >>> import torch
@@ -94,9 +95,12 @@ class SingleTaskFiniteNetworkGP(SingleTaskProcess, FiniteNetworkProcess):
         if likelihood is None:
             likelihood = FiniteWidthLikelihood(**default_noise(), batch_shape=batch_shape)
         if covar_module is None:
-            assert width is not None
             covar_module = RenormalizedNNGPKernel(
-                "erf", width, bias_variance=1.0, ard_num_dims=transformed.shape[-1], batch_shape=batch_shape
+                "erf",
+                present(width, "width"),
+                bias_variance=1.0,
+                ard_num_dims=transformed.shape[-1],
+                batch_shape=batch_shape,
             )
         FiniteNetworkProcess.__init__(self, train_X, targets, likelihood, covar_module, theory=theory)
         self._set_modules(train_X, covar_module, mean_module, outcome_transform, input_transform)

@@ -70,7 +70,7 @@ class FiniteNetworkProcess(RebuiltFantasies, NetworkGP):
         TypeError, ValueError: No renormalized kernel, an unknown theory; at the first prediction, a model to which the
             theory does not apply.
 
-    Reference: THEORY.md, sections 1 and 9.
+    Reference: THEORY.md, sections 1, 9 and 10.
 
     Example:
         >>> import torch

@@ -112,8 +112,8 @@ class Annealing:
     input space, only the weights that they see are moved (:class:`RowSpaceTarget`).
 
     Shapes: x ``P x d``, y ``P`` (``P x D`` with ``num_outputs``). Cost: ``moves`` x ``leapfrogs`` batched gradients for
-    each step, of a forward and backward pass and min(P, N) P N for each chain; about 10 / ``spread`` steps for each
-    power of ten of T and hundred points.
+    each step, of a forward and backward pass and min(P, N) P N for each chain; 40 to 70 steps on five UCI sets of 280
+    to 400 rows, down to T = 0.02 to 0.0005.
 
     Args:
         network: Architecture and prior; of any kind, its present weights play no part.

@@ -111,26 +111,11 @@ class Adaptive(Theory):
         self.time_limit = None if time_limit is None else positive_number("time_limit", time_limit)
         self.progress = progress
 
-    def _options(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "progress"}
-
-    def __eq__(self, other: object) -> bool:
-        """Equal when of one class and with the same options, whoever watches."""
-        return isinstance(other, Adaptive) and type(self) is type(other) and self._options() == other._options()
-
-    def __hash__(self) -> int:
-        """Hash of the class and the options."""
-        return hash((type(self), tuple(self._options().items())))
-
     def __repr__(self) -> str:
         """Class and options that are not the default."""
         defaults = {"num_units": None, "tolerance": 0.01, "seed": 0, "time_limit": None}
         options = (f"{name}={value!r}" for name, value in self._options().items() if value != defaults[name])
         return f"{type(self).__name__}({', '.join(options)})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out who watches."""
-        return {**vars(self), "progress": None}
 
     def _check(self, problem: Problem) -> None:
         kernel = problem.network

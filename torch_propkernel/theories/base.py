@@ -97,16 +97,24 @@ class Theory(ABC):
 
     def __eq__(self, other: object) -> bool:
         """Equal when of one class and with the same options."""
-        return type(self) is type(other) and vars(self) == vars(other)
+        return isinstance(other, Theory) and type(self) is type(other) and self._options() == other._options()
 
     def __hash__(self) -> int:
         """Hash of the class and the options."""
-        return hash((type(self), tuple(sorted(vars(self).items()))))
+        return hash((type(self), tuple(sorted(self._options().items()))))
 
     def __repr__(self) -> str:
         """Class and options, as in the call that makes the object."""
-        options = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        options = ", ".join(f"{name}={value!r}" for name, value in self._options().items())
         return f"{type(self).__name__}({options})"
+
+    def _options(self) -> dict[str, Any]:
+        """Everything but who watches the progress, who is no part of equality."""
+        return {name: value for name, value in vars(self).items() if name != "progress"}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out who watches."""
+        return {name: None if name == "progress" else value for name, value in vars(self).items()}
 
 
 class FittedTheory:

@@ -346,7 +346,7 @@ class _Search:
                     with torch.no_grad():
                         density = present(posterior.error(test_x, test_y).log_density, "log_density")
                     densities[rung][part] = density
-                    here = dataclasses.replace(draws.population, log_evidence=here.log_evidence)
+                    here = draws.population
                     best_here = max(best_here, float(density.mean()))
                     if first and float(density.mean()) < best_here - _HOPELESS:
                         worth = worth[: index + 1]
