@@ -30,6 +30,9 @@ def pair():
 
 def test_it_stands_in_the_table():
     assert get_theory("sampled") == Sampled()
+    watched = Sampled(progress=lambda done, total: None)  # who watches is no part of it, and of no pickle
+    assert watched == Sampled() and hash(watched) == hash(Sampled()) and watched != Sampled(seed=1)
+    assert pickle.loads(pickle.dumps(watched)).progress is None
 
 
 class TestALinearNetwork:
