@@ -11,6 +11,7 @@ import torch
 
 from torch_propkernel import Spectrum, solve_order_parameters
 from torch_propkernel.actions import OutputAction, solve_matrix_order_parameters
+from torch_propkernel.exceptions import NotEnoughMemoryError
 from torch_propkernel.numerics.symmetric import exponential_differences, from_coordinates, to_coordinates
 
 DOUBLE = torch.float64
@@ -23,28 +24,44 @@ def data(num_data=25, num_outputs=3, seed=0):
     return x @ x.T / 12.0, y + 0.1 * torch.randn(num_data, num_outputs, generator=generator, dtype=DOUBLE)
 
 
-def dense_action(order_parameters, kernel, y, width, temperature):
-    """N_L S from its definition, with a matrix of P D rows; the chain Q_l = R_{l+1} E_l R_{l+1}^T multiplied out."""
+def dense_action(order_parameters, kernel, y, width, noise):
+    """N_L S from its definition, with a matrix of P D rows; the chain Q_l = R_{l+1} E_l R_{l+1}^T multiplied out.
+
+    ``noise`` is T or a covariance between outputs; rows of targets that are NaN are deleted.
+    """
     size = y.shape[-1]
     factor = torch.eye(size, dtype=DOUBLE)
     for matrix in reversed(order_parameters):
         values, vectors = torch.linalg.eigh(matrix)
         factor = factor @ (vectors * values.sqrt()) @ vectors.T
-    covariance = temperature * torch.eye(y.numel(), dtype=DOUBLE) + torch.kron(factor @ factor.T, kernel)
+    noise = torch.as_tensor(noise, dtype=DOUBLE)
+    noise = noise * torch.eye(size, dtype=DOUBLE) if noise.dim() == 0 else noise
+    covariance = torch.kron(noise, torch.eye(len(y), dtype=DOUBLE)) + torch.kron(factor @ factor.T, kernel)
     stacked = y.T.reshape(-1)
+    seen = ~stacked.isnan()
+    covariance, stacked = covariance[seen][:, seen], stacked[seen]
     layers = sum(n * (torch.trace(e) - torch.logdet(e)) for n, e in zip(width, order_parameters, strict=True))
     return layers + torch.logdet(covariance) + stacked @ torch.linalg.solve(covariance, stacked)
 
 
+NOISE = torch.tensor([[0.2, 0.05, 0.0], [0.05, 0.9, -0.2], [0.0, -0.2, 0.4]], dtype=DOUBLE)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("noise", [0.2, NOISE])
 @pytest.mark.parametrize("width", [[20.0], [8.0, 30.0], [5.0, 5.0, 9.0]])
-def test_the_minimum_is_that_of_the_dense_action_over_all_layers(width):
+def test_the_minimum_is_that_of_the_dense_action_over_all_layers(width, noise, missing):
     kernel, y = data()
-    solution = solve_matrix_order_parameters(kernel, y, width=width, temperature=0.2)
+    if missing:
+        y[torch.rand(y.shape, generator=torch.Generator().manual_seed(3)) < 0.3] = math.nan
+    own_noise = {"temperature": 0.2} if noise is not NOISE else {"temperature": 0.5, "output_noise": 2.0 * NOISE}
+    solution = solve_matrix_order_parameters(kernel, y, width=width, **own_noise)
     layers = len(width)
+    assert solution.stats["num_missing"] == int(y.isnan().sum()) and missing == (solution.stats["num_missing"] > 0)
 
     def function(flat):
         logs = from_coordinates(torch.tensor(flat).reshape(layers, -1), 3).requires_grad_()
-        value = dense_action(list(torch.matrix_exp(logs)), kernel, y, width, 0.2)
+        value = dense_action(list(torch.matrix_exp(logs)), kernel, y, width, noise)
         (gradient,) = torch.autograd.grad(value, logs)
         return value.item(), to_coordinates(0.5 * (gradient + gradient.mT)).flatten().numpy()
 
@@ -55,7 +72,7 @@ def test_the_minimum_is_that_of_the_dense_action_over_all_layers(width):
     logs = from_coordinates(torch.tensor(found.x).reshape(layers, -1), 3)
     torch.testing.assert_close(solution.order_parameter, torch.matrix_exp(logs), rtol=0, atol=1e-5)  # BFGS's gtol
     assert solution.stats["agreeing_starts"] >= 1 and solution.result.successful
-    own = dense_action(list(solution.order_parameter), kernel, y, width, 0.2)
+    own = dense_action(list(solution.order_parameter), kernel, y, width, noise)
     assert own.item() == pytest.approx(solution.action.item() * width[-1], rel=1e-12)
 
 
@@ -73,6 +90,19 @@ def test_the_gradient_is_the_difference_quotient_also_where_eigenvalues_coincide
     zero = torch.zeros(2, 6, dtype=DOUBLE)
     expected = dense_action([torch.eye(3, dtype=DOUBLE)] * 2, kernel, y, [8.0, 30.0], 0.2)
     assert action(zero)[0].item() + 3 * 38.0 == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_dense_action_of_observed_targets_and_the_reduced_one_have_the_same_minimum(seed):
+    """A further point without any target changes nothing, but that A is dense."""
+    kernel, y = data(num_data=12, seed=seed)
+    noise = {"temperature": 0.1, "output_noise": NOISE / 0.3}
+    complete = solve_matrix_order_parameters(kernel, y, width=[4.0, 9.0], **noise)
+    larger = torch.nn.functional.pad(kernel, (0, 1, 0, 1))
+    padded = torch.cat([y, torch.full((1, 3), math.nan, dtype=DOUBLE)])
+    dense = solve_matrix_order_parameters(larger, padded, width=[4.0, 9.0], **noise)
+    torch.testing.assert_close(dense.order_parameter, complete.order_parameter, rtol=1e-7, atol=1e-7)
+    assert dense.action.item() == pytest.approx(complete.action.item(), rel=1e-12)
 
 
 def test_divided_differences_are_those_of_the_exponential():
@@ -131,6 +161,15 @@ def test_fewer_units_than_outputs_are_solved_and_marked():
     assert bool((torch.linalg.eigvalsh(solution.output_covariance) > 0).all())
 
 
+def test_matrices_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
+    monkeypatch.setattr("torch_propkernel._memory.available_memory", lambda device="cpu": 1e5)
+    kernel, y = data()
+    solve_matrix_order_parameters(kernel, y, width=5.0, temperature=0.1)
+    y[0, 0] = math.nan
+    with pytest.raises(NotEnoughMemoryError, match="74 observed targets of 3 outputs, of which some are missing"):
+        solve_matrix_order_parameters(kernel, y, width=5.0, temperature=0.1)
+
+
 def test_bad_input_is_refused():
     kernel, y = data()
     with pytest.raises(ValueError, match=r"targets: expected shape \(P, D\), got \(25,\)"):
@@ -145,5 +184,16 @@ def test_bad_input_is_refused():
             width=5.0,
             temperature=0.1,
         )
+    with pytest.raises(ValueError, match=r"output_noise: expected shape \(3, 3\), got \(2, 2\)"):
+        solve_matrix_order_parameters(kernel, y, width=5.0, temperature=0.1, output_noise=torch.eye(2))
+    with pytest.raises(ValueError, match="symmetric positive definite"):
+        solve_matrix_order_parameters(kernel, y, width=5.0, temperature=0.1, output_noise=-torch.eye(3))
+    unseen = y.clone()
+    unseen[:, 1] = math.nan
+    with pytest.raises(ValueError, match=r"got none of outputs \[1\]"):
+        solve_matrix_order_parameters(kernel, unseen, width=5.0, temperature=0.1)
+    unseen[:, 1] = math.inf
+    with pytest.raises(ValueError, match="targets"):
+        solve_matrix_order_parameters(kernel, unseen, width=5.0, temperature=0.1)
     with pytest.raises(TypeError, match="beside a Spectrum"):
         solve_matrix_order_parameters(Spectrum.from_kernel(kernel, y, num_outputs=3), y, width=5.0, temperature=0.1)

@@ -108,18 +108,117 @@ def test_accuracy_is_the_share_of_largest_outputs():
         fitted.accuracy(x, classes + 1)
 
 
+def noisy_problem(kind, missing):
+    model, x, y = problem()
+    options = {"diagonal": {"rank": 0}, "correlated": {"rank": 2}, "equal": {"has_task_noise": False}}[kind]
+    likelihood = gpytorch.likelihoods.MultitaskGaussianLikelihood(num_tasks=3, **options)
+    likelihood.noise = 0.1
+    if kind == "diagonal":
+        likelihood.task_noises = torch.tensor([0.5, 0.02, 0.1])
+    if kind == "correlated":
+        factor = torch.tensor([[0.5, 0.1], [-0.4, 0.2], [0.0, 0.6]])
+        likelihood.task_noise_covar_factor = torch.nn.Parameter(factor)
+    targets = model.train_targets.clone()
+    if missing:
+        targets[torch.rand(targets.shape, generator=torch.Generator().manual_seed(1)) < 0.25] = float("nan")
+    return MultitaskNetworkGP(model.train_inputs[0], targets, likelihood, model.covar_module), x, y
+
+
+@pytest.mark.parametrize("theory", [SaddlePoint(), FreeScale(), InfiniteWidth()])
+@pytest.mark.parametrize(
+    ("kind", "missing"), [("diagonal", False), ("correlated", False), ("diagonal", True), ("correlated", True)]
+)
+def test_noise_by_output_and_missing_targets(kind, missing, theory):
+    """Against the formulas of a Gaussian process with a matrix of all observed targets."""
+    model, x, y = noisy_problem(kind, missing)
+    fitted = theory.fit(model)
+    q = torch.diag(fitted.order_parameters["r"]) if "r" in fitted.order_parameters else fitted.order_parameters["Q"]
+    train_x, targets = model.train_inputs[0], model.train_targets
+    with torch.no_grad():
+        noise = model.likelihood.noise * torch.eye(3)
+        if kind == "diagonal":
+            noise = noise + torch.diag(model.likelihood.task_noises)
+        else:
+            noise = noise + model.likelihood.task_noise_covar
+        points = torch.cat([train_x, x])
+        prior = torch.kron(model.covar_module.data_covar_module(points).to_dense(), q)
+    stacked, size = targets.reshape(-1), targets.numel()
+    seen = torch.nonzero(~stacked.isnan()).flatten()
+    own = torch.kron(torch.eye(20), noise)[seen][:, seen]
+    covariance, cross = own + prior[seen][:, seen], prior[size:][:, seen]
+    mean = cross @ torch.linalg.solve(covariance, stacked[seen])
+    spread = prior[size:, size:] - cross @ torch.linalg.solve(covariance, cross.T)
+    found, variance = fitted.predict(x)
+    torch.testing.assert_close(found, mean.reshape(8, 3), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(variance, spread.diagonal().reshape(8, 3), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(fitted.distribution(x, joint=True).covariance_matrix, spread, rtol=0, atol=1e-9)
+    blocks = torch.stack([spread[3 * i : 3 * i + 3, 3 * i : 3 * i + 3] for i in range(8)])
+    torch.testing.assert_close(fitted.conditioned.covariances(x), blocks, rtol=0, atol=1e-9)
+    log_density = torch.distributions.MultivariateNormal(torch.zeros(len(seen)), covariance).log_prob(stacked[seen])
+    torch.testing.assert_close(fitted.conditioned.log_likelihoods()[0], log_density, rtol=1e-9, atol=0)
+    at_points = prior[seen][:, seen]
+    away = stacked[seen] - at_points @ torch.linalg.solve(covariance, stacked[seen])
+    errors = away**2 + (at_points - at_points @ torch.linalg.solve(covariance, at_points)).diagonal()
+    expected = torch.stack([errors[seen % 3 == output].mean() for output in range(3)])
+    torch.testing.assert_close(fitted.training_error(), expected, rtol=1e-8, atol=1e-10)
+    noisy = variance + noise.diagonal()
+    density = torch.distributions.Normal(found, noisy.sqrt()).log_prob(y)
+    torch.testing.assert_close(fitted.error(x, y).log_density, density.mT, rtol=1e-8, atol=1e-9)
+    if missing:
+        with pytest.raises(ValueError, match="leave_one_out: expected all targets to be observed"):
+            fitted.leave_one_out()
+    else:
+        left = torch.ones(20, dtype=torch.bool)
+        left[4] = False
+        kept = torch.nonzero(left.repeat_interleave(3)).flatten()
+        a, c = covariance[kept][:, kept], prior[12:15][:, kept]
+        estimate = fitted.leave_one_out()
+        torch.testing.assert_close(estimate.mean[:, 4], c @ torch.linalg.solve(a, stacked[kept]), rtol=1e-8, atol=1e-9)
+        around = (prior[12:15, 12:15] - c @ torch.linalg.solve(a, c.T)).diagonal()
+        torch.testing.assert_close(estimate.variance[:, 4], around, rtol=1e-7, atol=1e-9)
+
+
+def test_a_free_scale_for_each_output_is_that_of_the_output_alone():
+    for kind, missing in (("equal", False), ("diagonal", False), ("diagonal", True)):
+        model, x, y = noisy_problem(kind, missing)
+        fitted = FreeScale().fit(model)
+        noise = model.likelihood.noise + (model.likelihood.task_noises if kind == "diagonal" else torch.zeros(3))
+        evidence = 0.0
+        for output in range(3):
+            seen = ~model.train_targets[:, output].isnan()
+            likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.Positive())
+            likelihood.noise = noise[output].detach()
+            kernel = RenormalizedNNGPKernel("erf", [15.0, 25.0], bias_variance=0.3)
+            targets = model.train_targets[seen, output]
+            alone = FreeScale().fit(NetworkGP(model.train_inputs[0][seen], targets, likelihood, kernel))
+            # A bounded search of the log scale to 1e-10 resolves a flat maximum to the root of the rounding.
+            torch.testing.assert_close(
+                fitted.order_parameters["r"][output], alone.order_parameters["r"], rtol=1e-6, atol=0
+            )
+            torch.testing.assert_close(
+                fitted.error(x, y).total[output], alone.error(x, y[:, output]).total, rtol=1e-6, atol=1e-9
+            )
+            evidence = evidence + alone.log_evidence
+        torch.testing.assert_close(fitted.log_evidence, evidence, rtol=1e-10, atol=0)
+        assert fitted.correlations(x)[:, 0, 1].abs().max() < 1e-10
+        assert fitted.stats["at_edge"].shape == (3,)
+
+
 def test_what_does_not_apply_is_refused():
     model, x, y = problem()
-    for theory in (Gated(), FreeScale()):
-        with pytest.raises(ValueError, match="expected one output, got 3"):
-            theory.fit(model)
+    with pytest.raises(ValueError, match="expected one output, got 3"):
+        Gated().fit(model)
     fitted = SaddlePoint().fit(model)
     with pytest.raises(ValueError, match=r"y: expected shape \(m, 3\)"):
         fitted.error(x, y[:, 0])
-    noisy = gpytorch.likelihoods.MultitaskGaussianLikelihood(num_tasks=3)
-    other = MultitaskNetworkGP(model.train_inputs[0], model.train_targets, noisy, model.covar_module)
-    with pytest.raises(ValueError, match="has_task_noise=False"):
+    other = MultitaskNetworkGP(model.train_inputs[0], model.train_targets, model.likelihood, model.covar_module)
+    other.likelihood = gpytorch.likelihoods.GaussianLikelihood()
+    with pytest.raises(ValueError, match="expected a MultitaskGaussianLikelihood, got GaussianLikelihood"):
         SaddlePoint().fit(other)
+    empty = model.train_targets.clone()
+    empty[:, 2] = float("nan")
+    with pytest.raises(ValueError, match=r"got none of outputs \[2\]"):
+        SaddlePoint().fit(MultitaskNetworkGP(model.train_inputs[0], empty, model.likelihood, model.covar_module))
     scaled = gpytorch.kernels.ScaleKernel(model.covar_module)
     with pytest.raises(ValueError, match="MultitaskRenormalizedKernel itself, got ScaleKernel"):
         SaddlePoint().fit(MultitaskNetworkGP(model.train_inputs[0], model.train_targets, model.likelihood, scaled))

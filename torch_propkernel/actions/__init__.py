@@ -2,6 +2,7 @@
 
 from .evidence import effective_action, laplace_evidence
 from .first_order import FirstOrderTerms, Terms, draw_pre_activations, first_order_terms
+from .observed_output_action import ObservedOutputAction
 from .output_action import OutputAction
 from .solution import Solution, SolveResult
 from .solve_matrix_order_parameters import MatrixSolution, solve_matrix_order_parameters
@@ -11,6 +12,7 @@ from .stationary_points import find_stationary_points
 __all__ = [
     "FirstOrderTerms",
     "MatrixSolution",
+    "ObservedOutputAction",
     "OutputAction",
     "Solution",
     "SolveResult",

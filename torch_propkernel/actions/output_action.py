@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..numerics.symmetric import exponential_differences, from_coordinates
+from ..numerics.symmetric import exponential_differences, from_coordinates, relative_eigh, to_coordinates
 from ..order_parameters import ScalarChain
 from ..spectra.spectrum import Spectrum
 from .outer_action import OuterAction
+from .stationary_points import find_stationary_points, global_minimum
 
 
 class OutputAction:
@@ -27,6 +28,9 @@ class OutputAction:
 
     .. math:: N_L \frac{dS}{dX} = V [\mathrm{diag}(\mu) + \Phi * G] V^T
 
+    Noise of covariance T R, R = C C^T, replaces z by :math:`z\, C^{-T}` and Q in the data term by
+    :math:`C^{-1} Q\, C^{-T}`, whose eigenvalues and eigenvectors then stand for rho and V there.
+
     Calling the object gives values ``n`` at coordinates ``n x D (D + 1) / 2`` of X
     (:func:`torch_propkernel.numerics.symmetric.to_coordinates`), differentiable once. Cost: P D^2 for each problem; no
     matrix of P D rows is formed.
@@ -35,22 +39,24 @@ class OutputAction:
         spectrum: Of K with D outputs, without batch dimensions.
         width: N_1, ..., N_L of n problems, ``n x L``.
         temperature: T > 0, ``n``.
+        output_noise: R, ``D x D``, positive definite; the identity if None.
 
-    Reference: THEORY.md, section 11, eqs. (20) and (21).
+    Reference: THEORY.md, section 11, eqs. (20), (21) and (22).
     """
 
-    def __init__(self, spectrum: Spectrum, width: Tensor, temperature: Tensor) -> None:
+    num_missing = 0
+
+    def __init__(
+        self, spectrum: Spectrum, width: Tensor, temperature: Tensor, output_noise: Tensor | None = None
+    ) -> None:
         """Store the problems."""
         self.eigenvalues, self.projections = spectrum.eigenvalues, spectrum.projections
         self.counts = spectrum.counts
         self.chain = ScalarChain(width.unsqueeze(-2))
         self.temperature = temperature
-        self.num_data = spectrum.num_data
-
-    @property
-    def num_outputs(self) -> int:
-        """Number D of outputs."""
-        return self.projections.shape[-1]
+        self.num_data, self.num_outputs = spectrum.num_data, spectrum.num_outputs
+        self.output_noise = output_noise
+        self.root = None if output_noise is None else torch.linalg.cholesky(output_noise)
 
     def __call__(self, coordinates: Tensor) -> Tensor:
         """Return N_L S - D sum_l N_l, ``n``."""
@@ -67,6 +73,8 @@ class OutputAction:
         turned = (self.projections @ vectors).square().mT.flatten(0, 1)
         width = self.chain.width.squeeze(-2).repeat_interleave(self.num_outputs, 0)
         temperature = self.temperature.repeat_interleave(self.num_outputs, 0)
+        if self.output_noise is not None:  # of the rotated outputs by themselves: exact where Q and R commute
+            temperature = temperature * (vectors * (self.output_noise @ vectors)).sum(-2).flatten()
         values, counts = (None if v is None else v.expand(len(turned), -1) for v in (self.eigenvalues, self.counts))
         return OuterAction(values, turned, ScalarChain(width), temperature, counts)  # type: ignore[arg-type]
 
@@ -75,21 +83,58 @@ class OutputAction:
         weighted = self.projections / (temperature[:, None, None] + self.eigenvalues.unsqueeze(-1))
         return weighted.mT @ self.projections
 
+    def starts(self) -> list[Tensor]:
+        """Return coordinates ``n x D (D + 1) / 2`` from which a minimum is searched.
+
+        Rotated to the eigenvectors of the label matrices, or not at all, the outputs are one-dimensional problems,
+        each solved globally; and the identity.
+        """
+        unit = torch.eye(self.num_outputs, dtype=torch.float64, device=self.temperature.device)
+        unit = unit.expand(len(self.temperature), *unit.shape)
+        labels = self.projections.mT @ self.projections
+        rotations = [
+            torch.linalg.eigh(self.label_matrix(self.temperature)).eigenvectors,
+            torch.linalg.eigh(labels).eigenvectors.expand_as(unit),
+            unit,
+        ]
+        starts = []
+        for vectors in rotations if self.num_outputs > 1 else rotations[-1:]:
+            u = global_minimum(find_stationary_points(self.rotated(vectors)))[0].reshape(len(unit), -1)
+            starts.append(to_coordinates((vectors * torch.nan_to_num(u).unsqueeze(-2)) @ vectors.mT))
+        return [*starts, torch.zeros_like(starts[0])]
+
     def value_and_gradient(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """Return values ``n`` and gradients ``n x D x D`` in X of shape ``n x D x D``."""
         u, vectors = torch.linalg.eigh(matrix)
         layers = self.chain.at_log_scale(u)
-        turned = self.projections @ vectors
+        data, slope = self.data_term(u, vectors)
+        inner = exponential_differences(u) * slope + torch.diag_embed(layers.pull)
+        value = self.chain.action(layers.log_order_parameter).sum(-1) + data
+        return value, vectors @ inner @ vectors.mT
+
+    def data_term(self, u: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logdet A + vec(Y)^T A^{-1} vec(Y), ``n``, and V^T (its gradient in Q) V, ``n x D x D``.
+
+        Args:
+            u: Eigenvalues of X, ``n x D``.
+            vectors: V, ``n x D x D``.
+        """
+        scale, mix = u.exp(), vectors
+        if self.root is not None:
+            scale, mix = relative_eigh(scale, vectors, self.root)
+        turned = self.projections @ mix
         k = self.eigenvalues.unsqueeze(-1)
-        spread = self.temperature[:, None, None] + k * torch.exp(u).unsqueeze(-2)
+        spread = self.temperature[:, None, None] + k * scale.unsqueeze(-2)
         counts = torch.ones_like(k) if self.counts is None else self.counts.unsqueeze(-1)
         data = (counts * spread.log() + turned.square() / spread).sum((-2, -1))
         slope = (counts * k / spread).sum(-2)
         pulled = turned * k.sqrt() / spread
         inner = torch.diag_embed(slope) - pulled.mT @ pulled
-        inner = exponential_differences(u) * inner + torch.diag_embed(layers.pull)
-        value = self.chain.action(layers.log_order_parameter).sum(-1) + data
-        return value, vectors @ inner @ vectors.mT
+        if self.root is not None:
+            back = vectors.mT @ mix
+            inner = back @ inner @ back.mT
+            data = data + 2.0 * self.num_data * self.root.diagonal().log().sum()
+        return data, inner
 
 
 class _Value(torch.autograd.Function):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from .._validation import as_temperature, as_width
-from ..numerics.symmetric import from_coordinates, to_coordinates
+from .._validation import as_temperature, as_width, check_kernel_and_targets
+from ..numerics.symmetric import from_coordinates
 from ..spectra.spectrum import Spectrum
 from .local_minimum import LocalMinimum, lowest_minimum, minimize
+from .observed_output_action import ObservedOutputAction
 from .output_action import OutputAction
 from .solution import Solution, SolveResult
-from .stationary_points import find_stationary_points, global_minimum
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def solve_matrix_order_parameters(
     *,
     width: float | Sequence[float] | Tensor,
     temperature: float | Tensor,
+    output_noise: Tensor | None = None,
     throw: bool = True,
 ) -> MatrixSolution:
     r"""Minimize the effective action of D outputs, whose layers each have a D x D matrix as order parameter.
@@ -59,6 +61,10 @@ def solve_matrix_order_parameters(
     ``stats["agreeing_starts"]`` says how many starts ended there: the result is "local minimum", since for several
     outputs nothing excludes a lower one.
 
+    Noise that differs or is correlated between outputs, T R in place of T, costs nothing more. Where targets are
+    missing (NaN), A is that of the M observed ones (:class:`ObservedOutputAction`): M^3 operations for each gradient
+    and 6 M^2 numbers of memory, and the starts are the outputs by themselves, unrotated, and the identity.
+
     A layer of fewer than D units has no density of its own, but this action stays defined (it is that of the invariant
     measure): it is minimized, and ``stats["narrow"]`` is True.
 
@@ -67,18 +73,20 @@ def solve_matrix_order_parameters(
 
     Args:
         kernel_matrix: K (1/lambda_L included), or a :class:`Spectrum` with D outputs.
-        targets: Y with the mean subtracted; None with a spectrum.
+        targets: Y with the mean subtracted, NaN where a target is missing; None with a spectrum.
         width: N_l, ``math.inf`` allowed.
         temperature: T > 0.
+        output_noise: R, the noise covariance of the outputs at a point in units of T, ``D x D``; the identity if None.
         throw: Raise if the solve did not converge.
 
     Raises:
         TypeError, ValueError: Bad shapes, dtypes, NaN, non-positive width or temperature, a batch of kernel matrices.
         NotPositiveDefiniteError: K is indefinite.
+        NotEnoughMemoryError: Targets are missing, and the matrices of the observed ones do not fit.
         ConvergenceError: Not converged, with ``throw=True``.
 
     Reference: Pacelli, Giambagli, Baglioni (2024), arXiv:2412.15911; Bassetti et al. (2024), arXiv:2406.03260;
-    THEORY.md, section 11, eqs. (20) and (21).
+    THEORY.md, section 11, eqs. (20) to (23).
 
     Example:
         >>> import torch
@@ -90,18 +98,18 @@ def solve_matrix_order_parameters(
         >>> torch.allclose(one.order_parameter.flatten(), q, rtol=1e-12)
         True
     """
-    spectrum = _spectrum(kernel_matrix, targets)
-    widths = as_width(width, torch.float64).to(spectrum.eigenvalues.device)
+    pose, size, device = _problem(kernel_matrix, targets)
+    widths = as_width(width, torch.float64).to(device)
     temperature = as_temperature(temperature, torch.float64, widths.device)
     if not bool((temperature > 0).all()):
         raise ValueError(f"temperature: expected > 0 for several outputs, got {temperature.tolist()}")
     shape = torch.broadcast_shapes(widths.shape[:-1], temperature.shape)
     layers = widths.shape[-1]
     widths = widths.expand(*shape, layers).reshape(-1, layers)
-    action = OutputAction(spectrum, widths, temperature.expand(shape).reshape(-1))
-    size, number = spectrum.num_outputs, len(widths)
+    noise = None if output_noise is None else _checked_noise(output_noise, size).to(device)
+    action = pose(widths, temperature.expand(shape).reshape(-1), noise)
     free = torch.isfinite(widths).any(-1, keepdim=True)
-    runs = [minimize(action, start, free.expand_as(start), action.scale()) for start in _starts(action, number)]
+    runs = [minimize(action, start, free.expand_as(start), action.scale()) for start in action.starts()]
     best, agreeing, num_minima = lowest_minimum(runs)
     u, vectors = torch.linalg.eigh(from_coordinates(best.logs, size))
     order_parameter = action.chain.at_log_scale(u).order_parameter.mT  # n x L x D
@@ -118,10 +126,11 @@ def solve_matrix_order_parameters(
             "iterations": sum(run.iterations for run in runs),
             "residual": (best.gradient.abs().amax(-1) / action.scale()).reshape(shape),
             "num_minima": num_minima.reshape(shape),
-            "alpha": (spectrum.num_data / widths).reshape(*shape, layers),
+            "alpha": (action.num_data / widths).reshape(*shape, layers),
             "starts": len(runs),
             "agreeing_starts": agreeing.reshape(shape),
             "narrow": bool((widths < size).any()),
+            "num_missing": action.num_missing,
         },
         output_covariance=covariance.reshape(*shape, size, size),
     )
@@ -130,7 +139,10 @@ def solve_matrix_order_parameters(
     return solution
 
 
-def _spectrum(kernel_matrix: Tensor | Spectrum, targets: Tensor | None) -> Spectrum:
+def _problem(
+    kernel_matrix: Tensor | Spectrum, targets: Tensor | None
+) -> tuple[Callable[[Tensor, Tensor, Tensor | None], OutputAction], int, torch.device]:
+    """Return what makes the action from widths, temperatures and noise, D, and the device."""
     if isinstance(kernel_matrix, Spectrum):
         if targets is not None:
             raise TypeError("targets: expected None beside a Spectrum, which holds them already")
@@ -139,27 +151,25 @@ def _spectrum(kernel_matrix: Tensor | Spectrum, targets: Tensor | None) -> Spect
         if not isinstance(targets, Tensor) or targets.dim() != 2:
             got = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
             raise ValueError(f"targets: expected shape (P, D), got {got}")
+        missing = targets.isnan()
+        if bool(missing.any()):
+            check_kernel_and_targets(kernel_matrix, torch.where(missing, 0.0, targets).mT)
+            pose = partial(ObservedOutputAction, kernel_matrix.double(), targets.double())
+            return pose, targets.shape[-1], targets.device
         spectrum = Spectrum.from_kernel(kernel_matrix, targets, num_outputs=targets.shape[-1])
     if spectrum.batch_shape:
         raise ValueError(f"kernel matrix: expected no batch dimensions, got {tuple(spectrum.batch_shape)}")
-    return spectrum
+    return partial(OutputAction, spectrum), spectrum.num_outputs, spectrum.eigenvalues.device
 
 
-def _starts(action: OutputAction, number: int) -> list[Tensor]:
-    """Return first points, ``n x D (D + 1) / 2`` each."""
-    unit = torch.eye(action.num_outputs, dtype=torch.float64, device=action.eigenvalues.device)
-    unit = unit.expand(number, *unit.shape)
-    labels = action.projections.mT @ action.projections
-    starts = []
-    rotations = [
-        torch.linalg.eigh(action.label_matrix(action.temperature)).eigenvectors,
-        torch.linalg.eigh(labels).eigenvectors.expand_as(unit),
-        unit,
-    ]
-    for vectors in rotations if action.num_outputs > 1 else rotations[-1:]:
-        u = global_minimum(find_stationary_points(action.rotated(vectors)))[0].reshape(number, -1)
-        starts.append(to_coordinates((vectors * torch.nan_to_num(u).unsqueeze(-2)) @ vectors.mT))
-    return [*starts, torch.zeros_like(starts[0])]
+def _checked_noise(covariance: Tensor, size: int) -> Tensor:
+    covariance = torch.as_tensor(covariance, dtype=torch.float64)
+    if covariance.shape != (size, size):
+        raise ValueError(f"output_noise: expected shape ({size}, {size}), got {tuple(covariance.shape)}")
+    symmetric = torch.allclose(covariance, covariance.mT)
+    if not symmetric or not bool((torch.linalg.eigvalsh(covariance) > 0).all()):
+        raise ValueError(f"output_noise: expected a symmetric positive definite matrix, got {covariance.tolist()}")
+    return covariance
 
 
 def _result(best: LocalMinimum, free: Tensor, size: int) -> SolveResult:

@@ -2,7 +2,9 @@
 
 from .conditioned import Blocks, Conditioned, DenseConditioned, Node, SpectralConditioned
 from .error_estimate import ErrorEstimate
-from .outputs import OutputsConditioned, OutputsProblem
+from .observed_outputs_conditioned import ObservedOutputsConditioned
+from .outputs import OutputsProblem
+from .outputs_conditioned import OutputsConditioned
 from .problem import KernelNode, Problem, ScalarProblem
 from .units import Normalization, Units
 
@@ -14,6 +16,7 @@ __all__ = [
     "KernelNode",
     "Node",
     "Normalization",
+    "ObservedOutputsConditioned",
     "OutputsConditioned",
     "OutputsProblem",
     "Problem",

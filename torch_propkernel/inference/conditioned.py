@@ -322,6 +322,7 @@ class SpectralConditioned(Conditioned):
         scale: Nodes r, ``*b x n``.
         log_weights: Normalized log weights; one node if None.
         spectrum: With eigenvectors; the problem's own if None.
+        temperature: T, ``*b``; the problem's own if None.
 
     Example:
         >>> import gpytorch, torch
@@ -336,13 +337,18 @@ class SpectralConditioned(Conditioned):
     """
 
     def __init__(
-        self, problem: Problem, scale: Tensor, log_weights: Tensor | None = None, spectrum: Spectrum | None = None
+        self,
+        problem: Problem,
+        scale: Tensor,
+        log_weights: Tensor | None = None,
+        spectrum: Spectrum | None = None,
+        temperature: Tensor | None = None,
     ) -> None:
         """Store the nodes."""
         super().__init__(problem, log_weights)
         self.spectrum = problem.spectrum(eigenvectors=True) if spectrum is None else spectrum
         self.scale = scale.to(self.spectrum.eigenvalues)
-        temperature = problem.scalar().temperature.to(self.scale)
+        temperature = (problem.scalar().temperature if temperature is None else temperature).to(self.scale)
         # 1 / (T + r k), *b x n x P.
         self.spread = 1.0 / (
             temperature[..., None, None] + self.scale.unsqueeze(-1) * self.spectrum.eigenvalues.unsqueeze(-2)

@@ -1,4 +1,4 @@
-"""The problem of several outputs that share a kernel, and its posterior: rotated, the outputs are independent."""
+"""The problem of several outputs that share a kernel, taken from a model."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from gpytorch.distributions import MultivariateNormal
+from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.likelihoods import GaussianLikelihood, MultitaskGaussianLikelihood
 from gpytorch.models import ExactGP
+from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
 
 from .._validation import check_inputs, check_targets
 from .._views import evaluation_view
+from ..actions.observed_entries import ObservedEntries
 from ..kernels import MultitaskRenormalizedKernel
 from ..order_parameters import ScalarChain
 from ..spectra import Spectrum
-from .conditioned import Conditioned, SpectralConditioned
-from .error_estimate import ErrorEstimate
+from .conditioned import Conditioned
+from .observed_outputs_conditioned import ObservedOutputsConditioned
+from .outputs_conditioned import OutputsConditioned
 from .problem import Problem
 from .units import Units
 
@@ -30,19 +33,27 @@ def has_outputs(model: Any) -> bool:
 
 
 class OutputsProblem(Problem):
-    r"""A model with D outputs, A = T 1 + K (x) Q, taken apart: D problems in a batch that share the kernel matrix K.
+    r"""A model with D outputs, A = 1 (x) T R + K (x) Q, taken apart: D problems in a batch that share the matrix K.
 
     As a :class:`Problem` it is that of the infinitely wide network, Q = 1, whose outputs are independent: targets are
-    ``D x P``, and what is predicted is ``D x m``. :meth:`rotated` gives the outputs at a matrix Q.
+    ``D x P``, and what is predicted is ``D x m``. :meth:`rotated` gives the outputs at a matrix Q. The noise of a point
+    may differ and be correlated between outputs, and a target that is NaN is a missing one: A is then that of the
+    observed targets (:class:`ObservedOutputsConditioned`).
 
     Attributes:
         outputs: The multitask kernel.
         output_chain: The chain of each eigenvalue of Q.
+        temperature: T of each output, ``D``, or of all, a number.
+        noise_scale: T, the mean over outputs where they differ.
+        output_noise: R, the noise covariance of a point in units of T, ``D x D``; None for the identity.
+        observed: Which targets are not missing.
+        is_complete: Whether none is.
 
     Raises:
         TypeError, ValueError: No :class:`MultitaskRenormalizedKernel` as the whole covariance, a likelihood other than
-            a :class:`gpytorch.likelihoods.MultitaskGaussianLikelihood` with one noise for all outputs, a batch of
-            models.
+            a :class:`gpytorch.likelihoods.MultitaskGaussianLikelihood`, infinite targets, an output without an
+            observed one, a batch of models.
+        NotEnoughMemoryError: Targets are missing, and the matrices of the observed ones do not fit.
 
     Example:
         >>> import torch
@@ -59,6 +70,9 @@ class OutputsProblem(Problem):
     mean_module: Any
     outputs: MultitaskRenormalizedKernel
     output_chain: ScalarChain
+    noise_scale: Tensor
+    output_noise: Tensor | None
+    is_complete: bool
 
     @classmethod
     @torch.no_grad()
@@ -69,15 +83,21 @@ class OutputsProblem(Problem):
         if not isinstance(kernel, MultitaskRenormalizedKernel):
             got = type(kernel).__name__
             raise ValueError(f"covar_module: expected the MultitaskRenormalizedKernel itself, got {got}")
-        temperature = _temperature(model.likelihood)
         x, y = check_inputs(model.train_inputs[0], "train_inputs"), model.train_targets
         if x.dim() != 2 or y.dim() != 2 or y.shape[-1] != kernel.num_tasks:
             got = f"{tuple(x.shape)} and {tuple(y.shape)}"
             raise ValueError(f"model: expected inputs P x d and targets P x {kernel.num_tasks}, got {got}")
         residuals = (y - model.mean_module(x)).mT
-        check_targets(residuals, len(x), "train_targets")
-        problem = cls(_OneOutput(x, kernel), None, x, y.mT, temperature, None, Units(), None)
-        problem._residuals = residuals
+        missing = residuals.isnan()
+        check_targets(torch.where(missing, 0.0, residuals), len(x), "train_targets")
+        noise = _noise_of_a_point(model, x)
+        temperature, alike = noise.diagonal(), torch.equal(noise, noise[0, 0] * torch.eye(len(noise)).to(noise))
+        scale = temperature[0] if alike else temperature.mean()
+        problem = cls(_OneOutput(x, kernel), None, x, y.mT, scale if alike else temperature, None, Units(), None)
+        problem._residuals, problem.is_complete = residuals, not bool(missing.any())
+        if not problem.is_complete:
+            problem.observed.check_memory()
+        problem.noise_scale, problem.output_noise = scale.double(), None if alike else (noise / scale).double()
         problem.mean_module, problem.outputs, problem.output_chain = model.mean_module, kernel, kernel.chain
         return problem
 
@@ -86,20 +106,47 @@ class OutputsProblem(Problem):
         """Number D of outputs."""
         return self.outputs.num_tasks
 
+    @property
+    def noise_covariance_of_a_point(self) -> Tensor:
+        """T R, ``D x D``, in float64."""
+        unit = torch.eye(self.num_outputs, dtype=torch.float64, device=self.targets.device)
+        return self.noise_scale * (unit if self.output_noise is None else self.output_noise)
+
+    @cached_property
+    def observed(self) -> ObservedEntries:
+        """Which targets are not missing."""
+        return ObservedEntries(self.residuals().mT)
+
     @cached_property
     def joint_spectrum(self) -> Spectrum:
-        """The reduction of K and all targets, with eigenvectors; one ``eigh``."""
+        """The reduction of K and all targets, with eigenvectors; one ``eigh``.
+
+        Raises:
+            ValueError: Targets are missing.
+        """
+        if not self.is_complete:
+            raise ValueError(f"train_targets: expected none missing, got {int(self.targets.isnan().sum())} NaN")
         columns = self.residuals().mT
         return Spectrum.from_kernel(self.unit_covariance, columns, eigenvectors=True, num_outputs=self.num_outputs)
+
+    def spectrum_of(self, output: int) -> Spectrum:
+        """Return the reduction of K and one output's targets at its observed points, without eigenvectors."""
+        if self.is_complete:
+            joint = self.joint_spectrum
+            return Spectrum(joint.eigenvalues, joint.projections[:, [output]], None, joint.log_det_base)
+        residuals = self.residuals()[output]
+        rows = self.observed.points_of(output)
+        return Spectrum.from_kernel(self.unit_covariance[rows][:, rows], residuals[rows])
 
     @cached_property
     def infinite_width(self) -> Conditioned:
         """The posterior at Q = 1."""
         return self.rotated(torch.eye(self.num_outputs, dtype=torch.float64, device=self.targets.device))
 
-    def rotated(self, output_covariance: Tensor) -> OutputsConditioned:
+    def rotated(self, output_covariance: Tensor) -> OutputsConditioned | ObservedOutputsConditioned:
         """Return the posterior at Q, ``D x D``."""
-        return OutputsConditioned(self, output_covariance)
+        kind = OutputsConditioned if self.is_complete else ObservedOutputsConditioned
+        return kind(self, output_covariance)
 
 
 class _OneOutput(ExactGP):
@@ -114,109 +161,12 @@ class _OneOutput(ExactGP):
         return MultivariateNormal(torch.zeros_like(x[..., 0]), self.covar_module(seen))
 
 
-def _temperature(likelihood: Any) -> Tensor:
-    plain = isinstance(likelihood, MultitaskGaussianLikelihood)
-    if not plain or likelihood.has_task_noise or not likelihood.has_global_noise:
-        raise ValueError(
-            "likelihood: expected a MultitaskGaussianLikelihood with has_task_noise=False, whose global noise is the "
-            f"temperature of all outputs, got {type(likelihood).__name__}"
-            + (" with noise of its own for each output" if plain else "")
-        )
-    return likelihood.noise.reshape(())
-
-
-class OutputsConditioned(Conditioned):
-    r"""D outputs conditioned on the data at a matrix Q, from one eigendecomposition of K and one of Q.
-
-    .. math:: Q = V\, \mathrm{diag}(\rho)\, V^T: \qquad \text{the rotated outputs } (f V)_d \sim GP(0, \rho_d K)
-              \text{ with targets } (Y V)_d \text{ are independent}
-
-    No matrix of D P rows is formed. Shapes: outputs stand in the batch, ``D x m``.
-
-    Args:
-        problem: The problem.
-        output_covariance: Q, ``D x D``, symmetric positive definite.
-
-    Reference: THEORY.md, section 11.
-
-    Example:
-        >>> import torch
-        >>> from torch_propkernel.inference import OutputsProblem
-        >>> from torch_propkernel.kernels import MultitaskRenormalizedKernel
-        >>> from torch_propkernel.models import MultitaskNetworkGP
-        >>> kernel = MultitaskRenormalizedKernel("identity", width=4, num_tasks=2)
-        >>> model = MultitaskNetworkGP.with_temperature(torch.eye(3), torch.ones(3, 2), kernel, temperature=0.5)
-        >>> Q = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
-        >>> OutputsProblem.of_outputs(model).rotated(Q).covariances(torch.eye(3)).shape   # of outputs, for each point
-        torch.Size([3, 2, 2])
-    """
-
-    problem: OutputsProblem
-
-    def __init__(self, problem: OutputsProblem, output_covariance: Tensor) -> None:
-        """Rotate the targets."""
-        super().__init__(problem)
-        scale, self.vectors = torch.linalg.eigh(output_covariance.double())
-        spectrum = problem.joint_spectrum
-        turned = Spectrum(
-            spectrum.eigenvalues.expand(len(scale), -1),
-            (spectrum.projections @ self.vectors).mT.unsqueeze(-1),
-            spectrum.eigenvectors,
-            spectrum.log_det_base.expand(len(scale)),
-        )
-        self.inner = SpectralConditioned(problem, scale.unsqueeze(-1), spectrum=turned)
-
-    def _back(self, values: Tensor, spreads: Tensor) -> tuple[Tensor, Tensor]:
-        """Return means and variances of the outputs from those of the rotated ones, ``D x ...`` each."""
-        vectors = self.vectors.to(values.dtype)
-        return torch.tensordot(vectors, values, dims=1), torch.tensordot(vectors.square(), spreads, dims=1)
-
-    def _rotated_moments(self, x: Tensor, joint: bool) -> tuple[Tensor, Tensor]:
-        """Return means ``D x m`` and (co)variances of the rotated outputs, without the prior's mean."""
-        if x.dim() != 2:
-            raise ValueError(f"x: expected shape (m, d) for several outputs, got {tuple(x.shape)}")
-        means, spreads = self.inner.moments(x, joint)
-        return means.squeeze(-2), spreads.squeeze(-3 if joint else -2)
-
-    def moments(self, x: Tensor, joint: bool = False) -> tuple[Tensor, Tensor]:
-        """Return means ``D x 1 x m`` and variances ``D x 1 x m`` (joint: covariances ``D x 1 x m x m``)."""
-        values, variances = self._back(*self._rotated_moments(x, joint))
-        return (self.problem.mean_module(x).mT + values).unsqueeze(1), variances.unsqueeze(1)
-
-    def covariances(self, x: Tensor) -> Tensor:
-        """Return the posterior covariance of the outputs at each point, ``m x D x D``."""
-        spreads = self._rotated_moments(x, joint=False)[1]
-        vectors = self.vectors.to(spreads.dtype)
-        return (vectors * spreads.mT.unsqueeze(-2)) @ vectors.mT
-
-    def joint_covariance(self, x: Tensor) -> Tensor:
-        """Return the posterior covariance of all outputs at all points, interleaved, ``m D x m D``."""
-        spreads = self._rotated_moments(x, joint=True)[1]
-        vectors = self.vectors.to(spreads.dtype)
-        size = x.shape[-2] * len(vectors)
-        return torch.einsum("ad,dij,bd->iajb", vectors, spreads, vectors).reshape(size, size)
-
-    def log_likelihoods(self) -> Tensor:
-        """Return log N(Y; m, A) of all outputs together, ``1``."""
-        return self.inner.log_likelihoods().sum(0)
-
-    def left_out_terms(self) -> tuple[Tensor, Tensor]:
-        """Refuse: the terms of single outputs are those of the rotated ones, :attr:`inner`."""
-        raise ValueError("left_out_terms: expected one output; use leave_one_out, which rotates back")
-
-    def leave_one_out(self) -> ErrorEstimate:
-        """Return errors at each training point given the others, all its outputs left out, ``D x P``."""
-        weights, precision = (v.squeeze(-2) for v in self.inner.left_out_terms())
-        noise = self.problem.noise_diagonal().to(precision.dtype)
-        away, variance = self._back(weights / precision, (1.0 / precision - noise).clamp_min(0.0))
-        noisy = variance + noise
-        log_density = -0.5 * (away.square() / noisy + (2.0 * torch.pi * noisy).log())
-        targets = self.problem.targets.to(away.dtype)
-        return ErrorEstimate(targets - away, away.square(), variance, log_density=log_density)
-
-    def training_error(self) -> Tensor:
-        """Return E (1/P) sum (y - f)^2 over the posterior, ``D``."""
-        weights, precision = (v.squeeze(-2) for v in self.inner.left_out_terms())
-        noise = self.problem.noise_diagonal().to(precision.dtype)
-        away, variance = self._back(noise * weights, noise - noise.square() * precision)
-        return (away.square() + variance).mean(-1).to(self.problem.targets.dtype)
+def _noise_of_a_point(model: Any, x: Tensor) -> Tensor:
+    """Return the noise covariance of the outputs at one point, ``D x D``."""
+    likelihood = model.likelihood
+    if not isinstance(likelihood, MultitaskGaussianLikelihood):
+        got = type(likelihood).__name__
+        raise ValueError(f"likelihood: expected a MultitaskGaussianLikelihood, got {got}")
+    mean = model.mean_module(x[:1])
+    without = MultitaskMultivariateNormal(mean, DiagLinearOperator(torch.zeros_like(mean[0])))
+    return likelihood(without).covariance_matrix

@@ -1,4 +1,4 @@
-"""Symmetric matrices as flat coordinates, their logarithm, and divided differences of the exponential."""
+"""Symmetric matrices as flat coordinates, logarithms, generalized eigenvectors, differences of the exponential."""
 
 from __future__ import annotations
 
@@ -40,6 +40,21 @@ def symmetric_log(matrix: Tensor) -> Tensor:
     """Return the logarithm of symmetric positive definite matrices, ``*b x D x D``."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.log().unsqueeze(-2)) @ vectors.mT
+
+
+def relative_eigh(scale: Tensor, vectors: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+    """Return m, ``*b x D``, and B, ``*b x D x D``, with Q B = R B diag(m) and B^T R B = 1.
+
+    The singular values are taken of a factor, so that small ones keep their digits.
+
+    Args:
+        scale: Eigenvalues of Q, positive, ``*b x D``.
+        vectors: Its eigenvectors, ``*b x D x D``.
+        root: C, lower triangular, with R = C C^T, ``D x D``.
+    """
+    half = torch.linalg.solve_triangular(root, vectors * scale.sqrt().unsqueeze(-2), upper=False)
+    turned, values, _ = torch.linalg.svd(half)
+    return values.square(), torch.linalg.solve_triangular(root.mT, turned, upper=True)
 
 
 def exponential_differences(values: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from ..inference import Conditioned, DenseConditioned, KernelNode, Problem, SpectralConditioned
+from ..inference import Conditioned, DenseConditioned, KernelNode, OutputsProblem, Problem, SpectralConditioned
 from ..spectra import Spectrum
 from .base import FittedTheory, Theory
+from .outputs import FittedOutputs
 
 
 class FreeScale(Theory):
@@ -21,8 +22,9 @@ class FreeScale(Theory):
     prediction that it beats is no evidence for the width, since the order parameter is such a scale with a prior that
     the width dictates. ``order_parameters["r"]`` and ``readout_norm`` are the scale, ``stats["at_edge"]`` says whether
     it is at an end of the interval that was searched, so that there may be no maximum. Models without a renormalized
-    kernel have the scale of their whole covariance fitted. No batch of models. Cost: one reduction of the kernel and
-    one Cholesky factorization.
+    kernel have the scale of their whole covariance fitted. Several outputs have a scale each, ``r`` and ``at_edge`` are
+    ``D``: every scale is that of its own output's targets and noise, and the outputs are independent but for correlated
+    noise. No batch of models. Cost: one reduction of the kernel and one Cholesky factorization.
 
     Raises:
         ValueError: A batch of models, T = 0.
@@ -43,8 +45,11 @@ class FreeScale(Theory):
 
     name = "free_scale"
     needs_order_parameters = False
+    has_outputs = True
 
     def _fit(self, problem: Problem) -> FittedTheory:
+        if isinstance(problem, OutputsProblem):
+            return self._fit_outputs(problem)
         spectrum = _relative_to_noise(problem)
         scale, log_evidence, at_edge = _best_scale(spectrum)
         r = torch.tensor(scale, dtype=problem.targets.dtype, device=problem.targets.device)
@@ -59,6 +64,20 @@ class FreeScale(Theory):
         evidence = torch.tensor(log_evidence, dtype=torch.float64, device=r.device)
         return FittedTheory(self, problem, conditioned, {"r": r}, r, message, {"at_edge": at_edge}, evidence)
 
+    def _fit_outputs(self, problem: OutputsProblem) -> FittedTheory:
+        noise = problem.noise_covariance_of_a_point.diagonal()
+        found = [_best_scale(_in_units(problem.spectrum_of(d), noise[d])) for d in range(problem.num_outputs)]
+        scales, _, at_edge = zip(*found, strict=True)
+        r = noise.new_tensor(scales)
+        conditioned = problem.rotated(torch.diag(r))
+        evidence = conditioned.log_likelihoods().squeeze(-1)
+        edges = [output for output, edge in enumerate(at_edge) if edge]
+        message = f"The evidence of each output is largest at r = {', '.join(f'{scale:.5g}' for scale in scales)}"
+        message += f", for the outputs {edges} an edge of the search." if edges else "."
+        r = r.to(problem.targets)
+        stats = {"at_edge": torch.tensor(at_edge)}
+        return FittedOutputs(self, problem, conditioned, {"r": r}, torch.diag(r), message, stats, evidence)
+
 
 def _relative_to_noise(problem: Problem) -> Spectrum:
     """Return the spectrum with noise and fixed terms as its base, whatever the composition."""
@@ -68,16 +87,21 @@ def _relative_to_noise(problem: Problem) -> Spectrum:
         spectrum, temperature = problem.spectrum(), problem.scalar().temperature.double()
         if spectrum.batch_shape:
             raise ValueError(f"model: expected no batch dimensions, got batch shape {tuple(spectrum.batch_shape)}")
-        if not bool(temperature > 0):
-            raise ValueError(f"likelihood: expected noise above zero, got {temperature.tolist()}")
-        return Spectrum(
-            spectrum.eigenvalues / temperature,
-            spectrum.projections / temperature.sqrt(),
-            None,
-            spectrum.log_det_base + spectrum.num_data * temperature.log(),
-        )
+        return _in_units(spectrum, temperature)
     unit = problem.unit_covariance
     return Spectrum.from_kernel(unit, problem.residuals(), base=problem.noise_covariance(unit))
+
+
+def _in_units(spectrum: Spectrum, temperature: Tensor) -> Spectrum:
+    """Return the spectrum with the noise T B as its base."""
+    if not bool(temperature > 0):
+        raise ValueError(f"likelihood: expected noise above zero, got {temperature.tolist()}")
+    return Spectrum(
+        spectrum.eigenvalues / temperature,
+        spectrum.projections / temperature.sqrt(),
+        None,
+        spectrum.log_det_base + spectrum.num_data * temperature.log(),
+    )
 
 
 def _best_scale(spectrum: Spectrum) -> tuple[float, float, bool]:

@@ -39,7 +39,9 @@ class InfiniteWidth(Theory):
         message = "Infinite width: the order parameters are one, there is nothing to solve."
         if isinstance(problem, OutputsProblem):
             unit = torch.ones_like(problem.outputs.order_parameter).diagonal(dim1=-2, dim2=-1)
-            return fit_at(self, problem, torch.diag_embed(unit), message, {})
+            fitted = fit_at(self, problem, torch.diag_embed(unit), message, {})
+            fitted.log_evidence = fitted.conditioned.log_likelihoods().squeeze(-1)
+            return fitted
         conditioned = problem.infinite_width
         kernel = problem.kernel
         values: dict[str, Tensor] = {}

@@ -9,7 +9,7 @@ from gpytorch.distributions import MultitaskMultivariateNormal
 from linear_operator.operators import BlockDiagLinearOperator, DenseLinearOperator
 from torch import Tensor
 
-from ..inference import ErrorEstimate, OutputsConditioned, OutputsProblem
+from ..inference import ErrorEstimate, ObservedOutputsConditioned, OutputsConditioned, OutputsProblem
 from .base import FittedTheory
 
 _DRAWS = 1000
@@ -19,7 +19,8 @@ class FittedOutputs(FittedTheory):
     """:class:`FittedTheory` of D outputs: predictions are ``m x D`` as in GPyTorch, errors by output, ``D x m``.
 
     ``order_parameters["E"]`` has E_1, ..., E_L, ``L x D x D``, and ``order_parameters["Q"]`` their product, the
-    covariance of the outputs; ``readout_norm`` is E_L, the posterior mean of the readout's Gram matrix.
+    covariance of the outputs; ``readout_norm`` is E_L, the posterior mean of the readout's Gram matrix. Where targets
+    are missing, there is no leave-one-out, and training errors are those of the observed ones.
 
     Example:
         >>> import torch
@@ -36,7 +37,7 @@ class FittedOutputs(FittedTheory):
     """
 
     problem: OutputsProblem
-    conditioned: OutputsConditioned
+    conditioned: OutputsConditioned | ObservedOutputsConditioned
 
     @torch.no_grad()
     def predict(self, x: Tensor, chunk_size: int = 1000) -> tuple[Tensor, Tensor]:

@@ -66,11 +66,12 @@ class SaddlePoint(Theory):
         )
 
     def _fit_outputs(self, problem: OutputsProblem) -> FittedTheory:
-        temperature = problem.temperature
+        columns = problem.unit_covariance, problem.residuals().mT
         found = solve_matrix_order_parameters(
-            problem.joint_spectrum,
+            *((problem.joint_spectrum, None) if problem.is_complete else columns),
             width=problem.output_chain.width,
-            temperature=temperature,  # type: ignore[arg-type]
+            temperature=problem.noise_scale,
+            output_noise=problem.output_noise,
         )
         stats = found.stats | {"solution": found}
         return fit_at(self, problem, found.order_parameter.to(problem.targets), found.message, stats)
