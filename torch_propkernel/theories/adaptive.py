@@ -122,6 +122,8 @@ class Adaptive(Theory):
         layer = last_layer(problem, problem.inputs[..., :1, :])
         if kernel.depth != 1:
             raise ValueError(f"width: {self!r} expected one hidden layer, got {kernel.depth}")
+        if bool((layer.bias_variance != 0).any()):
+            raise ValueError(f"covar_module: {self!r} expected no readout bias, got {layer.bias_variance.tolist()}")
         if problem.targets.dim() != 1 or problem.inputs.dim() != 2 or layer.scale.numel() != 1:
             got = tuple(problem.targets.shape)
             raise ValueError(f"model: {self!r} expected no batch dimensions, got targets of shape {got}")
