@@ -187,7 +187,7 @@ class JointTarget(Target):
     .. math:: U(w, u) = \tfrac12 |w|^2 + \tfrac12 |u|^2 + \tfrac{1}{2T} |Y - \Phi_w v|^2 + \text{const},
               \qquad v = \sqrt{w_L}\, u
 
-    The state is (w, u), u the whitened readout, flattened from ``F x D``; that of a bias is whitened by its own variance.
+    The state is (w, u), u the whitened readout, flattened from ``F x D``; a bias is whitened by its own variance.
     Observables are those of single networks, but for the log likelihood, which is log p(Y | w) as in
     :class:`MarginalTarget`. Arguments, attributes and errors are those of :class:`Target`.
 
