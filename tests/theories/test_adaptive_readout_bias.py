@@ -9,7 +9,7 @@ import torch
 from torch_propkernel import Erf, NetworkGP, ReLU, RenormalizedNNGPKernel
 from torch_propkernel.activations import Identity
 from torch_propkernel.networks import sample_posterior
-from torch_propkernel.theories import Adaptive, InfiniteWidth, Mixture, SaddlePoint, network_from_model
+from torch_propkernel.theories import Adaptive, Auto, InfiniteWidth, Mixture, SaddlePoint, network_from_model
 
 QUICK = Adaptive(num_units=300, tolerance=0.05)
 
@@ -130,3 +130,14 @@ def test_no_bias_and_a_free_constant(data):
     (mean, variance), (shifted, other) = first.predict(points), second.predict(points)
     torch.testing.assert_close(shifted - 100.0, mean, rtol=0, atol=0.15)
     torch.testing.assert_close(other.mean(), variance.mean(), rtol=0.05, atol=0)
+
+
+def test_auto(data):
+    x, y, points = data
+    learned = Auto().fit(network(x, y, Erf(), 8, 2.0))
+    assert learned.theory.name == "adaptive" and set(learned.stats["considered"]) == {"saddle", "adaptive"}
+    wide = Auto().fit(network(x, y, Erf(), 1e6, 2.0))
+    assert wide.theory.name == "saddle" and wide.reliability.reliable is not None
+    deep = Auto().fit(network(x, y, ReLU(), [3, 3], 2.0))  # the gated theory has no bias
+    assert deep.theory.name == "sampled" and "the gated theory does not apply" in deep.message
+    torch.testing.assert_close(deep.predict(x)[0].mean(), y.mean(), rtol=0, atol=0.2)

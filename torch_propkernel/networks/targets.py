@@ -32,7 +32,7 @@ class Observables(NamedTuple):
     variance: Tensor  # C x m, Var[f(x_*) | state], the same for each output
     output: Tensor  # C x m x D, f(x_*) of one network
     hidden: Tensor  # C x num_hidden, its hidden weights
-    readout: Tensor  # C x F x D, its readout
+    readout: Tensor  # C x F x D, its readout; one more row for a bias
 
 
 class Target(ABC):
