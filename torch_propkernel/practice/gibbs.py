@@ -180,8 +180,8 @@ def linear_default_variances(fan_in: Sequence[int]) -> tuple[tuple[float, ...], 
         fan_in: N_0, ..., N_L, the inputs of each layer of weights.
 
     Returns:
-        w_0, ..., w_L and b_0, ..., b_L, the last being the readout's bias: ``readout_bias_variance`` of a
-        :class:`FiniteNetwork`, a ConstantKernel beside a kernel.
+        w_0, ..., w_L and b_0, ..., b_L. The last is the readout's bias, the ``readout_bias_variance`` of a
+        :class:`FiniteNetwork` and the constant of a ConstantKernel beside a kernel.
 
     Raises:
         ValueError: A fan-in that is not a whole number >= 1.
