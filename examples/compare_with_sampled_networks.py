@@ -5,12 +5,13 @@ Usage::
     python examples/compare_with_sampled_networks.py DIR [--json OUT]
 
 DIR holds ``finite_networks.json``, a list of cases, and the arrays they name. Three small cases ship in
-``tests/data``. A case is an object with
+``tests/data``, one of two outputs in ``tests/data/outputs``. A case is an object with
 
 ``id``
     a name,
 ``arrays``
-    path, relative to DIR, of an ``.npz`` file with X ``(P, N_0)``, y ``(P,)``, Xt ``(m, N_0)``, yt ``(m,)``,
+    path, relative to DIR, of an ``.npz`` file with X ``(P, N_0)``, y ``(P,)``, Xt ``(m, N_0)``, yt ``(m,)``; for a
+    network of D outputs y ``(P, D)`` and yt ``(m, D)``,
 ``widths``
     N_1, ..., N_L,
 ``activation``
@@ -22,7 +23,8 @@ DIR holds ``finite_networks.json``, a list of cases, and the arrays they name. T
 ``measured``
     (optional) ``{"mse": {"mean": .., "se": ..}, ...}``: E (y* - f(x*))^2 averaged over the test points and over
     networks sampled from the posterior, without noise; also ``bias2``, ``variance``, and ``qv``, the mean of
-    lambda_L |v|^2 / N_L,
+    lambda_L |v|^2 / N_L. Of several outputs these are sums, of ``qv`` the mean, and ``mse_per_output`` is a list of
+    ``{"mean": .., "se": ..}``,
 ``theory``
     (optional) ``{name: {"mse": ..}}``: the same predictions from another implementation, shown as a relative
     difference.
@@ -33,19 +35,20 @@ computed at the given test targets. Predictions are named ``inf`` (infinite widt
 ``first`` (first order in 1/N) and ``adaptive`` (units that learn) for one hidden layer, with relu also ``saddle_qs``
 (the mean apart); for more layers ``saddle_nested``, ``saddle_outer`` and ``saddle_lin`` (compositions), ``mix_outer``,
 and for two relu layers ``saddle_gated``. (``mix_qc``, the mixture with the mean apart, was dropped in 0.2.0: files
-may still list it.) A theory that refuses a case says so. Then follow medians by regime, the number of hidden
-layers, the activation and the inputs: the regimes of THEORY.md, section 7.
+may still list it.) Of several outputs there are ``inf``, ``free`` (a free scale for each output) and ``saddle`` (a
+matrix order parameter in every layer). A theory that refuses a case says so. Then follow medians by regime, the number
+of hidden layers, the activation and the inputs: the regimes of THEORY.md, section 7.
 
 With ``--json OUT`` a list of ``{"id", "regime", "predictions": {name: {"mse", "bias2", "var", "readout_norm", ...}}}``
 is written, with the order parameters beside them (``q`` of several layers as ``q1``, ``q2``, ...). ``adaptive`` has
-``converged``, 1 or 0, and ``monte_carlo_error``, relative, beside them too.
+``converged``, 1 or 0, and ``monte_carlo_error``, relative, beside them too. Of several outputs ``mse``, ``bias2`` and
+``var`` are sums over outputs, ``mse_per_output`` is a list, ``readout_norm`` a mean, and matrices are nested lists.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import warnings
 from pathlib import Path
 
@@ -55,10 +58,13 @@ import torch
 
 from torch_propkernel import ConvergenceError, NetworkGP, PropKernelWarning, RenormalizedNNGPKernel
 from torch_propkernel.activations import get_activation
+from torch_propkernel.kernels import MultitaskRenormalizedKernel
+from torch_propkernel.models import MultitaskNetworkGP
 from torch_propkernel.reliability import participation_ratio
 from torch_propkernel.theories import (
     Adaptive,
     FirstOrder,
+    FreeScale,
     Gated,
     InfiniteWidth,
     Mixture,
@@ -66,9 +72,13 @@ from torch_propkernel.theories import (
     TwoParameterSaddle,
 )
 
+OUTPUT_THEORIES = {"inf": InfiniteWidth, "free": FreeScale, "saddle": SaddlePoint}
 
-def theories_for(case: dict) -> dict:
+
+def theories_for(case: dict, num_outputs: int | None) -> dict:
     """Return {name: (composition, theory)} for the case's architecture."""
+    if num_outputs is not None:
+        return {name: ("outer", theory()) for name, theory in OUTPUT_THEORIES.items()}
     relu, depth = case["activation"] == "relu", len(case["widths"])
     chosen = {"inf": ("outer", InfiniteWidth())}
     if depth == 1:
@@ -93,6 +103,8 @@ def load(case: dict, folder: Path) -> list[torch.Tensor]:
 
 def build(case: dict, x: torch.Tensor, y: torch.Tensor, composition: str) -> NetworkGP:
     """Return the case's network as a model, in float64."""
+    if y.dim() == 2:
+        return build_outputs(case, x, y)
     kernel = RenormalizedNNGPKernel(
         get_activation(case["activation"]),
         torch.tensor(case["widths"], dtype=torch.float64),
@@ -106,11 +118,23 @@ def build(case: dict, x: torch.Tensor, y: torch.Tensor, composition: str) -> Net
     return model
 
 
-def predict(case: dict, folder: Path) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+def build_outputs(case: dict, x: torch.Tensor, y: torch.Tensor) -> MultitaskNetworkGP:
+    """Return the case's network of several outputs as a model, in float64."""
+    variances = 1.0 / torch.tensor(case["precisions"], dtype=torch.float64)
+    widths = torch.tensor(case["widths"], dtype=torch.float64)
+    kernel = MultitaskRenormalizedKernel(
+        get_activation(case["activation"]), widths, y.shape[-1], weight_variance=variances
+    ).double()
+    kernel.data_covar_module.weight_variance = variances
+    return MultitaskNetworkGP.with_temperature(x, y, kernel, case["temperature"])
+
+
+def predict(case: dict, folder: Path) -> tuple[dict[str, dict], dict[str, str]]:
     """Return every prediction for one case, and why the theories that have none refused it."""
     x, y, test_x, test_y = load(case, folder)
+    num_outputs = None if y.dim() == 1 else y.shape[-1]
     predictions, refused = {}, {}
-    for name, (composition, theory) in theories_for(case).items():
+    for name, (composition, theory) in theories_for(case, num_outputs).items():
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", PropKernelWarning)
@@ -118,7 +142,8 @@ def predict(case: dict, folder: Path) -> tuple[dict[str, dict[str, float]], dict
         except ConvergenceError as error:
             refused[name] = str(error)
             continue
-        predictions[name] = entry(fitted, fitted.error(test_x, test_y))
+        error = fitted.error(test_x, test_y)
+        predictions[name] = entry(fitted, error) if num_outputs is None else output_entry(fitted, error)
     return predictions, refused
 
 
@@ -135,6 +160,15 @@ def entry(fitted, error) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
+def output_entry(fitted, error) -> dict[str, float | list]:
+    """Return one prediction of several outputs as plain numbers, and lists of them."""
+    by_output = {"mse": error.mean_total, "bias2": error.mean_bias, "var": error.mean_variance}
+    values = {name: float(value.sum()) for name, value in by_output.items()}
+    values["readout_norm"] = float(fitted.readout_norm.diagonal().mean())
+    matrices = {name: value.tolist() for name, value in fitted.order_parameters.items()}
+    return values | {"mse_per_output": error.mean_total.tolist()} | matrices
+
+
 def regime(case: dict, folder: Path) -> str:
     """Name the regime: depth, activation, and whether the inputs fill many directions (section 7)."""
     inputs = load(case, folder)[0]
@@ -143,7 +177,9 @@ def regime(case: dict, folder: Path) -> str:
         data = "ratio > 25" if float(participation_ratio(inputs)) > 25 else "ratio < 25"
     else:
         data = "N_0 >= 200" if size >= 200 else "N_0 < 200"
-    return f"{depth} hidden, {case['activation']}, {data}"
+    outputs = load(case, folder)[1].shape[1:]
+    several = f"{outputs[0]} outputs, " if outputs else ""
+    return f"{several}{depth} hidden, {case['activation']}, {data}"
 
 
 def show(case: dict, predictions: dict, refused: dict) -> None:
@@ -156,7 +192,8 @@ def show(case: dict, predictions: dict, refused: dict) -> None:
         text = "" if norm is None else f"  lambda |v|^2/N {norm['mean']:.5g}"
         print(f"  {'measured':13s} mse {measured['mean']:.5g} +- {measured['se']:.2g}{text}")
     for name, p in predictions.items():
-        others = {k: v for k, v in p.items() if k not in ("mse", "bias2", "var", "readout_norm")}
+        known = ("mse", "bias2", "var", "readout_norm")
+        others = {k: v for k, v in p.items() if k not in known and not isinstance(v, list)}
         line = f"  {name:13s} mse {p['mse']:.5g} (bias2 {p['bias2']:.5g}, var {p['var']:.5g})"
         if measured is not None:
             deviation = p["mse"] - measured["mean"]
@@ -166,6 +203,13 @@ def show(case: dict, predictions: dict, refused: dict) -> None:
         if other is not None:
             line += f"  file {p['mse'] / other['mse'] - 1:+.1e}"
         print(line)
+        for output, value in enumerate(p.get("mse_per_output", [])):
+            line = f"    output {output:4d}   mse {value:.5g}"
+            if measured is not None and "mse_per_output" in case["measured"]:
+                own = case["measured"]["mse_per_output"][output]
+                deviation = value - own["mean"]
+                line += f"  error {100 * deviation / own['mean']:+.2f} %  z {deviation / own['se']:+.1f}"
+            print(line)
     for name, reason in refused.items():
         print(f"  {name:13s} {reason}")
 
@@ -192,7 +236,8 @@ def main() -> None:
             median, low, high = (100 * v for v in (float(np.median(np.abs(values))), min(values), max(values)))
             print(f"  {group:28s} {name:13s} {median:6.2f} %  {low:+7.1f} to {high:+7.1f} %  ({len(values)} cases)")
     if arguments.json is not None:
-        assert all(math.isfinite(v) for r in results for p in r["predictions"].values() for v in p.values())
+        values = [v for r in results for p in r["predictions"].values() for v in p.values()]
+        assert all(bool(np.isfinite(v).all()) for v in values)
         arguments.json.write_text(json.dumps(results, indent=1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import gpytorch
@@ -11,6 +12,8 @@ import torch
 from torch_propkernel import Erf, NetworkGP, ReLU, RenormalizedNNGPKernel
 from torch_propkernel.activations import Identity
 from torch_propkernel.exceptions import SamplingWarning
+from torch_propkernel.kernels import MultitaskRenormalizedKernel
+from torch_propkernel.models import MultitaskNetworkGP
 from torch_propkernel.practice import compare_with_network
 from torch_propkernel.theories import Gated, InfiniteWidth, Mixture, SaddlePoint
 
@@ -150,3 +153,53 @@ def test_standardized_targets(linear_case):
         torch.set_default_dtype(before)
     for quantity in comparison.measured:
         assert abs(comparison.z_score("mixture", quantity)) < 4.5
+
+
+@pytest.fixture(scope="module")
+def several_outputs():
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(60, 30, generator=generator, dtype=torch.float64)
+    teacher = torch.randn(30, 2, generator=generator, dtype=torch.float64)
+    teacher[:, 1] = 0.8 * teacher[:, 0] + 0.2 * teacher[:, 1]
+    y = torch.tensor([2.0, 1.0], dtype=torch.float64) * (x @ teacher) / 30**0.5
+    kernel = MultitaskRenormalizedKernel("identity", [30.0, 30.0], num_tasks=2).double()
+    model = MultitaskNetworkGP.with_temperature(x[:30], y[:30], kernel, temperature=0.2)
+    return model, x[30:], y[30:]
+
+
+def test_several_outputs_are_compared_one_by_one(several_outputs):
+    model, x, y = several_outputs
+    found = compare_with_network(model, x, y, num_samples=800, warmup=300)
+    assert list(found.predicted) == ["infinite_width", "free_scale", "saddle"] and "mixture" in found.skipped
+    assert len(found.outputs) == 2 and "output 1" in str(found)
+    for quantity in ("test_error", "bias", "variance"):
+        total = sum(float(output.measured[quantity].mean) for output in found.outputs)
+        assert total == pytest.approx(float(found.measured[quantity].mean), rel=1e-9)
+        total = sum(output.predicted["saddle"][quantity] for output in found.outputs)
+        assert total == pytest.approx(found.predicted["saddle"][quantity], rel=1e-9)
+    errors = (y - found.sampled.draws).square().mean((0, 1, 2))  # of single networks, an independent average
+    for output, expected in zip(found.outputs, errors, strict=True):
+        # The average over single networks has a relative error of about one percent.
+        assert float(output.measured["test_error"].mean) == pytest.approx(expected.item(), rel=0.05)
+        # The matrix theory is that of the proportional limit: corrections of a few percent at 30 units.
+        assert abs(output.error("saddle", "test_error")) < 0.05
+        assert abs(output.error("saddle", "order_parameter")) < 0.06
+        assert abs(output.error("infinite_width", "order_parameter")) > 0.15
+    gram = found.sampled.order_parameter_matrix
+    expected = found.fitted["saddle"].readout_norm
+    assert abs(float(expected[0, 1] - gram.mean[0, 1])) < 0.1 < float(gram.mean[0, 1])
+
+
+def test_missing_targets_and_noise_by_output_are_refused_before_sampling(several_outputs):
+    model, x, y = several_outputs
+    other = copy.deepcopy(model)
+    other.train_targets[0, 0] = math.nan
+    with pytest.raises(ValueError, match="train_targets: expected finite"):
+        compare_with_network(other, x, y)
+    likelihood = gpytorch.likelihoods.MultitaskGaussianLikelihood(num_tasks=2).double()
+    likelihood.task_noises = torch.tensor([0.1, 0.5], dtype=torch.float64)
+    other = MultitaskNetworkGP(model.train_inputs[0], model.train_targets, likelihood, model.covar_module)
+    with pytest.raises(ValueError, match="one homoskedastic temperature"):
+        compare_with_network(other, x, y)
+    with pytest.raises(ValueError, match="y: expected"):
+        compare_with_network(model, x, y[:3])

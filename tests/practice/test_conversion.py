@@ -19,6 +19,7 @@ from torch_propkernel import (
     fit_order_parameters,
 )
 from torch_propkernel.activations import Step, Tanh
+from torch_propkernel.models import MultitaskNetworkGP
 from torch_propkernel.networks import ConvolutionalNetwork, FiniteNetwork
 from torch_propkernel.practice import model_from_network, network_from_model
 
@@ -69,6 +70,40 @@ def test_network_to_model_and_back_is_exact(extra, default):
     if "active_dims" not in extra:
         assert_same_prior(network_from_model(model), net)
     assert_same_prior(network_from_model(model.covar_module, input_dim=3), net)
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+@pytest.mark.parametrize("extra", [{}, {"active_dims": [4, 0, 1], "input_scale": [0.2, 0.8, 2.0]}])
+def test_several_outputs_are_a_multitask_model(extra, default):
+    net, (x, _) = network(num_outputs=2, **extra), data(5 if extra else 3)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        model = model_from_network(net, x, x[:, :2], temperature=0.1)
+    finally:
+        torch.set_default_dtype(before)
+    assert isinstance(model, MultitaskNetworkGP)
+    back = network_from_model(model) if not extra else network_from_model(model.covar_module)
+    assert_same_prior(back, net)
+    assert back.num_outputs == 2
+    draws = network(num_outputs=2, batch_shape=(5_000,), **extra)
+    with torch.no_grad():
+        values = draws(x).flatten(1)  # P D, outputs the fast index, as in GPyTorch
+        products = values.unsqueeze(-1) * values.unsqueeze(-2)
+        error = products.std(0) / math.sqrt(len(products))
+        expected = model.covar_module(x).to_dense()
+        # two finite layers add O(1/N_1) = 0.05 of the diagonal to the Monte Carlo error
+        assert bool(((products.mean(0) - expected).abs() < 4.5 * error + 0.05 * expected.diagonal().max()).all())
+
+
+def test_several_outputs_with_what_their_theory_has_not():
+    x, _ = data()
+    with pytest.raises(NotImplementedError, match="no readout bias"):
+        model_from_network(network(num_outputs=2, readout_bias_variance=1.0), x, x[:, :2], 0.1)
+    with pytest.raises(NotImplementedError, match="'nested'"):
+        model_from_network(network(num_outputs=2), x, x[:, :2], 0.1, composition="nested")
+    with pytest.raises(ValueError, match=r"y: expected shape \(8, 2\), got \(8,\)"):
+        model_from_network(network(num_outputs=2), x, x[:, 0], 0.1)
 
 
 def test_kernel_to_network_and_back_gives_the_same_covariance():
@@ -205,8 +240,6 @@ def test_models_that_are_more_than_their_kernel_are_refused():
 
 def test_networks_without_a_kernel_are_refused():
     x, y = data()
-    with pytest.raises(NotImplementedError, match="there is no renormalized kernel for several outputs here yet"):
-        model_from_network(network(num_outputs=2), x, y, 0.1)
     with pytest.raises(NotImplementedError, match="got ConvolutionalNetwork: there is no renormalized kernel"):
         model_from_network(ConvolutionalNetwork(ReLU(), (1, 3), 4, 1), x, y, 0.1)
     with pytest.raises(TypeError, match="expected a FiniteNetwork, got Linear"):

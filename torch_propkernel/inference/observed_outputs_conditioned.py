@@ -70,7 +70,7 @@ class ObservedOutputsConditioned(Conditioned):
     def moments(self, x: Tensor, joint: bool = False) -> tuple[Tensor, Tensor]:
         """Return means ``D x 1 x m`` and variances ``D x 1 x m`` (joint: covariances ``D x 1 x m x m``)."""
         half, prior = self._blocks(x, joint)
-        mean = self.problem.mean_module(x).mT + torch.einsum("ndm,n->dm", half, self.whitened.squeeze(-1))
+        mean = self.problem.mean(x) + torch.einsum("ndm,n->dm", half, self.whitened.squeeze(-1))
         scale = self.output_covariance.diagonal()
         if joint:
             spread = scale[:, None, None] * prior - torch.einsum("ndm,ndk->dmk", half, half)

@@ -22,7 +22,7 @@ from ..spectra import Spectrum
 from .conditioned import Conditioned
 from .observed_outputs_conditioned import ObservedOutputsConditioned
 from .outputs_conditioned import OutputsConditioned
-from .problem import Problem
+from .problem import Problem, check_kind_of_model
 from .units import Units
 
 
@@ -87,6 +87,7 @@ class OutputsProblem(Problem):
         if x.dim() != 2 or y.dim() != 2 or y.shape[-1] != kernel.num_tasks:
             got = f"{tuple(x.shape)} and {tuple(y.shape)}"
             raise ValueError(f"model: expected inputs P x d and targets P x {kernel.num_tasks}, got {got}")
+        check_kind_of_model(kernel, None, train_inputs=x, train_targets=y)
         residuals = (y - model.mean_module(x)).mT
         missing = residuals.isnan()
         check_targets(torch.where(missing, 0.0, residuals), len(x), "train_targets")
@@ -105,6 +106,11 @@ class OutputsProblem(Problem):
     def num_outputs(self) -> int:
         """Number D of outputs."""
         return self.outputs.num_tasks
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the means of the outputs at ``x``, ``D x m``."""
+        mean: Tensor = self.mean_module(x).mT
+        return mean
 
     @property
     def noise_covariance_of_a_point(self) -> Tensor:
@@ -153,7 +159,7 @@ class _OneOutput(ExactGP):
     """The prior of each output at infinite width, without its mean."""
 
     def __init__(self, x: Tensor, kernel: MultitaskRenormalizedKernel) -> None:
-        super().__init__(x, x[:, 0], GaussianLikelihood())
+        super().__init__(x, x[:, 0], GaussianLikelihood().to(x))
         self.covar_module, self.active_dims = kernel.data_covar_module, kernel.active_dims
 
     def forward(self, x: Tensor) -> MultivariateNormal:

@@ -78,7 +78,7 @@ class OutputsConditioned(Conditioned):
     def moments(self, x: Tensor, joint: bool = False) -> tuple[Tensor, Tensor]:
         """Return means ``D x 1 x m`` and variances ``D x 1 x m`` (joint: covariances ``D x 1 x m x m``)."""
         values, variances = self._back(*self._rotated_moments(x, joint))
-        return (self.problem.mean_module(x).mT + values).unsqueeze(1), variances.unsqueeze(1)
+        return (self.problem.mean(x) + values).unsqueeze(1), variances.unsqueeze(1)
 
     def covariances(self, x: Tensor) -> Tensor:
         """Return the posterior covariance of the outputs at each point, ``m x D x D``."""

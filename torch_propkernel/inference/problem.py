@@ -256,6 +256,11 @@ class Problem:
         kernel = self.network
         return replaced(self.model, kernel, kernel.at(order_parameter)).forward(x)
 
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the model's mean at ``x``, ``*b x m``."""
+        mean: Tensor = self.prior(x).loc
+        return mean
+
     def at_scale(self, scale: float | Tensor) -> Tensor:
         """Return order parameters ``*b x L`` whose product is ``scale``: one but for the last layer's."""
         return self.layers.at_scale(scale, like=self.network.raw_order_parameter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,12 @@ class MonteCarloEstimate:
             error = torch.hypot(self.standard_error, other.standard_error)
             return (self.mean - other.mean) / error
         return (self.mean - other) / self.standard_error
+
+    def __getitem__(self, index: Any) -> MonteCarloEstimate:
+        """Return the estimates of some entries."""
+        return MonteCarloEstimate(
+            self.mean[index], self.standard_error[index], self.effective_sample_size[index], self.r_hat[index]
+        )
 
     def __str__(self) -> str:
         """Return ``mean +- standard error`` for a scalar."""

@@ -20,6 +20,9 @@ EFFECTIVE_SAMPLE_SIZE_LIMIT = 400.0
 DIVERGENT_LIMIT = 1e-3
 """Largest part of divergent transitions: each is only a rejected step, but many hide a region that no chain enters."""
 
+_SUMS: dict[str, Callable[[Tensor], Tensor]] = {"": lambda v: v.sum(-1).mean(-1), "_by_output": lambda v: v.mean(-2)}
+"""Averages over the test points of values ``... x m x D``, by the suffix of their names."""
+
 
 @dataclass(frozen=True)
 class SampledPosterior:
@@ -42,6 +45,9 @@ class SampledPosterior:
             channels times patches), averaged over outputs.
         log_likelihood: E log p(y | w), the readout integrated out (with the constant -(P D / 2) log 2 pi).
         order_parameter_matrix: E[lambda_L v^T v] / F, ``D x D``; None for a network without ``num_outputs``.
+        test_error_by_output: ``test_error`` of each output, ``D``; None without ``num_outputs`` or test targets.
+        bias_by_output: Likewise.
+        variance_by_output: Likewise; None without ``num_outputs`` or test inputs.
         posterior_mean: E f(x_*), ``m`` or ``m x D``; None without test inputs.
         posterior_variance: Var f(x_*), of the same shape.
         draws: f(x_*) of one network for each state, ``chains x draws x m`` (``x D``): joint over the test points.
@@ -71,6 +77,9 @@ class SampledPosterior:
     order_parameter: MonteCarloEstimate
     log_likelihood: MonteCarloEstimate
     order_parameter_matrix: MonteCarloEstimate | None
+    test_error_by_output: MonteCarloEstimate | None
+    bias_by_output: MonteCarloEstimate | None
+    variance_by_output: MonteCarloEstimate | None
     posterior_mean: MonteCarloEstimate | None
     posterior_variance: MonteCarloEstimate | None
     draws: Tensor | None
@@ -138,9 +147,8 @@ def summarize(
         statistics: Numbers of the run.
     """
     order = recorded["order_parameter"]
-    test: dict[str, MonteCarloEstimate | None] = dict.fromkeys(
-        ["test_error", "bias", "variance", "posterior_mean", "posterior_variance"]
-    )
+    errors = [name + suffix for name in ("test_error", "bias", "variance") for suffix in _SUMS]
+    test: dict[str, MonteCarloEstimate | None] = dict.fromkeys([*errors, "posterior_mean", "posterior_variance"])
     mean, outputs = recorded["mean"], None
     if mean.shape[2]:
         outputs = recorded["output"].squeeze(-1) if squeeze else recorded["output"]
@@ -175,15 +183,17 @@ def _test_estimates(
         "posterior_variance": _shift(pointwise, noise),
     }
     if squeeze:
-        found = {name: _map(value, lambda v: v.squeeze(-1)) for name, value in found.items()}
-    noise = noise.sum(-1).mean(-1)
-    total_spread = spread.sum(-1).mean(-1)
-    found["variance"] = _shift(estimate(total_spread), noise)
-    if test_y is not None:
-        misfit = test_y - center.mean
-        bias = (misfit.square() - 2.0 * misfit * offset).sum(-1).mean(-1)
-        found["bias"] = _shift(estimate(bias), -noise)
-        found["test_error"] = estimate(bias + total_spread)
+        found = {name: value[..., 0] for name, value in found.items()}
+    for suffix, average in _SUMS.items():
+        if suffix and squeeze:
+            continue
+        own, total_spread = average(noise), average(spread)
+        found[f"variance{suffix}"] = _shift(estimate(total_spread), own)
+        if test_y is not None:
+            misfit = test_y - center.mean
+            bias = average(misfit.square() - 2.0 * misfit * offset)
+            found[f"bias{suffix}"] = _shift(estimate(bias), -own)
+            found[f"test_error{suffix}"] = estimate(bias + total_spread)
     return found
 
 
@@ -191,9 +201,3 @@ def _shift(value: MonteCarloEstimate, noise: Tensor) -> MonteCarloEstimate:
     """Add the Monte Carlo variance of the mean to a quadratic estimate, and its own uncertainty to the error."""
     error = torch.hypot(value.standard_error, math.sqrt(2.0) * noise)
     return MonteCarloEstimate(value.mean + noise, error, value.effective_sample_size, value.r_hat)
-
-
-def _map(value: MonteCarloEstimate, function: Callable[[Tensor], Tensor]) -> MonteCarloEstimate:
-    """Apply a function to all four tensors."""
-    fields = value.mean, value.standard_error, value.effective_sample_size, value.r_hat
-    return MonteCarloEstimate(*(function(v) for v in fields))

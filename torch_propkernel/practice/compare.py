@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._validation import check_targets
-from ..inference import Problem
+from .._validation import check_targets, present
+from ..inference import ErrorEstimate, OutputsProblem, Problem, Units
+from ..inference.outputs import has_outputs
 from ..networks.sample_posterior import MonteCarloEstimate, SampledPosterior, sample_posterior
 from ..theories import (
     CorrectedSaddle,
@@ -51,6 +52,8 @@ class NetworkComparison:
         skipped: Default theories that do not apply to this network, with the reason.
         sampled: The whole result of the sampler, in the model's units.
         fitted: The fitted theories.
+        outputs: For a model of several outputs the comparison of each of them, without the training error; the values
+            above are then sums over outputs, of the order parameter the mean.
 
     Example:
         >>> value = MonteCarloEstimate(torch.tensor(2.0), torch.tensor(0.1), torch.tensor(900.0), torch.tensor(1.0))
@@ -64,6 +67,7 @@ class NetworkComparison:
     skipped: dict[str, str] = field(default_factory=dict)
     sampled: SampledPosterior | None = None
     fitted: dict[str, FittedTheory] = field(default_factory=dict)
+    outputs: tuple[NetworkComparison, ...] = ()
 
     def z_score(self, theory: str, quantity: str) -> float:
         """Return (predicted - measured) / standard error of the measured value."""
@@ -94,6 +98,8 @@ class NetworkComparison:
         if self.sampled is not None:
             lines.append(f"sampler: {self.sampled.message}")
         lines += [f"not applicable: {theory} ({reason})" for theory, reason in self.skipped.items()]
+        for number, output in enumerate(self.outputs):
+            lines += ["", f"output {number}", str(output)]
         return "\n".join(lines)
 
 
@@ -122,9 +128,9 @@ def compare_with_network(
     The reported z-scores are those of the sampler's standard errors alone: with enough samples every approximate theory
     is rejected, and the relative error is what matters.
 
-    Shapes: x is ``m x d``, y is ``m``; no batch of models. Errors are in the targets' original units (BoTorch's
-    ``Standardize``), the order parameter in the model's. Cost: that of :func:`sample_posterior`, minutes for hundreds
-    of points and units.
+    Shapes: x is ``m x d``, y is ``m``, or ``m x D`` for a :class:`MultitaskNetworkGP`; no batch of models. Errors are
+    in the targets' original units (BoTorch's ``Standardize``), the order parameter in the model's. Cost: that of
+    :func:`sample_posterior`, minutes for hundreds of points and units.
 
     Args:
         model: An ExactGP-like model with one RenormalizedNNGPKernel and finite whole widths, with zero or other mean.
@@ -141,7 +147,7 @@ def compare_with_network(
 
     Raises:
         TypeError, ValueError: Not a suitable model (infinite or fractional widths, another kernel beside it, noise that
-            is not one temperature), or bad data.
+            is not one temperature), missing targets, or bad data.
         ConvergenceError: The sampler diverged. A run that is only too short warns and says so.
 
     Reference: Pacelli et al. (2023), arXiv:2209.04882; THEORY.md, section 7.
@@ -158,16 +164,20 @@ def compare_with_network(
         >>> abs(comparison.error("saddle", "order_parameter")) < 0.05
         True
     """
-    problem = Problem.frozen(model)
+    problem = OutputsProblem.of_outputs(model) if has_outputs(model) else Problem.frozen(model)
+    several = isinstance(problem, OutputsProblem)
     network = network_from_model(getattr(model, "covar_module", model), input_dim=problem.inputs.shape[-1])
     if problem.temperature is None or problem.temperature.numel() != 1:
         raise ValueError("likelihood: expected one homoskedastic temperature, got another noise model or a batch")
+    check_targets(problem.targets, problem.num_data, "train_targets")
     units = problem.units
     points = problem.points(x)
-    check_targets(y, points.shape[-2])
+    check_targets(y.mT if several else y, points.shape[-2])
     with torch.no_grad():
-        residuals = units.to_model(y) - problem.prior(points).loc
+        residuals = units.to_model(y.mT if several else y) - problem.mean(points)
         train_residuals = problem.residuals()
+    if several:
+        residuals, train_residuals = residuals.mT, train_residuals.mT
     inputs, temperature = problem.inputs, problem.temperature.item()
     fitted, skipped = _fit_all(problem, theories)
     sampled = sample_posterior(
@@ -184,20 +194,36 @@ def compare_with_network(
         seed=seed,
         progress=progress,
     )
+    errors = {name: (theory.error(x, y), theory) for name, theory in fitted.items()}
+    predicted = {name: _predicted(*both) for name, both in errors.items()}
+    measured = _in_units({name: getattr(sampled, name) for name in QUANTITIES}, units)
+    outputs = []
+    for a in range(network.num_outputs or 0):
+        own = {name: getattr(sampled, f"{name}_by_output")[a] for name in ("test_error", "bias", "variance")}
+        own["order_parameter"] = present(sampled.order_parameter_matrix, "order_parameter_matrix")[a, a]
+        outputs.append(NetworkComparison(own, {name: _predicted(*both, output=a) for name, both in errors.items()}))
+    return NetworkComparison(measured, predicted, skipped, sampled, fitted, tuple(outputs))
+
+
+def _predicted(error: ErrorEstimate, theory: FittedTheory, output: int | None = None) -> dict[str, float]:
+    """Return what a theory predicts of one output, or the sums over all, as numbers."""
+    values = {"test_error": error.mean_total, "bias": error.mean_bias, "variance": error.mean_variance}
+    gram = theory.readout_norm.diagonal() if theory.readout_norm.dim() == 2 else theory.readout_norm
+    if output is not None:
+        return {name: value[output].item() for name, value in {**values, "order_parameter": gram}.items()}
+    values["training_error"] = theory.training_error()
+    return {name: value.sum().item() for name, value in values.items()} | {"order_parameter": gram.mean().item()}
+
+
+def _in_units(measured: dict[str, MonteCarloEstimate], units: Units) -> dict[str, MonteCarloEstimate]:
+    """Return squared errors in the user's units."""
     factor = float(torch.as_tensor(units.scale)) ** 2
-    measured = {}
-    for name in QUANTITIES:
-        estimate = getattr(sampled, name)
-        scale = 1.0 if name == "order_parameter" else factor
-        measured[name] = dataclasses.replace(
-            estimate, mean=scale * estimate.mean, standard_error=scale * estimate.standard_error
-        )
-    predicted = {}
-    for name, theory in fitted.items():
-        error = theory.error(x, y)
-        values = (error.mean_total, error.mean_bias, error.mean_variance, theory.training_error(), theory.readout_norm)
-        predicted[name] = {key: value.item() for key, value in zip(QUANTITIES, values, strict=True)}
-    return NetworkComparison(measured, predicted, skipped, sampled, fitted)
+    return {
+        name: value
+        if name == "order_parameter"
+        else dataclasses.replace(value, mean=factor * value.mean, standard_error=factor * value.standard_error)
+        for name, value in measured.items()
+    }
 
 
 def _fit_all(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gpytorch
 import torch
 from gpytorch.kernels import ConstantKernel, Kernel
 from torch import Tensor
 
 from .._validation import check_inputs, check_same_kind, check_targets, positive_number
-from ..kernels import Composition, RenormalizedNNGPKernel
-from ..models import NetworkGP
+from ..kernels import Composition, MultitaskRenormalizedKernel, NNGPKernel, RenormalizedNNGPKernel
+from ..kernels.compositions import get_composition
+from ..models import MultitaskNetworkGP, NetworkGP
 from ..networks.feature_network import FeatureNetwork
 from ..networks.finite_network import FiniteNetwork
 
@@ -23,22 +26,24 @@ def model_from_network(
     ARD weights and active columns, a ConstantKernel added to it for a bias of the readout, its likelihood a Gaussian
     one with noise T, its mean zero. :func:`fit_order_parameters` then predicts what the network's posterior does,
     without sampling it. The network's present weights and batch shape do not enter. An ``input_scale`` of mean other
-    than one goes into w_0.
+    than one goes into w_0. A network with ``num_outputs`` becomes a :class:`MultitaskNetworkGP` with a
+    :class:`MultitaskRenormalizedKernel`.
 
-    Not included: several outputs and convolutional layers, whose kernels do not exist yet.
+    Not included: convolutional layers, whose kernels do not exist yet, and a bias of several outputs' readout.
 
-    Shapes: x is ``P x d``, y is ``P``. Values are exact to rounding; dtype and device are the network's.
+    Shapes: x is ``P x d``, y is ``P``, or ``P x D`` with ``num_outputs``. Values are exact to rounding; dtype and
+    device are the network's.
 
     Args:
         network: The network.
         x: Training inputs.
         y: Training targets.
         temperature: T > 0, the variance of the noise.
-        composition: How several order parameters enter.
+        composition: How several order parameters enter; several outputs have "outer" only.
 
     Raises:
         TypeError: Not a FiniteNetwork; data of another dtype.
-        NotImplementedError: Several outputs, a convolutional network.
+        NotImplementedError: A convolutional network, several outputs with a readout bias or another composition.
         ValueError: Shapes that do not fit, NaN or infinite data, T <= 0, an ``input_scale`` with a zero.
 
     Reference: Pacelli et al. (2023), arXiv:2209.04882; THEORY.md, sections 0 and 4.
@@ -60,13 +65,17 @@ def model_from_network(
         )
     if not isinstance(network, FiniteNetwork):
         raise TypeError(f"network: expected a FiniteNetwork, got {type(network).__name__}")
-    if network.num_outputs is not None:
-        raise NotImplementedError(
-            f"network: expected num_outputs=None, got {network.num_outputs}: there is no renormalized kernel for "
-            "several outputs here yet"
-        )
+    num_outputs = network.num_outputs
+    if num_outputs is not None:
+        if float(network.readout_bias_variance) > 0 or get_composition(composition) != get_composition("outer"):
+            raise NotImplementedError(
+                f"network: expected no readout bias and composition 'outer' for num_outputs={num_outputs}, got "
+                f"readout_bias_variance={float(network.readout_bias_variance):g} and {composition!r}"
+            )
+        if y.dim() != 2 or y.shape[-1] != num_outputs:
+            raise ValueError(f"y: expected shape ({x.shape[-2]}, {num_outputs}), got {tuple(y.shape)}")
     check_inputs(x)
-    check_targets(y, x.shape[-2])
+    check_targets(y if num_outputs is None else y.mT, x.shape[-2])
     check_same_kind(x=x, y=y, weights=network.hidden)
     if network.active_dims is None and x.shape[-1] != network.input_dim:
         raise ValueError(f"x: expected {network.input_dim} columns, got shape {tuple(x.shape)}")
@@ -76,20 +85,27 @@ def model_from_network(
         if not bool((scale > 0).all()):
             raise ValueError(f"input_scale: expected numbers > 0 (use active_dims instead), got {scale.tolist()}")
         weights[0] = weights[0] * scale.mean()
-    kernel = RenormalizedNNGPKernel(
-        network.activation,
-        list(network.width),
-        composition,
-        weight_variance=weights.cpu(),
-        bias_variance=network.bias_variance.cpu(),
-        ard_num_dims=None if scale is None else network.input_dim,
-        active_dims=None if network.active_dims is None else network.active_dims.cpu(),
-    ).to(network.hidden)
+    options: dict[str, Any] = {
+        "weight_variance": weights.cpu(),
+        "bias_variance": network.bias_variance.cpu(),
+        "ard_num_dims": None if scale is None else network.input_dim,
+        "active_dims": None if network.active_dims is None else network.active_dims.cpu(),
+    }
+    widths = list(network.width)
+    covariance: Kernel
+    kernel: NNGPKernel
+    if num_outputs is None:
+        kernel = covariance = RenormalizedNNGPKernel(network.activation, widths, composition, **options)
+    else:
+        covariance = MultitaskRenormalizedKernel(network.activation, widths, num_outputs, **options)
+        kernel = covariance.data_covar_module
+    covariance.to(network.hidden)
     # Parameters are built in torch's default dtype: set them again after the conversion, without its rounding.
     kernel.weight_variance, kernel.bias_variance = weights, network.bias_variance
     if scale is not None:
         kernel.ard_weights = scale
-    covariance: Kernel = kernel
+    if num_outputs is not None:
+        return MultitaskNetworkGP.with_temperature(x, y, covariance, temperature)
     if float(network.readout_bias_variance) > 0:
         constant = ConstantKernel().to(network.hidden)
         constant.constant = network.readout_bias_variance.to(network.hidden)

@@ -10,7 +10,7 @@ from gpytorch.kernels import Kernel
 from linear_operator import to_dense
 from torch import Tensor
 
-from ..kernels import NNGPKernel, RenormalizedNNGPKernel
+from ..kernels import MultitaskRenormalizedKernel, NNGPKernel, RenormalizedNNGPKernel
 from ..kernels.network_covariance import network_covariance
 from ..networks.finite_network import FiniteNetwork
 
@@ -32,13 +32,15 @@ def network_from_model(
     :class:`gpytorch.kernels.ConstantKernel` that is added becomes the bias of the readout. Parametrization and units
     are the same in both (:class:`FiniteNetwork`). The order parameters and the composition do not carry over:
     they say what data do to the network. The noise is not part of a network; its temperature is ``likelihood.noise``.
-    The values are exact to rounding; dtype and device are the kernel's.
+    A :class:`MultitaskRenormalizedKernel` is a network with ``num_outputs``. The values are exact to rounding; dtype
+    and device are the kernel's.
 
     Args:
         model_or_kernel: An NNGPKernel (also ArcSineKernel, ArcCosineKernel) or a RenormalizedNNGPKernel, possibly in
-            ScaleKernels and with ConstantKernels added, or a model with mean zero and such a ``covar_module``.
+            ScaleKernels and with ConstantKernels added, a MultitaskRenormalizedKernel by itself, or a model with mean
+            zero and such a ``covar_module``.
         input_dim: N_0; needed for a kernel without ``ard_num_dims`` and ``active_dims``.
-        width: N_1, ..., N_L; a RenormalizedNNGPKernel's own if None.
+        width: N_1, ..., N_L; a renormalized kernel's own if None.
         batch_shape: Shape of a batch of independent networks.
         generator: Draws the weights.
 
@@ -67,7 +69,10 @@ def network_from_model(
         if not isinstance(covariance, Kernel):
             raise TypeError(f"model_or_kernel: expected a kernel or a model, got {type(model_or_kernel).__name__}")
         input_dim = _input_dim_of_model(model_or_kernel, input_dim)
-    kernel, scale, bias_variance, columns = network_covariance(covariance)
+    outputs = covariance if isinstance(covariance, MultitaskRenormalizedKernel) else None
+    inner = covariance if outputs is None else outputs.data_covar_module
+    kernel, scale, bias_variance, columns = network_covariance(inner)
+    columns = columns if outputs is None else outputs.active_dims
     batch = torch.broadcast_shapes(kernel.batch_shape, scale.shape, bias_variance.shape)
     if batch.numel() != 1:
         raise ValueError(
@@ -75,11 +80,10 @@ def network_from_model(
             "convert one at a time"
         )
     if width is None:
-        if not isinstance(kernel, RenormalizedNNGPKernel):
-            raise ValueError(
-                f"width: expected {kernel.depth} whole numbers, got none: {type(kernel).__name__} has none"
-            )
-        width = kernel.width.reshape(-1).tolist()
+        owner = kernel if outputs is None else outputs
+        if not isinstance(owner, (RenormalizedNNGPKernel, MultitaskRenormalizedKernel)):
+            raise ValueError(f"width: expected {kernel.depth} whole numbers, got none: {type(owner).__name__} has none")
+        width = owner.width.reshape(-1).tolist()
     sizes = list(width) if isinstance(width, Sequence) else [width]
     if len(sizes) != kernel.depth:
         raise ValueError(f"width: expected {kernel.depth} numbers, one per hidden layer of the kernel, got {width!r}")
@@ -90,6 +94,7 @@ def network_from_model(
         kernel.activation,
         _input_dim(kernel, columns, input_dim),
         sizes,
+        num_outputs=None if outputs is None else outputs.num_tasks,
         weight_variance=weights,
         bias_variance=kernel.bias_variance.detach().double().reshape(-1),
         readout_bias_variance=float(bias_variance.detach()),
