@@ -14,8 +14,8 @@ import pytest
 import torch
 from gpytorch import kernels as gk
 from gpytorch.constraints import GreaterThan, Interval, LessThan, Positive
-from gpytorch.likelihoods import GaussianLikelihood
-from gpytorch.means import ConstantMean
+from gpytorch.likelihoods import GaussianLikelihood, MultitaskGaussianLikelihood
+from gpytorch.means import ConstantMean, MultitaskMean, ZeroMean
 from gpytorch.priors import GammaPrior, HalfCauchyPrior, LogNormalPrior, NormalPrior, SmoothedBoxPrior, UniformPrior
 
 from conftest import double_precision
@@ -33,7 +33,7 @@ from torch_propkernel import (
 )
 from torch_propkernel.activations import ACTIVATIONS, Identity, LeakyReLU
 from torch_propkernel.inference import Normalization
-from torch_propkernel.kernels import COMPOSITIONS
+from torch_propkernel.kernels import COMPOSITIONS, MultitaskRenormalizedKernel
 from torch_propkernel.mixing import (
     GammaMixing,
     InverseGammaMixing,
@@ -41,8 +41,9 @@ from torch_propkernel.mixing import (
     PointMass,
     ProductGammaMixing,
 )
-from torch_propkernel.models import NetworkFiniteWidthProcess, NetworkStudentTProcess
+from torch_propkernel.models import MultitaskNetworkGP, NetworkFiniteWidthProcess, NetworkStudentTProcess
 from torch_propkernel.saving import SavedModelError, load, save
+from torch_propkernel.theories import SaddlePoint
 
 DIMENSION = 3
 
@@ -145,6 +146,54 @@ def test_activations(activation, tmp_path):
     kernel = RenormalizedNNGPKernel(activation, 20, bias_variance=0.1).double()
     loaded = check(NetworkGP(*data(), GaussianLikelihood().double(), kernel), tmp_path / "m")
     assert loaded.covar_module.activation == activation
+
+
+def outputs(**options):
+    """A model of two outputs whose every number was moved."""
+    kernel = MultitaskRenormalizedKernel(
+        Erf(), [20.0, 30.0], 2, bias_variance=[1.0, 0.0], weight_variance_prior=GammaPrior(2.0, 1.0), ard_num_dims=2,
+        active_dims=(0, 2),
+    )  # fmt: skip
+    with torch.no_grad():
+        kernel.order_parameter = torch.tensor([[[2.0, 0.5], [0.5, 1.0]], [[0.8, -0.1], [-0.1, 0.7]]])
+    likelihood = MultitaskGaussianLikelihood(2, **options)
+    mean = MultitaskMean([ConstantMean(constant_prior=NormalPrior(0.0, 1.0)), ZeroMean()], 2)
+    x, y = data()
+    targets = torch.stack([y, y.square()], -1)
+    return perturbed(MultitaskNetworkGP(x, targets, likelihood, kernel, mean).double())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"has_task_noise": False, "noise_prior": LogNormalPrior(-4.0, 1.0), "noise_constraint": GreaterThan(1e-8)},
+        {"rank": 0, "noise_prior": GammaPrior(2.0, 1.0)},
+        {"rank": 1, "has_global_noise": False},
+    ],
+)
+def test_several_outputs(options, tmp_path):
+    model = outputs(**options)
+    loaded = check(model, tmp_path / "m")
+    found, expected = (SaddlePoint().fit(m).order_parameters["Q"] for m in (loaded, model))
+    assert torch.equal(found, expected)
+
+
+def test_several_outputs_with_missing_and_with_new_targets(tmp_path):
+    model = outputs()
+    x, y = model.train_inputs[0], model.train_targets.clone()
+    y[3, 1] = float("nan")
+    model.set_train_data(x, y, strict=False)
+    path = tmp_path / "m"
+    save(model, path)
+    again = load(path).model.train_targets
+    assert torch.equal(again.isnan(), y.isnan()) and torch.equal(again[:3], y[:3])
+    save(model, path, training_data=False)
+    loaded = load(path, x=x[:4], y=y[:4]).model
+    assert loaded.train_targets.shape == (4, 2)
+    with pytest.raises(ValueError, match=r"y: expected 2 columns, got shape \(4, 1\)"):
+        load(path, x=x[:4], y=y[:4, :1])
+    with pytest.raises(ValueError, match="y: expected shape"):
+        load(path, x=x[:4], y=y[:3])
 
 
 @pytest.mark.parametrize("name", COMPOSITIONS)

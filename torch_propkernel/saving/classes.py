@@ -12,8 +12,9 @@ from .. import activations, mixing, models
 from .. import kernels as own_kernels
 from ..inference import Normalization
 from ..kernels.compositions import COMPOSITIONS
+from ..kernels.multitask_renormalized_kernel import _DataKernel
 from ..likelihoods import FiniteWidthLikelihood, StudentTProcessLikelihood
-from ..order_parameters import OrderParameterPrior
+from ..order_parameters import OrderParameterPrior, WishartOrderParameterPrior
 from ..theories import THEORIES
 from .registry import Entry, register
 
@@ -58,6 +59,7 @@ def _transform(prior: Any) -> dict[str, Any]:
 
 register(
     Entry(OrderParameterPrior, computed=lambda prior: {"width": prior.width.squeeze(-2)}),
+    Entry(WishartOrderParameterPrior, ("num_blocks",), computed=lambda prior: {"width": prior.width.squeeze(-2)}),
     Entry(priors.NormalPrior, ("loc", "scale"), computed=_transform),
     Entry(priors.LogNormalPrior, ("loc", "scale")),
     Entry(priors.GammaPrior, ("concentration", "rate"), computed=_transform),
@@ -122,6 +124,11 @@ def _renormalized(kernel: Any) -> dict[str, Any]:
     return {"width": kernel.width.squeeze(-2), **_network(kernel)}
 
 
+def _multitask(kernel: Any) -> dict[str, Any]:
+    data = kernel.data_covar_module
+    return {"activation": data.activation, "width": kernel.width.squeeze(-2), **_kernel(kernel)}
+
+
 _NETWORK = {name: name for name in ("weight_variance_prior", "readout_variance_prior", "bias_ratio_prior", "ard_prior")}
 register(
     Entry(own_kernels.NNGPKernel, ("activation",), computed=_nngp, priors=_NETWORK),
@@ -133,6 +140,14 @@ register(
         computed=_renormalized,
         priors={**_NETWORK, "order_parameter_prior": None},
     ),
+    Entry(_DataKernel, ("activation",), computed=_nngp, priors=_NETWORK),
+    Entry(
+        own_kernels.MultitaskRenormalizedKernel,
+        ("num_tasks",),
+        computed=_multitask,
+        priors={"order_parameter_prior": None},
+        children=("data_covar_module",),
+    ),
 )
 
 
@@ -140,7 +155,18 @@ def _batch_shape(parameter: str) -> Any:
     return lambda module: {"batch_shape": getattr(module, parameter).shape[:-1]}
 
 
+def _multitask_batch(likelihood: Any) -> dict[str, Any]:
+    return {"batch_shape": next(likelihood.parameters()).shape[: -2 if likelihood.rank else -1]}
+
+
 register(
+    Entry(means.MultitaskMean, ("base_means", "num_tasks")),
+    Entry(
+        likelihoods.MultitaskGaussianLikelihood,
+        ("num_tasks", "rank", "has_global_noise", "has_task_noise"),
+        computed=_multitask_batch,
+        priors={"raw_noise_prior": "noise_prior", "raw_task_noises_prior": "noise_prior"},
+    ),
     Entry(means.ZeroMean, ("batch_shape",)),
     Entry(means.ConstantMean, ("batch_shape",), priors={"mean_prior": "constant_prior"}),
     Entry(HomoskedasticNoise, computed=_batch_shape("raw_noise"), priors=_same("noise_prior")),
@@ -165,6 +191,7 @@ register(*(Entry(theory, _options(theory)) for theory in THEORIES.values()))
 _PARTS = ("likelihood", "covar_module", "mean_module")
 register(
     Entry(models.NetworkGP, _PARTS, has_data=True),
+    Entry(models.MultitaskNetworkGP, _PARTS, has_data=True),
     Entry(models.FiniteNetworkProcess, (*_PARTS, "theory"), values=("kept_fit",), has_data=True),
     Entry(models.NetworkStudentTProcess, _PARTS, has_data=True),
     Entry(

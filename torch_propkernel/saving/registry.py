@@ -88,8 +88,9 @@ def entry_named(name: Any) -> Entry | None:
 
 
 def allowed_names(kind: type) -> list[str]:
-    """Return the names of the registered classes that are of one kind, sorted."""
-    return sorted(name for name, entry in _BY_NAME.items() if issubclass(entry.cls, kind))
+    """Return the names of the registered public classes that are of one kind, sorted."""
+    found = (name for name, entry in _BY_NAME.items() if issubclass(entry.cls, kind))
+    return sorted(name for name in found if "._" not in name)
 
 
 def name_of_function(value: Any) -> str | None:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
+import torch
 from gpytorch.models import ExactGP
 from torch import Tensor
 
 from .._validation import check_inputs, check_targets
 from ..inference import Normalization
+from ..models import MultitaskNetworkGP
 from . import classes  # noqa: F401 (fills the registry)
 from .archive import SavedModelError, read_archive, write_archive
 from .encoding import Decoder, Encoder
@@ -68,13 +70,13 @@ def save(
 
     The file is a zip of a JSON text and ``.npy`` arrays with a SHA-256 of it all: no pickle. It names classes and
     their arguments, so only classes that this package knows can be in it: :class:`NetworkGP`,
-    :class:`FiniteNetworkProcess` (with the networks that were drawn), :class:`NetworkFiniteWidthProcess`,
-    :class:`NetworkStudentTProcess`; all theories, kernels, compositions, mixing laws and likelihoods of the package and
-    its activations except a :class:`Quadrature` of your own function; of GPyTorch the
-    scale, additive, product, constant, linear, polynomial, periodic, RBF, RQ and Matern kernels, the Gaussian
-    likelihood, the zero and constant means, the interval constraints and the priors of one variable. Everything else is
-    refused here, before a file is touched, with its place in the model. What is written was read back first and found
-    equal.
+    :class:`MultitaskNetworkGP`, :class:`FiniteNetworkProcess` (with the networks that were drawn),
+    :class:`NetworkFiniteWidthProcess`, :class:`NetworkStudentTProcess`; all theories, kernels, compositions, mixing
+    laws and likelihoods of the package and its activations except a :class:`Quadrature` of your own function; of
+    GPyTorch the scale, additive, product, constant, linear, polynomial, periodic, RBF, RQ and Matern kernels, the
+    Gaussian likelihoods of one and of several outputs, the zero, constant and multitask means, the interval constraints
+    and the priors of one variable. Everything else is refused here, before a file is touched, with its place in the
+    model. What is written was read back first and found equal.
 
     Parameters, buffers and data keep their dtype and every bit: on the same machine, with the same versions and number
     of threads, a loaded model predicts the same bits. Tensors are stored from wherever they are and loaded on the CPU.
@@ -135,7 +137,7 @@ def load(path: str | os.PathLike[str], *, x: Tensor | None = None, y: Tensor | N
     Args:
         path: The file.
         x: Training inputs ``P x d`` in the model's units, in place of those in the file or where it has none.
-        y: Training targets ``P``.
+        y: Training targets ``P``, or ``P x D`` of a model of several outputs (NaN where one is missing).
 
     Returns:
         The model in evaluation mode and what was saved with it. Without training data the model's parts can be looked
@@ -176,7 +178,10 @@ def load(path: str | os.PathLike[str], *, x: Tensor | None = None, y: Tensor | N
     if (x is None) != (y is None):
         raise ValueError("x, y: expected both training inputs and targets or neither, got one")
     if x is not None and y is not None:
-        check_targets(y, check_inputs(x).shape[-2])
+        several = isinstance(model, MultitaskNetworkGP)
+        check_targets(torch.where(y.isnan(), 0.0, y).mT if several else y, check_inputs(x).shape[-2])
+        if several and y.shape[-1:] != (model.likelihood.num_tasks,):
+            raise ValueError(f"y: expected {model.likelihood.num_tasks} columns, got shape {tuple(y.shape)}")
         dtype = next(model.parameters()).dtype
         for name, value in (("x", x), ("y", y)):
             if value.dtype != dtype:
