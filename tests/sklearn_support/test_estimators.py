@@ -29,6 +29,8 @@ from torch_propkernel import (
 from torch_propkernel.activations import Erf, ReLU
 from torch_propkernel.datasets import load_yacht
 from torch_propkernel.exceptions import ReliabilityWarning
+from torch_propkernel.kernels import MultitaskRenormalizedKernel
+from torch_propkernel.models import MultitaskNetworkGP
 from torch_propkernel.sklearn_support import PropKernelClassifier, PropKernelRegressor, network_estimator
 from torch_propkernel.theories import FreeScale, InfiniteWidth, Mixture, SaddlePoint, Sampled
 from torch_propkernel.tuning import auto, fit_network, fit_predictor
@@ -41,6 +43,7 @@ FEW = Sampled(num_chains=4, num_draws=4, every=1, spread=3.0)  # too few to be a
 ESTIMATORS = [
     PropKernelRegressor(activation="erf", width=(20, 30), theory="saddle", **GIVEN),
     PropKernelClassifier(theory="mixture", width=5, **GIVEN),
+    PropKernelClassifier(theory="saddle", width=5, **GIVEN),
     PropKernelRegressor(theory="free_scale", normalize_X=False, normalize_y=False, **GIVEN),
     # All defaults but the time, in which no chain arrives: the infinite width is chosen.
     PropKernelRegressor(time_limit=1e-6, tuning_rows=40),
@@ -284,7 +287,7 @@ def test_the_sampled_network_is_a_mixture_with_its_noise(data):
     np.testing.assert_allclose(shares.predict_proba(X_test)[:, 1], expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("theory", ["saddle", "mixture"])
+@pytest.mark.parametrize("theory", ["mixture", "infinite_width"])
 def test_several_targets_are_networks_that_share_hyperparameters(data, theory):
     X, y, X_test = data
     Y = np.stack([y, np.sin(2 * X[:, 2]), 100.0 * X[:, 3]], axis=-1)
@@ -304,6 +307,78 @@ def test_several_targets_are_networks_that_share_hyperparameters(data, theory):
     assert len(together.reliability_) == 3
     column = regressor(width=8, theory=theory, **OPTIONS).fit(X, Y[:, :1]).predict(X_test)
     np.testing.assert_allclose(column, mean[:, :1], rtol=1e-10)
+
+
+def outputs_model(X, targets, width, temperature=0.05):
+    """The network of ``OPTIONS`` with several outputs, without the package's tuning."""
+    with double_precision():
+        kernel = MultitaskRenormalizedKernel(ReLU(), width, targets.shape[-1], weight_variance=1.5, bias_variance=0.3)
+        return MultitaskNetworkGP.with_temperature(
+            torch.tensor(standardized(X)), torch.tensor(targets), kernel, temperature
+        )
+
+
+def test_several_targets_at_the_saddle_are_outputs_of_one_network(data):
+    X, y, X_test = data
+    Y = np.stack([y, y + np.sin(2 * X[:, 2]), 100.0 * X[:, 3]], axis=-1)
+    estimator = regressor(width=(8, 12), **OPTIONS).fit(X, Y)
+    model = outputs_model(X, standardized(Y), [8.0, 12.0])
+    fitted, x = SaddlePoint().fit(model), torch.tensor(standardized(X_test, X))
+    joint = fitted.distribution(x, joint=True)
+    shift, scale = Y.mean(0), Y.std(0)
+    mean, std = estimator.predict(X_test, return_std=True)
+    np.testing.assert_allclose(mean, shift + scale * joint.mean.numpy(), rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(std, scale * (joint.variance + 0.05).sqrt().numpy(), rtol=1e-7)
+    _, latent = estimator.predict(X_test, return_cov=True, include_noise=False)
+    covariance = joint.covariance_matrix.reshape(15, 3, 15, 3).numpy()
+    for output in range(3):
+        expected = scale[output] ** 2 * covariance[:, output, :, output]
+        np.testing.assert_allclose(latent[..., output], expected, rtol=1e-6, atol=1e-8 * scale[output] ** 2)
+    assert estimator.order_parameters_["E"].shape == (2, 3, 3) and estimator.order_parameters_["Q"].shape == (3, 3)
+    assert len(estimator.fits_) == 1 and estimator.reliability_ is None and estimator.log_evidence_ is None
+    with pytest.raises(ValueError, match="theory: expected one with an evidence"):
+        estimator.log_marginal_likelihood()
+    state = torch.get_rng_state()
+    samples = estimator.sample_y(X_test[:2], 20000, random_state=1, include_noise=False)
+    assert torch.equal(torch.get_rng_state(), state) and samples.shape == (2, 3, 20000)
+    found = np.cov(samples.reshape(6, -1) / np.tile(scale, 2)[:, None])
+    size = np.sqrt(np.diag(found))
+    # Standard error of a correlation from 20,000 draws: at most 0.007.
+    expected = covariance[:2, :, :2].reshape(6, 6)
+    np.testing.assert_allclose(found / np.outer(size, size), expected / np.outer(size, size), atol=0.035)
+    assert abs(expected[0, 1]) > 0.1 * np.sqrt(expected[0, 0] * expected[1, 1])  # the outputs are correlated
+    assert estimator.score(X, Y) > 0.9
+
+
+def test_other_compositions_of_several_layers_have_no_matrix(data):
+    X, y, X_test = data
+    Y = np.stack([y, X[:, 1]], axis=-1)
+    estimator = regressor(width=(8, 8), composition="nested", activation="erf", **GIVEN).fit(X, Y)
+    assert estimator.order_parameters_["q"].shape == (2, 2) and len(estimator.fits_) == 2
+    assert regressor(composition="nested", **GIVEN).fit(X, Y).order_parameters_["E"].shape == (1, 2, 2)  # one layer
+
+
+def test_classes_at_the_saddle_are_outputs_of_one_network(data):
+    X, y, X_test = data
+    names = np.array(["low", "middle", "top"])
+    index = np.digitize(y, [4.0, 6.0])
+    estimator = classifier(width=10, **OPTIONS).fit(X, names[index])
+    one_hot = np.where(index[:, None] == np.arange(3), 1.0, -1.0)
+    fitted = SaddlePoint().fit(outputs_model(X, one_hot, 10.0))
+    posterior = fitted.distribution(torch.tensor(standardized(X_test, X)))
+    torch.manual_seed(0)
+    largest = posterior.sample(torch.Size([40000])).argmax(-1).numpy()
+    expected = np.stack([(largest == c).mean(0) for c in range(3)], axis=-1)
+    probability = estimator.predict_proba(X_test)
+    # 1,024 quasi-random draws; 40,000 independent ones have a standard error of at most 0.0025.
+    np.testing.assert_allclose(probability, expected, atol=0.015)
+    np.testing.assert_allclose(probability.sum(-1), 1.0, rtol=1e-12)
+    assert probability.min() > 0.0
+    assert (estimator.predict(X_test) == names[probability.argmax(-1)]).all()
+    np.testing.assert_allclose(estimator.predict_proba(X_test[3:5]), probability[3:5], rtol=1e-12)
+    assert estimator.decision_function(X_test).shape == (15, 3)
+    assert estimator.score(X, names[index]) > 0.9
+    assert estimator.order_parameters_["E"].shape == (1, 3, 3)
 
 
 def test_several_targets_are_tuned_together(data):
@@ -350,11 +425,11 @@ def test_mixture_probability_is_the_average_over_the_scale(data):
 def test_several_classes_are_one_against_the_rest(data):
     X, y, X_test = data
     labels = np.array(["low", "middle", "top"])[np.digitize(y, [4.0, 6.0])]
-    estimator = classifier(width=30, **OPTIONS).fit(X, labels)
+    estimator = classifier(width=30, theory="mixture", **OPTIONS).fit(X, labels)
     assert estimator.classes_.tolist() == ["low", "middle", "top"]
     shares = []
     for index, name in enumerate(estimator.classes_):
-        one = classifier(width=30, **OPTIONS).fit(X, labels == name)
+        one = classifier(width=30, theory="mixture", **OPTIONS).fit(X, labels == name)
         shares.append(one.predict_proba(X_test)[:, 1])
         margin = estimator.decision_function(X_test)[:, index]
         np.testing.assert_allclose(margin, one.decision_function(X_test), rtol=1e-8)
@@ -369,7 +444,7 @@ def test_several_classes_are_one_against_the_rest(data):
 def test_a_point_that_no_class_claims_has_finite_probabilities():
     """All shares underflow: the labels of a far point are -1 for every class, without noise."""
     X = np.linspace(-1.0, 1.0, 12)[:, None]
-    model = classifier(**GIVEN | {"temperature": 1e-8}, activation="erf").fit(X, np.arange(12) % 4)
+    model = classifier(**GIVEN | {"temperature": 1e-8}, activation="erf", theory="mixture").fit(X, np.arange(12) % 4)
     shares = np.full((3, 4), 0.0)
     model._marginals = lambda X, quantities: [1.0 - shares, shares]
     np.testing.assert_array_equal(model.predict_proba(X[:3]), np.full((3, 4), 0.25))
@@ -577,7 +652,7 @@ def test_several_targets_share_the_kernel(data, monkeypatch):
     monkeypatch.setattr(RenormalizedNNGPKernel, "forward", counted)
     counts = []
     for targets in (y[:, None], np.stack([y, y**2, X[:, 0]], axis=-1)):
-        estimator = regressor(**GIVEN).fit(X, targets)
+        estimator = regressor(theory="mixture", **GIVEN).fit(X, targets)
         estimator.predict(X_test, return_std=True)
         counts.append(len(matrices))
         matrices.clear()

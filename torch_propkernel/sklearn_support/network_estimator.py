@@ -23,8 +23,9 @@ from ..inference import Problem
 from ..inference.units import Normalization
 from ..kernels import Composition
 from ..kernels.compositions import get_composition
+from ..models import NetworkGP
 from ..reliability import Reliability
-from ..theories import FittedTheory, Sampled, Theory, get_theory
+from ..theories import FittedOutputs, FittedTheory, SaddlePoint, Sampled, Theory, get_theory
 from ..tuning import NetworkFit, NetworkPredictor, fit_network, fit_predictor
 from ..tuning.predictor import WIDTH
 
@@ -101,11 +102,14 @@ class NetworkEstimator(BaseEstimator):
             self._solve(x, targets, get_theory(theory), widths, composition, options)
         values = [{name: value.numpy() for name, value in fit.order_parameters.items()} for fit in self.fits_]
         shared = set.intersection(*(set(each) for each in values))
-        self.order_parameters_ = {
-            name: self._of_targets([each[name] for each in values]) for name in values[0] if name in shared
-        }
+        self.order_parameters_ = values[0]
+        if not self._is_joint:
+            self.order_parameters_ = {
+                name: self._of_targets([each[name] for each in values]) for name in values[0] if name in shared
+            }
         reliabilities = [fit.reliability for fit in self.fits_]
-        self.reliability_: Any = reliabilities[0] if units.target_mean.dim() == 0 else reliabilities
+        single = units.target_mean.dim() == 0 or self._is_joint
+        self.reliability_: Any = reliabilities[0] if single else reliabilities
         priors = [self.hyperparameters_] if isinstance(self.hyperparameters_, NetworkFit) else self.hyperparameters_
         if any(prior.search is not None and not prior.search.converged for prior in priors):
             warnings.warn(NOT_CONVERGED, ConvergenceWarning, stacklevel=3)
@@ -188,22 +192,35 @@ class NetworkEstimator(BaseEstimator):
     ) -> None:
         """Fit hyperparameters that all targets share at infinite width, then one theory at the given width."""
         columns = torch.atleast_2d(targets)
-        if widths is None:
-            widths = torch.full((self.depth or 1,), float(WIDTH), dtype=torch.float64)
+        size = (self.depth or 1,) if widths is None else widths.shape
+        width = torch.full(size, float(WIDTH), dtype=torch.float64) if widths is None else widths
+        # Only at the saddle point are the outputs of one network correlated, and its matrix theory is the outer one.
+        outer = len(width) == 1 or composition == get_composition("outer")
+        joint = len(columns) > 1 and isinstance(theory, SaddlePoint) and outer
+
+        def model(prior: NetworkFit) -> NetworkGP:
+            return (
+                prior.multitask_model(x, columns.mT, width) if joint else prior.model(x, columns[0], width, composition)
+            )
+
+        depth = len(width)
         found = fit_network(
-            x,
-            targets,
-            self.activation,
-            len(widths),
-            check=lambda first: theory.check(first.model(x, columns[0], widths, composition)),
-            **options,
+            x, targets, self.activation, depth, check=lambda first: theory.check(model(first)), **options
         )
-        problem = Problem.frozen(found.model(x, columns[0], widths, composition))
-        with torch.no_grad():
-            self.fits_ = [theory.fit(problem.with_targets(target)) for target in columns]
+        if joint:
+            self.fits_ = [theory.fit(model(found))]
+        else:
+            problem = Problem.frozen(model(found))
+            with torch.no_grad():
+                self.fits_ = [theory.fit(problem.with_targets(target)) for target in columns]
         self.predictors_ = None
         self.hyperparameters_ = found
         self.temperature_ = found.temperature
+
+    @property
+    def _is_joint(self) -> bool:
+        """Whether one fit has all targets, as the outputs of one network."""
+        return isinstance(self.fits_[0], FittedOutputs)
 
     def _of_targets(self, values: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
         """Return the one target's value, or those of several targets as a further axis."""
@@ -246,12 +263,12 @@ class NetworkEstimator(BaseEstimator):
         return self.normalization_.to_model(x)
 
     def _marginals(
-        self, X: Any, quantities: Callable[[ScaleMixtureMultivariateNormal], tuple[Tensor, ...]]
+        self, x: Tensor, quantities: Callable[[ScaleMixtureMultivariateNormal], tuple[Tensor, ...]]
     ) -> list[np.ndarray]:
         """Return quantities of the posterior of f at each point on its own, ``m`` or ``m x D``, in bounded memory."""
-        chunks = self._points(X).split(_CHUNK)
+        chunks = x.split(_CHUNK)
         # All targets of a chunk, one after the other, share the kernel at its points.
-        pieces = [[quantities(posterior(fit, rows)) for fit in self.fits_] for rows in chunks]
+        pieces = [[quantities(each) for fit in self.fits_ for each in posteriors(fit, rows)] for rows in chunks]
         columns = [
             [torch.cat(column).numpy() for column in zip(*of_target, strict=True)]
             for of_target in zip(*pieces, strict=True)
@@ -261,10 +278,26 @@ class NetworkEstimator(BaseEstimator):
 
 @torch.no_grad()
 def posterior(fit: FittedTheory, x: Tensor, joint: bool = False) -> ScaleMixtureMultivariateNormal:
-    """Return the posterior of f in the model's units; a normal one is a mixture of one component."""
+    """Return the posterior of f in the model's units; a normal one is a mixture of one component.
+
+    With ``joint`` that of all outputs of a network together, the output index the fast one.
+    """
     found = fit.distribution(x, joint)
     if isinstance(found, ScaleMixtureMultivariateNormal):
         return found
     spread = {"covariance": found.covariance_matrix} if joint else {"variance": found.variance}
     component = {kind: value.unsqueeze(0) for kind, value in spread.items()}
     return ScaleMixtureMultivariateNormal(found.loc.new_zeros(1), found.loc.unsqueeze(0), **component)
+
+
+@torch.no_grad()
+def posteriors(fit: FittedTheory, x: Tensor, joint: bool = False) -> list[ScaleMixtureMultivariateNormal]:
+    """Return the posterior of each target of a fit by itself."""
+    if not isinstance(fit, FittedOutputs):
+        return [posterior(fit, x, joint)]
+    means, spreads = fit.conditioned.moments(fit.problem.points(x), joint)
+    kind = "covariance" if joint else "variance"
+    return [
+        ScaleMixtureMultivariateNormal(mean.new_zeros(1), mean, **{kind: spread})
+        for mean, spread in zip(means, spreads, strict=True)
+    ]

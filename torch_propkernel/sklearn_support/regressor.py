@@ -11,7 +11,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..inference.units import Units
-from .network_estimator import NetworkEstimator, posterior
+from .network_estimator import NetworkEstimator, posterior, posteriors
 
 
 class PropKernelRegressor(RegressorMixin, NetworkEstimator):
@@ -39,10 +39,11 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
     there are no predictions: ``GaussianProcessRegressor`` answers from its prior there, this estimator raises
     ``NotFittedError``, since width, units and prior are known only with the data.
 
-    Several targets, y of shape (P, D): D independent networks; correlations between targets are left out. With
-    ``theory="auto"`` or ``"sampled"`` each has its own predictor, and its share of the time limit. With any other
-    theory they share all hyperparameters, fitted by the sum of their log evidences, and each has its own order
-    parameters.
+    Several targets, y of shape (P, D): with ``theory="saddle"`` the D outputs of one network, which its finite width
+    correlates: a D x D matrix order parameter in every layer (``composition="outer"``; up to some thirty targets, a
+    second for ten). With every other theory they are D independent networks; correlations between targets are left
+    out. With ``theory="auto"`` or ``"sampled"`` each has its own predictor, and its share of the time limit; else they
+    share all hyperparameters, fitted by the sum of their log evidences, and each has its own order parameters.
 
     Not included: sample weights (``fit`` takes none and says so: weights as repeated rows, which is what scikit-learn
     means by them, are not a noise variance T/w once T is fitted), missing values, sparse inputs, a prior mean other
@@ -87,12 +88,13 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
             width, how the search went, and on how many rows; a list of them where targets have their own.
         temperature_: T, in units of the standardized targets, an array where targets have their own; the chosen one,
             which the network's own evidence may have moved from that of ``hyperparameters_``.
-        order_parameters_: By name; ``"q"`` has q_1, ..., q_L, shape (L,), or (D, L) for several targets.
+        order_parameters_: By name; ``"q"`` has q_1, ..., q_L, shape (L,), or (D, L) for several targets. For the
+            outputs of one network ``"E"`` has E_1, ..., E_L, shape (L, D, D), and ``"Q"`` their product.
         reliability_: The :class:`Reliability` note on the regime, a list of them for several targets; :meth:`fit` warns
-            if one is not reliable. None where the theory has no score.
-        log_evidence_: log p(y) of the standardized targets by the theory, added up over targets;
-            :meth:`log_marginal_likelihood` returns it too.
-        fits_: The :class:`FittedTheory` of each target, in the model's units.
+            if one is not reliable. None where the theory has no score, also for the outputs of one network.
+        log_evidence_: log p(y) of the standardized targets by the theory, added up over targets, which
+            :meth:`log_marginal_likelihood` returns too; None for the outputs of one network.
+        fits_: The :class:`FittedTheory` of each target, in the model's units, or one :class:`FittedOutputs` of all.
         normalization_: The :class:`Normalization` between the user's units and the model's.
         n_features_in_: Number of inputs.
         feature_names_in_: Names of the inputs, if X had string column names.
@@ -187,10 +189,11 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
         check_is_fitted(self, "fits_")
         noise = np.asarray(self.temperature_ if include_noise else 0.0)
         if not return_cov:
-            mean, variance = self._marginals(X, lambda each: (each.mean, each.variance))
+            mean, variance = self._marginals(self._points(X), lambda each: (each.mean, each.variance))
             mean, std = self._units.value(mean), self._units.deviation(np.sqrt(variance + noise))
             return (mean, std) if return_std else mean
-        joints = [posterior(fit, x, joint=True) for x in [self._points(X)] for fit in self.fits_]
+        x = self._points(X)
+        joints = [each for fit in self.fits_ for each in posteriors(fit, x, joint=True)]
         means = self._of_targets([each.mean.numpy() for each in joints], axis=-1)
         noises = np.broadcast_to(noise, (len(joints),))
         covariances = [
@@ -218,8 +221,10 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
                 # The covariance of f at known points is a small difference of large numbers: keep it positive definite.
                 least = 1e-12 * float(fit.problem.prior(x).variance.max())
                 noise = temperature if include_noise else least
-                noisy = posterior(fit, x, joint=True).add_noise(x.new_full((len(x),), noise))
-                samples.append(noisy.rsample(torch.Size([n_samples])).numpy())
+                together = posterior(fit, x, joint=True)
+                drawn = together.add_noise(torch.full_like(together.mean, noise)).rsample(torch.Size([n_samples]))
+                samples += drawn.unflatten(-1, (len(x), -1)).unbind(-1)
+        samples = [each.numpy() for each in samples]
         return np.moveaxis(self._units.value(self._of_targets(samples, axis=-1)), 0, -1)
 
     @property

@@ -11,6 +11,7 @@ from .gated import Gated
 from .infinite_width import InfiniteWidth
 from .mixture import Mixture
 from .names import THEORIES, get_theory
+from .outputs import FittedOutputs
 from .saddle_point import SaddlePoint
 from .sampled import Sampled
 from .solve import ModelSolution, fit_order_parameters
@@ -24,6 +25,7 @@ __all__ = [
     "CorrectedSaddle",
     "FirstOrder",
     "FittedAdaptive",
+    "FittedOutputs",
     "FittedTheory",
     "FreeScale",
     "Gated",

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .._validation import as_values, as_width, check_inputs, check_same_kind, check_targets, positive_number
 from ..activations import Activation, get_activation
-from ..kernels import Composition, NNGPKernel, RenormalizedNNGPKernel
-from ..models import NetworkGP
+from ..kernels import Composition, MultitaskRenormalizedKernel, NNGPKernel, RenormalizedNNGPKernel
+from ..models import MultitaskNetworkGP, NetworkGP
 from .fit_hyperparameters import fit_hyperparameters
 from .hyperparameter_fit import HyperparameterFit
 
@@ -71,20 +71,36 @@ class NetworkFit:
         Raises:
             ValueError: Another number of layers.
         """
+        kernel = RenormalizedNNGPKernel(self.activation, self._widths(width), composition, **self._options())
+        return _model(x, y, kernel, self)
+
+    def multitask_model(self, x: Tensor, y: Tensor, width: Numbers | Tensor) -> MultitaskNetworkGP:
+        """Return the process of one network with D outputs and these hyperparameters, in float64.
+
+        Args:
+            x: Training inputs, ``P x d``.
+            y: Training targets, ``P x D``.
+            width: As for :meth:`model`.
+
+        Raises:
+            ValueError: Another number of layers.
+        """
+        kernel = MultitaskRenormalizedKernel(self.activation, self._widths(width), y.shape[-1], **self._options())
+        kernel = kernel.to(dtype=torch.float64, device=x.device)
+        _set_values(kernel.data_covar_module, self)
+        return MultitaskNetworkGP.with_temperature(x, y, kernel, self.temperature)
+
+    def _widths(self, width: Numbers | Tensor) -> Tensor:
         depth = len(self.bias_variance)
         widths = as_width(width, torch.float64)
         if widths.shape[-1] not in (1, depth):
             raise ValueError(f"width: expected 1 or {depth} numbers, got {widths.tolist()}")
+        return widths.expand(*widths.shape[:-1], depth)
+
+    def _options(self) -> dict[str, Any]:
         columns = None if self.ard_weights is None else len(self.ard_weights)
-        kernel = RenormalizedNNGPKernel(
-            self.activation,
-            widths.expand(*widths.shape[:-1], depth),
-            composition,
-            weight_variance=self.weight_variance,
-            bias_variance=self.bias_variance,
-            ard_num_dims=columns,
-        )
-        return _model(x, y, kernel, self)
+        values = {"weight_variance": self.weight_variance, "bias_variance": self.bias_variance}
+        return {**values, "ard_num_dims": columns}
 
 
 def fit_network(
@@ -252,15 +268,20 @@ def _search(model: NetworkGP, names: tuple[str, ...], rows: Tensor) -> Hyperpara
 def _model(x: Tensor, y: Tensor, kernel: NNGPKernel, prior: NetworkFit) -> NetworkGP:
     """Return a process in float64 with the hyperparameters of ``prior``."""
     kernel = kernel.to(dtype=torch.float64, device=x.device)
-    # Parameters are built in torch's default dtype: set them again after the conversion, without its rounding.
-    kernel.weight_variance = x.new_tensor(prior.weight_variance, dtype=torch.float64)
-    kernel.bias_variance = x.new_tensor(prior.bias_variance, dtype=torch.float64)
-    if prior.ard_weights is not None:
-        kernel.ard_weights = x.new_tensor(prior.ard_weights, dtype=torch.float64)
+    _set_values(kernel, prior)
     likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.Positive())
     likelihood = likelihood.to(dtype=torch.float64, device=x.device)
     likelihood.noise = x.new_tensor(prior.temperature, dtype=torch.float64)
     return NetworkGP(x, y, likelihood, kernel)
+
+
+def _set_values(kernel: NNGPKernel, prior: NetworkFit) -> None:
+    """Set variances and weights again after a conversion, without the rounding of torch's default dtype."""
+    like = kernel.raw_readout_variance
+    kernel.weight_variance = like.new_tensor(prior.weight_variance)
+    kernel.bias_variance = like.new_tensor(prior.bias_variance)
+    if prior.ard_weights is not None:
+        kernel.ard_weights = like.new_tensor(prior.ard_weights)
 
 
 def _values(name: str, given: Numbers | None, default: float, size: int, allow_zero: bool = False) -> tuple[float, ...]:
