@@ -96,3 +96,12 @@ def test_ties(load):
     assert example.verdict([0.1, 0.11, 0.12, 0.11]).endswith("worse")
     assert example.verdict([-0.1, -0.11, -0.12, -0.11]).endswith("better")
     assert example.verdict([1e-5, -1e-5, 1e-5, -1e-5]) == "same"
+
+
+def test_dirichlet_classes(load, capsys):
+    load("dirichlet_classes.py").main(["--rows", "40", "--width", "20"])
+    wide, narrow = capsys.readouterr().out.splitlines()
+    assert wide.startswith("infinite width") and "q 1.00, 1.00, 1.00" in wide and narrow.startswith("width 20")
+    for line in (wide, narrow):
+        assert 0.85 < float(line.split("accuracy ")[1].split()[0]) <= 1.0  # a third by chance
+        assert 0.0 < float(line.split("log loss ")[1]) < 0.6  # log 3 = 1.1 by chance

@@ -1,6 +1,6 @@
 """Ten classes of handwritten digits: one network with ten outputs, ten networks, and their probabilities.
 
-    python examples/benchmarks/classes.py [--splits 3] [--markdown PAGE]
+    python examples/benchmarks/classes.py [--splits 5] [--markdown PAGE]
 
 scikit-learn's digits (8 x 8 pixels), 400 training rows and the 1,397 others, random splits. One hidden layer; variances
 and T by the evidence of infinite width on the training rows, one scale for all pixels. ``PropKernelClassifier`` with
@@ -124,7 +124,7 @@ def rows(activation: str, seed: int) -> dict[str, tuple[float, ...]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fit everything on every split, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--markdown", type=Path, default=RESULTS / "classes.md")
     options = parser.parse_args(arguments)
     cells = []

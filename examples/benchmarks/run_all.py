@@ -54,6 +54,9 @@ BENCHMARKS = {
         "--problems 20 --seed 1 --output {page}",
         "beaten|minima miscounted|raised|worst",
     ),
+    "classes": Benchmark(
+        "classes.py", ("--splits 5 --markdown {page}",), "--splits 1 --markdown {page}", "accuracy|log loss|Brier"
+    ),
     "count_work": Benchmark("count_work.py", ("--markdown {page}",), "--markdown {page}", ".*"),
     "evidence_vs_brute_force": Benchmark("evidence_vs_brute_force.py", ("",), "--only accuracy --problems 3", ".*"),
     "solve_and_predict": Benchmark("solve_and_predict.py", ("",), "--only sweep --repeats 1", ".*"),

@@ -117,4 +117,5 @@ class ObservedOutputsConditioned(Conditioned):
         error = away.square() + self.noise.diagonal() - shrunk.square().sum(0)
         output, number = self.problem.observed.output, self.problem.num_outputs
         total = error.new_zeros(number).index_add(0, output, error)
-        return (total / torch.bincount(output, minlength=number)).to(self.problem.targets.dtype)
+        mean = (total / torch.bincount(output, minlength=number)).to(self.problem.targets.dtype)
+        return self.problem.units.mean_variance(mean)

@@ -78,12 +78,16 @@ class OutputsProblem(Problem):
     @torch.no_grad()
     def of_outputs(cls, model: Any) -> OutputsProblem:
         """Take a deep copy of a model apart."""
+        training = model.training
         model = evaluation_view(copy.deepcopy(model))
         kernel = getattr(model, "covar_module", None)
         if not isinstance(kernel, MultitaskRenormalizedKernel):
             got = type(kernel).__name__
             raise ValueError(f"covar_module: expected the MultitaskRenormalizedKernel itself, got {got}")
         x, y = check_inputs(model.train_inputs[0], "train_inputs"), model.train_targets
+        transform = getattr(model, "input_transform", None)
+        if training and transform is not None:
+            x = transform.preprocess_transform(x)  # what eval() does to a BoTorch model
         if x.dim() != 2 or y.dim() != 2 or y.shape[-1] != kernel.num_tasks:
             got = f"{tuple(x.shape)} and {tuple(y.shape)}"
             raise ValueError(f"model: expected inputs P x d and targets P x {kernel.num_tasks}, got {got}")
@@ -94,7 +98,8 @@ class OutputsProblem(Problem):
         noise = _noise_of_a_point(model, x)
         temperature, alike = noise.diagonal(), torch.equal(noise, noise[0, 0] * torch.eye(len(noise)).to(noise))
         scale = temperature[0] if alike else temperature.mean()
-        problem = cls(_OneOutput(x, kernel), None, x, y.mT, scale if alike else temperature, None, Units(), None)
+        outputs = _OneOutput(x, kernel, transform)
+        problem = cls(outputs, None, x, y.mT, scale if alike else temperature, None, Units.of(model), None)
         problem._residuals, problem.is_complete = residuals, not bool(missing.any())
         if not problem.is_complete:
             problem.observed.check_memory()
@@ -158,9 +163,14 @@ class OutputsProblem(Problem):
 class _OneOutput(ExactGP):
     """The prior of each output at infinite width, without its mean."""
 
-    def __init__(self, x: Tensor, kernel: MultitaskRenormalizedKernel) -> None:
+    def __init__(self, x: Tensor, kernel: MultitaskRenormalizedKernel, input_transform: Any) -> None:
         super().__init__(x, x[:, 0], GaussianLikelihood().to(x))
         self.covar_module, self.active_dims = kernel.data_covar_module, kernel.active_dims
+        self.input_transform = input_transform
+
+    def transform_inputs(self, x: Tensor) -> Tensor:
+        """Return the inputs as the kernel takes them: BoTorch's transform."""
+        return x if self.input_transform is None else self.input_transform(x)
 
     def forward(self, x: Tensor) -> MultivariateNormal:
         seen = x if self.active_dims is None else x.index_select(-1, self.active_dims)

@@ -108,12 +108,18 @@ class OutputsConditioned(Conditioned):
         away, variance = self._back(weights / precision, (1.0 / precision - noise).clamp_min(0.0))
         noisy = variance + self.problem.noise_diagonal().to(precision.dtype)
         log_density = -0.5 * (away.square() / noisy + (2.0 * torch.pi * noisy).log())
-        targets = self.problem.targets.to(away.dtype)
-        return ErrorEstimate(targets - away, away.square(), variance, log_density=log_density)
+        targets, units = self.problem.targets.to(away.dtype), self.problem.units
+        return ErrorEstimate(
+            units.value(targets - away),
+            units.deviation(away).square(),
+            units.variance(variance),
+            log_density=units.log_density(log_density),
+        )
 
     def training_error(self) -> Tensor:
         """Return E (1/P) sum (y - f)^2 over the posterior, ``D``."""
         weights, precision = (v.squeeze(-2) for v in self.inner.left_out_terms())
         noise = self.problem.noise_scale.to(precision.dtype)
         away, variance = self._back(noise * weights, noise - noise.square() * precision)
-        return (away.square() + variance).mean(-1).to(self.problem.targets.dtype)
+        error = (away.square() + variance).mean(-1).to(self.problem.targets.dtype)
+        return self.problem.units.mean_variance(error)

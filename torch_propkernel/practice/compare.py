@@ -171,6 +171,8 @@ def compare_with_network(
         raise ValueError("likelihood: expected one homoskedastic temperature, got another noise model or a batch")
     check_targets(problem.targets, problem.num_data, "train_targets")
     units = problem.units
+    if several and isinstance(units.scale, Tensor):
+        raise ValueError("outcome_transform: expected none for several outputs, got Standardize")
     points = problem.points(x)
     check_targets(y.mT if several else y, points.shape[-2])
     with torch.no_grad():
