@@ -35,6 +35,16 @@ class ObservedOutputAction(OutputAction):
         NotEnoughMemoryError: The matrices do not fit.
 
     Reference: THEORY.md, section 11, eqs. (20) and (23).
+
+    Example:
+        >>> import math, torch
+        >>> one, nan = torch.ones(1, 1, dtype=torch.float64), float("nan")
+        >>> kernel = torch.eye(2, dtype=torch.float64)
+        >>> targets = torch.tensor([[1.0, nan], [nan, 1.0]], dtype=torch.float64)
+        >>> action = ObservedOutputAction(kernel, targets, 10 * one, one[0])
+        >>> value = action(torch.zeros(1, 3, dtype=torch.float64))   # Q = 1: two targets with T + k = 2 and y = 1
+        >>> bool(abs(value - 2 * (math.log(2) + 0.5)) < 1e-12)
+        True
     """
 
     def __init__(

@@ -42,6 +42,16 @@ class OutputAction:
         output_noise: R, ``D x D``, positive definite; the identity if None.
 
     Reference: THEORY.md, section 11, eqs. (20), (21) and (22).
+
+    Example:
+        >>> import math, torch
+        >>> from torch_propkernel.spectra import Spectrum
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> spectrum = Spectrum.from_kernel(one, torch.ones(1, 2, dtype=torch.float64), num_outputs=2)
+        >>> action = OutputAction(spectrum, 10 * one, one[0])
+        >>> value = action(torch.zeros(1, 3, dtype=torch.float64))   # Q = 1: two outputs with T + k = 2 and y = 1
+        >>> bool(abs(value - 2 * (math.log(2) + 0.5)) < 1e-12)
+        True
     """
 
     num_missing = 0
