@@ -31,8 +31,8 @@ class OutputAction:
     Noise of covariance T R, R = C C^T, replaces z by :math:`z\, C^{-T}` and Q in the data term by
     :math:`C^{-1} Q\, C^{-T}`, whose eigenvalues and eigenvectors then stand for rho and V there.
 
-    Calling the object gives values ``n`` at coordinates ``n x D (D + 1) / 2`` of X
-    (:func:`torch_propkernel.numerics.symmetric.to_coordinates`), differentiable once. Cost: P D^2 for each problem; no
+    Calling the object gives values ``n`` at coordinates ``n x D (D + 1) / 2`` of X (its entries on and below the
+    diagonal, those off it times the root of two), differentiable once. Cost: P D^2 for each problem; no
     matrix of P D rows is formed.
 
     Args:

@@ -23,9 +23,10 @@ class MultitaskNetworkGP(NetworkGP):
 
     Args:
         train_inputs: Training inputs.
-        train_targets: Training targets.
-        likelihood: A :class:`gpytorch.likelihoods.MultitaskGaussianLikelihood`; for the theory of a network with one
-            temperature with ``has_task_noise=False``, so that its global ``noise`` is T.
+        train_targets: Training targets; NaN where one is missing, for the theories (GPyTorch's own predictions want
+            ``gpytorch.settings.observation_nan_policy`` then).
+        likelihood: A :class:`gpytorch.likelihoods.MultitaskGaussianLikelihood`; with ``has_task_noise=False`` its
+            global ``noise`` is the temperature T of all outputs, else each has its own, possibly correlated ones.
         covar_module: A :class:`MultitaskRenormalizedKernel`, or another multitask kernel.
         mean_module: A multitask mean; zero if None.
 
