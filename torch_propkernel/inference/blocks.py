@@ -14,7 +14,7 @@ from ..actions.block_action import BlockMatrices, DenseBlocks
 from ..kernels import BlockRenormalizedKernel
 from ..numerics.symmetric import from_coordinates, num_coordinates
 from .conditioned import Conditioned, DenseConditioned
-from .problem import KernelNode, Problem, _is_multiplicative, _one_at_a_time, to_dense
+from .problem import KernelNode, Problem, _is_multiplicative, _one_at_a_time, check_affine, to_dense
 
 _DENSE = 2**31
 """Bytes of the blocks of the training points up to which they are held; beyond, and where less memory is free, they are
@@ -122,9 +122,16 @@ class BlocksProblem(Problem):
         return {"E": order_parameter, "Q": self.block_kernel.covariance_of_blocks(order_parameter)}
 
     def training_blocks(self) -> tuple[BlockMatrices, Tensor]:
-        """Return the map from E to the moving part of the training points' covariance, and noise plus fixed terms."""
+        """Return the map from E to the moving part of the training points' covariance, and noise plus fixed terms.
+
+        Raises:
+            ValueError: The covariance is not affine in the block kernel.
+        """
         unit = self.unit_covariance
-        fixed = torch.zeros_like(unit) if self.is_multiplicative() else self.covariance(self.at_scale(0.0))
+        fixed = torch.zeros_like(unit)
+        if not self.is_multiplicative():
+            check_affine(self)
+            fixed = self.covariance(self.at_scale(0.0))
         size = self.block_kernel.raw_order_parameter.shape[-1]
         needed = 2.0 * num_coordinates(size) * unit.numel() * unit.element_size()  # a copy in double precision
         free = available_memory(unit.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._validation import check_targets
 from ..inference import Conditioned, ErrorEstimate, Problem
+from ..inference.blocks import BlocksProblem, find_block_kernel
 from ..inference.conditioned import check_chunk_size, expected_errors
 from ..inference.outputs import OutputsProblem, has_outputs
 from ..kernels import RenormalizedNNGPKernel
@@ -29,6 +30,7 @@ class Theory(ABC):
         needs_order_parameters: Whether the model must hold a :class:`RenormalizedNNGPKernel`.
         has_leave_one_out: Whether a fit has errors of points that are left out.
         has_outputs: Whether it takes models of several outputs, with a :class:`MultitaskRenormalizedKernel`.
+        has_blocks: Whether it takes models with a :class:`BlockRenormalizedKernel`.
 
     Example:
         >>> from torch_propkernel.theories import InfiniteWidth, Mixture
@@ -40,6 +42,7 @@ class Theory(ABC):
     needs_order_parameters: ClassVar[bool] = True
     has_leave_one_out: ClassVar[bool] = True
     has_outputs: ClassVar[bool] = False
+    has_blocks: ClassVar[bool] = False
 
     @torch.no_grad()
     def fit(self, model: Any) -> FittedTheory:
@@ -88,6 +91,10 @@ class Theory(ABC):
             model = OutputsProblem.of_outputs(model)
         if isinstance(model, OutputsProblem) and not self.has_outputs:
             raise ValueError(f"model: {self!r} expected one output, got {model.num_outputs}")
+        if not isinstance(model, Problem) and find_block_kernel(model) is not None:
+            model = BlocksProblem.of_blocks(model)
+        if isinstance(model, BlocksProblem) and not self.has_blocks:
+            raise ValueError(f"model: {self!r} expected a RenormalizedNNGPKernel, got a BlockRenormalizedKernel")
         return Problem.frozen(model, needs_order_parameters=self.needs_order_parameters)
 
     def _check(self, problem: Problem) -> None:  # noqa: B027  (most theories apply to every network)

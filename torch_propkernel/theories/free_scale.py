@@ -43,6 +43,7 @@ class FreeScale(Theory):
 
     name = "free_scale"
     needs_order_parameters = False
+    has_blocks = True
 
     def _fit(self, problem: Problem) -> FittedTheory:
         spectrum = _relative_to_noise(problem)

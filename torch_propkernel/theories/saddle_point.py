@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 
 from ..actions.evidence import laplace_evidence
+from ..actions.solve_block_order_parameters import solve_block_order_parameters
 from ..actions.solve_matrix_order_parameters import solve_matrix_order_parameters
-from ..inference import OutputsProblem, Problem
+from ..inference import BlocksProblem, OutputsProblem, Problem
 from ..reliability import Reliability
 from ..reliability.score import assess
 from .base import FittedTheory, Theory
@@ -45,10 +46,13 @@ class SaddlePoint(Theory):
 
     name = "saddle"
     has_outputs = True
+    has_blocks = True
 
     def _fit(self, problem: Problem) -> FittedTheory:
         if isinstance(problem, OutputsProblem):
             return self._fit_outputs(problem)
+        if isinstance(problem, BlocksProblem):
+            return self._fit_blocks(problem)
         solution = solve_problem(problem).raise_if_failed()
         q = solution.order_parameter
         evidence = None
@@ -74,6 +78,15 @@ class SaddlePoint(Theory):
         )
         stats = found.stats | {"solution": found}
         return fit_at(self, problem, found.order_parameter.to(problem.targets), found.message, stats)
+
+    def _fit_blocks(self, problem: BlocksProblem) -> FittedTheory:
+        blocks, base = problem.training_blocks()
+        width = problem.block_kernel.width.flatten().double()
+        found = solve_block_order_parameters(blocks, problem.residuals(), width=width, temperature=1.0, base=base)
+        order_parameter = found.order_parameter.to(problem.targets)
+        values, norm = problem.values(order_parameter), order_parameter.diagonal(dim1=-2, dim2=-1).mean()
+        conditioned = problem.conditioned(order_parameter)
+        return FittedTheory(self, problem, conditioned, values, norm, found.message, found.stats | {"solution": found})
 
 
 class FittedSaddlePoint(FittedTheory):
