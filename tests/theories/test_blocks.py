@@ -12,7 +12,7 @@ from gpytorch.kernels import ConstantKernel, ScaleKernel
 
 from torch_propkernel import NetworkGP, NNGPKernel, RenormalizedNNGPKernel
 from torch_propkernel.actions import DenseBlocks, solve_block_order_parameters
-from torch_propkernel.inference import BlocksProblem, blocks
+from torch_propkernel.inference import BlocksProblem, Problem, blocks
 from torch_propkernel.kernels import BlockRenormalizedKernel, ConvolutionalNNGPKernel, ConvolutionalRenormalizedKernel
 from torch_propkernel.theories import FreeScale, Gated, InfiniteWidth, Mixture, SaddlePoint
 
@@ -188,6 +188,14 @@ def test_the_baseline_scales_what_is_renormalized():
     assert fitted.predict(x)[0].shape == (8,)
 
 
+def test_several_theories_share_a_problem():
+    model, x, y = problem()
+    shared = BlocksProblem.of_blocks(model)
+    for theory in (InfiniteWidth(), FreeScale(), SaddlePoint()):
+        first, second = theory.fit(shared).error(x, y).total, theory.fit(model).error(x, y).total
+        torch.testing.assert_close(first, second, rtol=1e-12, atol=0)
+
+
 def test_it_pickles():
     model, x, _ = problem()
     fitted = SaddlePoint().fit(model)
@@ -222,6 +230,8 @@ def test_what_does_not_apply_is_refused():
     stacked = NetworkGP(inputs.expand(2, -1, -1), targets.expand(2, -1), likelihood, batch)
     with pytest.raises(ValueError, match="expected no batch dimensions for several blocks"):
         SaddlePoint().fit(stacked)
+    with pytest.raises(TypeError, match="expected an ExactGP-like model or a BlocksProblem, got Problem"):
+        InfiniteWidth().fit(Problem.frozen(model, needs_order_parameters=False))
     squared = model.covar_module * model.covar_module
     with pytest.raises(ValueError, match="affine"):
         SaddlePoint().fit(NetworkGP(inputs, targets, likelihood, squared))

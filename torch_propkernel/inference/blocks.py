@@ -71,7 +71,7 @@ class BlocksProblem(Problem):
         """Take a deep copy of a model apart."""
         problem = cls.frozen(model, needs_order_parameters=False)
         if not isinstance(problem, BlocksProblem):
-            raise TypeError(f"model: expected an ExactGP-like model, got {type(problem).__name__}")
+            raise TypeError(f"model: expected an ExactGP-like model or a BlocksProblem, got {type(problem).__name__}")
         kernel = find_block_kernel(problem.model)
         if kernel is None or problem.kernel is not None:
             got = "none" if kernel is None else "a RenormalizedNNGPKernel beside it"

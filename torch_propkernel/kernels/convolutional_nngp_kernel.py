@@ -29,9 +29,8 @@ class ConvolutionalNNGPKernel(NetworkPriorKernel, BlockKernel):
     x_a is patch a of the image x, a = 1..B, with k entries (patch size times input channels); :math:`\kappa` the
     activation's dual with the variances of the two patches; w_0 the prior variance of the filters' weights times k, b_0
     that of their biases, w_1 that of the readout. "dense" is a readout that reads every patch by weights of its own, so
-    that only equal patches meet at infinite width; "pooled" reads the mean over patches.
-    :class:`ConvolutionalNetwork <torch_propkernel.networks.ConvolutionalNetwork>` is the network,
-    :class:`ConvolutionalRenormalizedKernel` its kernel at finite width.
+    that only equal patches meet at infinite width; "pooled" reads the mean over patches. :class:`ConvolutionalNetwork`
+    is the network, :class:`ConvolutionalRenormalizedKernel` its kernel at finite width.
 
     Parameters, what of them trains, and priors are those of :class:`NNGPKernel`. One convolutional layer; not included:
     several, a readout bias, the noise.

@@ -27,10 +27,15 @@ class SaddlePoint(Theory):
     the problem has one dimension, else None. It does not warn: look at ``reliability``, which is computed when it is
     read.
 
+    A kernel with matrices (:class:`MultitaskRenormalizedKernel`, :class:`BlockRenormalizedKernel`) has them in
+    ``order_parameters["E"]``, their product or the covariance of the blocks in ``["Q"]``, and neither evidence nor
+    reliability. Of blocks, ``readout_norm`` is tr E / r, the posterior mean of the mean squared readout weight.
+
     Raises:
         ConvergenceError: The solve did not converge.
 
-    Reference: Pacelli et al. (2023), arXiv:2209.04882, results (i) and (ii); THEORY.md, eqs. (2), (6), (7), (8b).
+    Reference: Pacelli et al. (2023), arXiv:2209.04882, results (i) and (ii); THEORY.md, eqs. (2), (6), (7), (8b),
+    (20), (23).
 
     Example:
         >>> import gpytorch, torch
