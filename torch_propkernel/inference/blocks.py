@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gpytorch
@@ -92,6 +93,15 @@ class BlocksProblem(Problem):
         raw = self.block_kernel.raw_order_parameter
         return torch.diag_embed(torch.ones_like(raw[..., 0])) * scale
 
+    def _in_double(self) -> BlocksProblem:
+        """Return a copy whose covariances are in double precision."""
+        made = copy.deepcopy(self)
+        made._own_model.double()
+        made.inputs = made.inputs.double()
+        made.model = made._at(made.at_scale(1.0))
+        made.__dict__.pop("_unit_covariance", None)
+        return made
+
     def _at(self, order_parameter: Tensor) -> Any:
         """Return the model with another order parameter."""
         kernel = self.block_kernel
@@ -124,21 +134,25 @@ class BlocksProblem(Problem):
     def training_blocks(self) -> tuple[BlockMatrices, Tensor]:
         """Return the map from E to the moving part of the training points' covariance, and noise plus fixed terms.
 
+        In double precision, whatever the model's.
+
         Raises:
             ValueError: The covariance is not affine in the block kernel.
         """
+        if self.inputs.dtype != torch.float64:
+            return self._in_double().training_blocks()
         unit = self.unit_covariance
         fixed = torch.zeros_like(unit)
         if not self.is_multiplicative():
             check_affine(self)
             fixed = self.covariance(self.at_scale(0.0))
         size = self.block_kernel.raw_order_parameter.shape[-1]
-        needed = 2.0 * num_coordinates(size) * unit.numel() * unit.element_size()  # a copy in double precision
+        needed = 2.0 * num_coordinates(size) * unit.numel() * unit.element_size()  # they are stacked
         free = available_memory(unit.device)
         blocks: BlockMatrices = _Streamed(self, fixed)
         if needed <= _DENSE and (free is None or needed <= 0.5 * free):
             basis = from_coordinates(torch.eye(num_coordinates(size), dtype=unit.dtype, device=unit.device), size)
-            blocks = DenseBlocks(torch.stack([blocks(matrix) for matrix in basis]).double())
+            blocks = DenseBlocks(torch.stack([blocks(matrix) for matrix in basis]))
         return blocks, fixed + self.noise_covariance(unit)
 
 

@@ -26,7 +26,8 @@ class ConvolutionalNetwork(FeatureNetwork):
     c, shared by all patches, of prior variance w_0 = 1 / lambda_0 for each entry; :math:`\beta_c` its bias, of variance
     b_0; v the readout, of variance w_1. With K_ab = kappa(w_0 x_a . x'_b / k + b_0) the prior covariance of a dense
     readout is w_1 / B times the sum over patches of K_bb, that of a pool w_1 / B^2 times the sum of all K_ab
-    (:class:`ConvolutionalNNGPKernel`). Given v the covariance of the dense one is :math:`\frac{w_1}{B} \sum_{ab} Q_{ab} K_{ab}`, with the order parameter
+    (:class:`ConvolutionalNNGPKernel`). Given v the covariance of the dense one is
+    :math:`\frac{w_1}{B} \sum_{ab} Q_{ab} K_{ab}`, with the order parameter
     :math:`Q_{ab} = \lambda_1 \sum_c v_{ca} v_{cb} / N_c`, if the activation has mean zero.
 
     The parameters are the whitened filters and the readout, as in :class:`FeatureNetwork`. Not included: more layers, a
