@@ -10,7 +10,7 @@ from torch import Tensor
 
 _MAX_ITERATIONS = 100
 _MAX_QUASI_NEWTON = 1000
-_MAX_STALLS = 20  # steps that lower the value by less than its rounding
+_MAX_MISSES = 3
 _MAX_STEP = 1.0
 _MAX_HALVINGS = 30
 _DIFFERENCE = 1e-5
@@ -130,16 +130,17 @@ def quasi_newton(
     """
     x, fresh = start, curvature * torch.eye(len(start), dtype=start.dtype, device=start.device)
     value, gradient = value_and_gradient(function, x)
-    hessian, iterations, stalls = fresh, 0, 0
-    while float(gradient.abs().max()) > tolerance * float(scale) and iterations < _MAX_QUASI_NEWTON:
+    size, bound = float(gradient.abs().max()), tolerance * float(scale)
+    hessian, iterations, misses = fresh, 0, 0
+    while size > bound and iterations < _MAX_QUASI_NEWTON:
         iterations += 1
         direction = -torch.linalg.solve(hessian, gradient)
         direction = direction * (_MAX_STEP / direction.abs().max().clamp_min(_MAX_STEP))
-        slack = 4.0 * torch.finfo(value.dtype).eps * value.abs()
+        near = size <= _ROUNDING * bound  # there values are rounding: full steps, as long as they lower the gradient
         length = 1.0
         for _ in range(_MAX_HALVINGS):
             new_value, new_gradient = value_and_gradient(function, x + length * direction)
-            if bool(new_value <= value + 1e-4 * length * (direction @ gradient) + slack):
+            if near or bool(new_value <= value + 1e-4 * length * (direction @ gradient)):
                 break
             length *= 0.5
         else:
@@ -147,16 +148,17 @@ def quasi_newton(
                 break
             hessian = fresh  # what was learned far from here misleads
             continue
-        step, change = length * direction, new_gradient - gradient
-        stalls += int(new_value >= value)
-        x, value, gradient = x + step, new_value, new_gradient
-        if stalls >= _MAX_STALLS and float(gradient.abs().max()) <= _ROUNDING * tolerance * float(scale):
+        new_size = float(new_gradient.abs().max())
+        misses += int(near and not new_size < size)
+        if misses > _MAX_MISSES:
             break
+        step, change = length * direction, new_gradient - gradient
+        x, value, gradient, size = x + step, new_value, new_gradient, new_size
         curved = step @ change
         if bool(curved > 1e-10 * step.norm() * change.norm()):
             pushed = hessian @ step
             hessian = hessian - pushed.outer(pushed) / (step @ pushed) + change.outer(change) / curved
-    converged = torch.isfinite(value) & (gradient.abs().max() <= _ROUNDING * tolerance * scale)
+    converged = torch.isfinite(value) & (gradient.abs().max() <= _ROUNDING * bound)
     return LocalMinimum(x, value, gradient, hessian, converged, iterations)
 
 

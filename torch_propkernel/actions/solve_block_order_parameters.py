@@ -44,7 +44,7 @@ def solve_block_order_parameters(
     ``stats["narrow"]`` is True.
 
     Shapes: ``order_parameter`` is ``*p x 1 x r x r`` for ``*p`` problems (widths and temperatures, solved one by one).
-    Cost: for each problem about 80 to 250 gradients, each some four Cholesky factorizations and a pass over the blocks.
+    Cost: for each problem about 60 to 200 gradients, each some four Cholesky factorizations and a pass over the blocks.
 
     Args:
         blocks: K_ab, ``r x r x P x P`` with K_ba the transpose of K_ab, or a :class:`BlockMatrices`, which need not

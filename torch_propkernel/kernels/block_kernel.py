@@ -18,8 +18,8 @@ from .recursion import same_points, transforms_are_active
 
 Pairs = list[tuple[int, int]]
 
-_TILE = 2**22
-"""Entries of the matrices that are held at the same time, at least one matrix: 32 MB in double precision."""
+_TILE = 2**20
+"""Entries of the matrices that are held at the same time, at least one matrix: 8 MB in double precision."""
 
 
 class BlockKernel(Kernel, ABC):
