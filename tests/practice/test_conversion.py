@@ -6,7 +6,7 @@ import warnings
 import gpytorch
 import pytest
 import torch
-from gpytorch.kernels import RBFKernel, ScaleKernel
+from gpytorch.kernels import ConstantKernel, RBFKernel, ScaleKernel
 
 from torch_propkernel import (
     ArcCosineKernel,
@@ -19,7 +19,7 @@ from torch_propkernel import (
     fit_order_parameters,
 )
 from torch_propkernel.activations import Step, Tanh
-from torch_propkernel.networks import ConvolutionalNetwork, FiniteNetwork
+from torch_propkernel.networks import ConvolutionalNetwork, FeatureNetwork, FiniteNetwork
 from torch_propkernel.practice import model_from_network, network_from_model
 
 WEIGHTS, BIASES = [0.3, 1.7, 4.1], [0.6, 0.0]
@@ -38,7 +38,7 @@ def data(columns=3):
 
 def assert_same_prior(first, second):
     assert (first.activation, first.width, first.input_dim) == (second.activation, second.width, second.input_dim)
-    for name in ("weight_variance", "bias_variance", "input_scale", "active_dims"):
+    for name in ("weight_variance", "bias_variance", "readout_bias_variance", "input_scale", "active_dims"):
         one, other = getattr(first, name), getattr(second, name)
         assert (one is None) == (other is None), name
         if one is not None:
@@ -48,7 +48,13 @@ def assert_same_prior(first, second):
 
 @pytest.mark.parametrize("default", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "extra", [{}, {"input_scale": [0.5, 1.0, 1.5]}, {"active_dims": [4, 0, 1], "input_scale": [0.2, 0.8, 2.0]}]
+    "extra",
+    [
+        {},
+        {"readout_bias_variance": 0.7},
+        {"input_scale": [0.5, 1.0, 1.5]},
+        {"active_dims": [4, 0, 1], "input_scale": [0.2, 0.8, 2.0], "readout_bias_variance": 0.1},
+    ],
 )
 def test_network_to_model_and_back_is_exact(extra, default):
     net, (x, y) = network(**extra), data(5 if "active_dims" in extra else 3)
@@ -128,6 +134,29 @@ def test_scale_kernels_fold_into_the_readout():
     assert net(data()[0]).shape == (8,)
 
 
+def test_constants_that_are_added_are_the_readouts_bias():
+    def constant(value):
+        made = ConstantKernel().double()
+        made.constant = torch.tensor([value], dtype=torch.float64)
+        return made
+
+    base = RenormalizedNNGPKernel(Erf(), [20], weight_variance=[1.0, 3.0], active_dims=[1, 0]).double()
+    inner, twice = ScaleKernel(base + constant(0.5)).double(), ScaleKernel(constant(0.2)).double()
+    inner.outputscale, twice.outputscale = 2.0, 3.0
+    inner.active_dims = torch.tensor([2, 0])  # columns of columns
+    kernel, (x, _) = inner + constant(0.7) + twice, data()
+    net = network_from_model(kernel)
+    assert float(net.readout_bias_variance) == pytest.approx(2.0 * 0.5 + 0.7 + 3.0 * 0.2, rel=1e-12)
+    assert net.active_dims.tolist() == [0, 2]
+    assert net.weight_variance.tolist() == pytest.approx([1.0, 6.0], rel=1e-6)  # the kernel was built in float32
+    again = model_from_network(net, x, x[:, 0], 0.1).covar_module
+    torch.testing.assert_close(again(x).to_dense(), kernel(x).to_dense(), rtol=1e-12, atol=0.0)
+    with pytest.raises(TypeError, match="nothing but ConstantKernels added .*, got AdditiveKernel"):
+        network_from_model(base + RBFKernel(), 3)
+    with pytest.raises(ValueError, match=r"expected a kernel without batch shape, got \(2,\)"):
+        network_from_model(base + ConstantKernel(batch_shape=torch.Size([2])), 3)
+
+
 def test_generator_dtype_and_batch_shape():
     kernel = RenormalizedNNGPKernel(Erf(), 20)
     first, second = (network_from_model(kernel, 3, generator=torch.Generator().manual_seed(4)) for _ in range(2))
@@ -179,8 +208,8 @@ def test_networks_without_a_kernel_are_refused():
     with pytest.raises(NotImplementedError, match="there is no renormalized kernel for several outputs here yet"):
         model_from_network(network(num_outputs=2), x, y, 0.1)
 
-    class Other(FiniteNetwork.__mro__[1]):
-        def features(self, x, hidden=None):
+    class Other(FeatureNetwork):
+        def _features(self, x, hidden):
             return x
 
     with pytest.raises(NotImplementedError, match="got Other: there is no renormalized kernel"):
@@ -192,7 +221,7 @@ def test_networks_without_a_kernel_are_refused():
 @pytest.mark.parametrize("readout", ["dense", "pooled"])
 def test_a_convolutional_network_has_its_kernel(readout):
     """The model's prior is that of many networks: 20,000 draws, in standard errors."""
-    kinds = {"weight_variance": [1.5, 3.0], "bias_variance": 0.3, "dtype": torch.float64}
+    kinds = {"weight_variance": [1.5, 3.0], "bias_variance": 0.3, "readout_bias_variance": 0.4, "dtype": torch.float64}
     made = ConvolutionalNetwork(
         ReLU(), (1, 6), 2, 3, 1, 1, readout, batch_shape=(20_000,), generator=torch.Generator().manual_seed(0), **kinds
     )
@@ -203,7 +232,9 @@ def test_a_convolutional_network_has_its_kernel(readout):
         products = values.unsqueeze(-1) * values.unsqueeze(-2)
         error = products.std(0) / math.sqrt(len(products))
         assert float(((products.mean(0) - model.covar_module(x).to_dense()) / error).abs().max()) < 4.5
-    assert model.covar_module.width.item() == 2.0 and model.likelihood.noise.item() == pytest.approx(0.1, rel=1e-12)
+    assert model.covar_module.kernels[0].width.item() == 2.0 and model.likelihood.noise.item() == pytest.approx(
+        0.1, rel=1e-12
+    )
 
 
 def test_bad_data_are_refused():

@@ -30,8 +30,8 @@ class ConvolutionalNetwork(FeatureNetwork):
     :math:`\frac{w_1}{B} \sum_{ab} Q_{ab} K_{ab}`, with the order parameter
     :math:`Q_{ab} = \lambda_1 \sum_c v_{ca} v_{cb} / N_c`, if the activation has mean zero.
 
-    The parameters are the whitened filters and the readout, as in :class:`FeatureNetwork`. Not included: more layers, a
-    readout bias. Rows and columns that no patch reaches are not read.
+    The parameters are the whitened filters and the readout, as in :class:`FeatureNetwork`. Not included: more layers.
+    Rows and columns that no patch reaches are not read.
 
     Shapes: x is ``P x d`` or ``*b x P x d`` with ``d = channels * size`` (an image flattened as ``x.flatten(-3)``); the
     output is ``*b x P``, with ``num_outputs`` ``*b x P x D``. A filter is laid out as (channel, rows, columns); feature
@@ -45,13 +45,13 @@ class ConvolutionalNetwork(FeatureNetwork):
         stride: Step from patch to patch, likewise; the patch size (no overlap) if None.
         padding: Zeros at both ends, likewise.
         readout: "dense" or "pooled".
-        kwargs: ``num_outputs``, ``weight_variance`` (2 numbers), ``bias_variance``, ``batch_shape``, ``dtype``,
-            ``device`` and ``generator`` of :class:`FeatureNetwork`.
+        kwargs: ``num_outputs``, ``weight_variance`` (2 numbers), ``bias_variance``, ``readout_bias_variance``,
+            ``batch_shape``, ``dtype``, ``device`` and ``generator`` of :class:`FeatureNetwork`.
 
     Attributes:
         hidden: Parameter ``*b x num_hidden``, standard normal under the prior.
-        readout: Parameter ``*b x F x D`` (D = 1 without ``num_outputs``), prior variance w_1; F = N_c B features of a
-            dense readout, N_c of a pool.
+        readout: Parameter ``*b x F x D`` (D = 1 without ``num_outputs``), prior variance w_1; F = N_c B for a dense
+            readout, N_c for a pool; one more row for a bias.
         patches: Where the patches lie, a :class:`Patches`.
         num_patches: B.
         pooled: Whether the readout reads the mean over patches.
@@ -89,9 +89,9 @@ class ConvolutionalNetwork(FeatureNetwork):
             raise ValueError(f"readout: expected one of {READOUTS}, got {readout!r}")
         patches, pooled = Patches.of(image_shape, kernel_size, stride, padding), readout == "pooled"
         num_channels = whole_number("channels", channels)
-        num_features = num_channels * (1 if pooled else patches.num_patches)
+        num_units = num_channels * (1 if pooled else patches.num_patches)
         shapes = [(num_channels, patches.num_entries)]
-        super().__init__(activation, patches.num_inputs, shapes, num_features, **kwargs)
+        super().__init__(activation, patches.num_inputs, shapes, num_units, **kwargs)
         self.patches, self.pooled = patches, pooled
 
     @property
@@ -99,24 +99,14 @@ class ConvolutionalNetwork(FeatureNetwork):
         """Number B of patches."""
         return self.patches.num_patches
 
-    def features(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Return the features ``*b x P x F``: sigma(h_cb) / sqrt(N_c B), of a pool their mean over b / sqrt(N_c).
-
-        Args:
-            x: Inputs ``P x d`` or ``*b x P x d``.
-            hidden: Whitened filters ``*b x num_hidden`` of any batch shape; the module's own if None.
-
-        Raises:
-            TypeError: Inputs of another dtype.
-            ValueError: Inputs of another number of columns or device.
-        """
+    def _features(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         patches = self.patches(self._check_inputs(x, hidden))
         [(weight, bias)] = self.layers(hidden)
         state = (patches.flatten(-3, -2) * weight.shape[-1] ** -0.5) @ weight.mT
         state = self.activation(state if bias is None else state + bias.unsqueeze(-2))
         state = state.unflatten(-2, (-1, self.num_patches))
         state = state.mean(-2) if self.pooled else state.mT.flatten(-2)
-        return state * self.num_features**-0.5
+        return state * self.num_units**-0.5
 
     def extra_repr(self) -> str:
         """Return the architecture."""

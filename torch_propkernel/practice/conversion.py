@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gpytorch
 import torch
-from gpytorch.kernels import Kernel
+from gpytorch.kernels import ConstantKernel, Kernel
 from torch import Tensor
 
 from .._validation import check_inputs, check_same_kind, check_targets, positive_number
@@ -25,11 +25,11 @@ def model_from_network(
     r"""Return the Gaussian process model of a finite network on training data: the network's prior, its widths, T.
 
     Its kernel is a :class:`RenormalizedNNGPKernel` with the network's activation, widths, weight and bias variances,
-    ARD weights and active columns, its likelihood a Gaussian one with noise T, its mean zero.
-    :func:`fit_order_parameters` then predicts what the network's posterior does, without sampling it. The network's
-    present weights and batch shape do not enter. An ``input_scale`` of mean other than one goes into w_0. A
-    convolutional network has a :class:`ConvolutionalRenormalizedKernel`, which the theories :class:`InfiniteWidth`,
-    :class:`FreeScale` and :class:`SaddlePoint` take.
+    ARD weights and active columns, a ConstantKernel added to it for a bias of the readout, its likelihood a Gaussian
+    one with noise T, its mean zero. :func:`fit_order_parameters` then predicts what the network's posterior does,
+    without sampling it. The network's present weights and batch shape do not enter. An ``input_scale`` of mean other
+    than one goes into w_0. A convolutional network has a :class:`ConvolutionalRenormalizedKernel`, which the theories
+    :class:`InfiniteWidth`, :class:`FreeScale` and :class:`SaddlePoint` take.
 
     Not included: several outputs, for which :class:`MultitaskNetworkGP` is built by hand.
 
@@ -79,6 +79,10 @@ def model_from_network(
         kernel: Kernel = _fully_connected(network, composition)
     else:
         kernel = _convolutional(network)
+    if float(network.readout_bias_variance) > 0:
+        constant = ConstantKernel().to(network.hidden)
+        constant.constant = network.readout_bias_variance.to(network.hidden)
+        kernel = kernel + constant
     noise_constraint = gpytorch.constraints.Positive()
     likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=noise_constraint).to(network.hidden)
     likelihood.noise = torch.as_tensor(temperature, dtype=torch.float64).to(network.hidden)
