@@ -203,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=shared, help="folder of cifar10_planes_cars.npz")
     parser.add_argument("--cases", nargs="+", type=int, default=list(range(len(CASES))), metavar="K")
     parser.add_argument("--json", type=Path, default=Path("convolution_vs_networks.jsonl"), help="finished runs")
+    parser.add_argument("--draws", type=int, default=1000, help="draws of each chain at first")
     parser.add_argument("--longest", type=int, default=LONGEST, help="most draws of each chain")
     parser.add_argument("--markdown", type=Path, default=HERE / "results" / "convolution_vs_networks.md")
     options = parser.parse_args(arguments)
@@ -210,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = {run["case"]: run for run in sorted(read_records(options.json), key=lambda run: run["draws"])}
     for index in options.cases:
         run = runs.get(index)
-        draws = 1000 if run is None else 2 * run["draws"]
+        draws = options.draws if run is None else 2 * run["draws"]
         while (run is None or not run["converged"]) and draws <= options.longest:
             run = runs[index] = sample(options.data, index, CASES[index], draws)
             append_record(options.json, run)

@@ -75,6 +75,12 @@ BENCHMARKS = {
         "{shipped} --seeds 1 --out {records} --markdown {page}",
         "infinite|saddle|mixture|adaptive",
     ),
+    "convolution_vs_networks": Benchmark(
+        "convolution_vs_networks.py",
+        ("--json {records} --markdown {page}",),
+        "--cases 0 --draws 100 --longest 100 --json {records} --markdown {page}",
+        "sampled|width|scale|number|matrix|norm|of Q",
+    ),
     "uci_table": Benchmark(
         "uci_table.py",
         (FITS + "--sets yacht energy concrete pol kin40k --splits 10",),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -110,7 +108,7 @@ def solve_block_order_parameters(
         strict=True,
     )
     solved = [
-        _solve_one(BlockAction(blocks, T * still, targets, N), unit if math.isinf(N) else torch.nan_to_num(q) * unit)
+        _solve_one(BlockAction(blocks, T * still, targets, N), torch.nan_to_num(q, nan=1.0) * unit)
         for N, T, q in problems
     ]
     runs, agreeing, minima = (list(column) for column in zip(*solved, strict=True))
