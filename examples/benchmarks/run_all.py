@@ -75,6 +75,12 @@ BENCHMARKS = {
         "{shipped} --seeds 1 --out {records} --markdown {page}",
         "infinite|saddle|mixture|adaptive",
     ),
+    "outputs_vs_networks": Benchmark(
+        "outputs_vs_networks.py",
+        ("--json {records} --markdown {page}",),
+        "--cases 0 --longest 1000 --json {records} --markdown {page}",
+        "sampled|width|number|matrix",
+    ),
     "convolution_vs_networks": Benchmark(
         "convolution_vs_networks.py",
         ("--json {records} --markdown {page}",),
