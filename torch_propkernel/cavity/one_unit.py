@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -42,7 +42,7 @@ class Tilt(NamedTuple):
 
 @dataclass(frozen=True)
 class OneUnit:
-    r"""A hidden unit of a network with one hidden layer, as the training points see it.
+    r"""A unit of the last hidden layer, as the training points see it.
 
     .. math:: f_i = v\, \varphi(w) / \sqrt N, \qquad \varphi(w) = \sigma(X w) \in R^P, \quad w \sim N(0, 1), \
               v \sim N(0, 1/\lambda)
@@ -56,8 +56,9 @@ class OneUnit:
 
     Args:
         activation: sigma.
-        inputs: X, ``P x k``: prior scales multiplied in, in coordinates of the inputs' row space, one column for the
-            bias if there is one. w is then standard normal.
+        inputs: X, ``P x k``, such that X w with standard normal w has the prior of the unit's pre-activation: of one
+            hidden layer the inputs in coordinates of their row space, prior scales multiplied in, one column for the
+            bias if there is one; above other layers a root of their covariance.
         width: N.
         precision: lambda of the readout.
 
@@ -68,6 +69,10 @@ class OneUnit:
     inputs: Tensor
     width: float
     precision: float
+
+    def scaled(self, factor: float) -> OneUnit:
+        """Return the unit with the variance of its readout times a factor."""
+        return replace(self, precision=self.precision / factor)
 
     def features(self, weights: Tensor) -> Tensor:
         """Return phi(w), ``n x P``, in the dtype of the weights ``n x k``."""

@@ -102,6 +102,7 @@ class Anneal(NamedTuple):
         history: One entry for each step.
         seconds: Time taken.
         full_change: Relative change of the watched sum with the closure E2 - m m^T, after one iteration.
+        scale: Factor of the readout's variance that the layers below give; 1 without them.
     """
 
     solution: Solution
@@ -110,6 +111,7 @@ class Anneal(NamedTuple):
     history: list[Step]
     seconds: float
     full_change: float
+    scale: float
 
 
 def self_consistent(
@@ -187,6 +189,7 @@ def anneal(
     generator: torch.Generator,
     dtype: torch.dtype,
     is_accurate: Callable[[Solution, list[Solution]], bool],
+    lower: Callable[[float], float] | None = None,
     time_limit: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Anneal:
@@ -202,6 +205,8 @@ def anneal(
         dtype: Of the units' motion.
         is_accurate: Whether the Monte Carlo error, read off the blocks, is small enough; more units are drawn until it
             is, or until the time or the number of steps is up.
+        lower: Finite layers below: the factor that they give the readout's variance, from the product of all order
+            parameters, lambda E v^2. It relaxes with V; None for one.
         time_limit: Seconds after which no more units are drawn.
         progress: Called with (done, total) after every step.
 
@@ -230,6 +235,7 @@ def anneal(
     gentle = temperature < 0.05
     fastest, trajectories = (1.25, 8) if gentle else (1.8, 4)
     ratio, history, started = fastest, [], False
+    bare, scale = unit, 1.0
     kept: list[Generation] = []
     stride, countdown, done_at_final = 1, 1, 0
     expected_annealing = math.ceil(math.log(now / temperature) / math.log(fastest)) + 2
@@ -280,7 +286,8 @@ def anneal(
         found = moments(unit, Pool.of(generations).features, response.tilt, response.weights)
         gain = 0.5 if now > temperature else (0.3 if done_at_final < BURN_IN - 10 else 0.15)
         covariance = covariance + gain * (found.conditional - covariance)
-        q = unit.precision * float((response.weights * response.tilt.second_moment).sum())
+        second_moment = float((response.weights * response.tilt.second_moment).sum())
+        q = unit.precision * second_moment
         history.append(Step(now, q, min(shares[-1], 1.0), response.residual, mover.acceptance))
         if not math.isfinite(q):
             raise ConvergenceError(
@@ -291,6 +298,9 @@ def anneal(
                 f"adaptive theory: the temperature could not be lowered below {now:.3g} (asked for {temperature:.3g}) "
                 f"in {len(history)} steps: the units condense; use more units, a larger width or more noise"
             )
+        if lower is not None:
+            scale *= (lower(bare.precision * second_moment) / scale) ** gain
+            mover.unit = unit = bare.scaled(scale)
         if progress is not None:
             progress(min(len(history), last_total), last_total)
         if now > temperature:
@@ -306,12 +316,12 @@ def anneal(
         late = time_limit is not None and time.monotonic() - begin > time_limit and len(kept) >= BLOCKS
         if averaged < steps_wanted and not late:
             continue
-        closure = Closure.of(covariance, now, unit.width)
-        whole = self_consistent(unit, Pool.of(kept), prior, targets, closure, field)
+        closure, known = Closure.of(covariance, now, unit.width), scale * prior
+        whole = self_consistent(unit, Pool.of(kept), known, targets, closure, field)
         size = len(kept) // BLOCKS
         groups = [Pool.of(kept[k * size : (k + 1) * size]) for k in range(BLOCKS)]
         blocks = [
-            self_consistent(unit, group, prior, targets, whole.posterior, whole.response.field, iterations=1)
+            self_consistent(unit, group, known, targets, whole.posterior, whole.response.field, iterations=1)
             for group in groups
         ]
         result = (whole, blocks)
@@ -322,7 +332,7 @@ def anneal(
         kept, countdown = kept[1::2], stride
     whole, blocks = result
     full = self_consistent(
-        unit, Pool.of(kept), prior, targets, whole.posterior, whole.response.field, full=True, iterations=1
+        unit, Pool.of(kept), known, targets, whole.posterior, whole.response.field, full=True, iterations=1
     )
     full_change = abs(full.observable() / whole.observable() - 1.0)
-    return Anneal(whole, blocks, kept, history, time.monotonic() - begin, full_change)
+    return Anneal(whole, blocks, kept, history, time.monotonic() - begin, full_change, scale)

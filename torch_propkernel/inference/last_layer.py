@@ -32,13 +32,19 @@ def last_layer(problem: Problem, x: Tensor) -> LastLayer:
     kernel = problem.network
     outermost: Any = getattr(problem.model, "covar_module", None)
     scale = _scale(outermost, kernel)
-    x = layer_inputs(problem, x)
-    *lower, last = kernel.layers()
-    state = kernel.input_covariance(x, x)
-    for layer in lower:
-        state = propagate(state, layer, overwrite=True)
+    last = kernel.layers()[-1]
     weight = last.weight_variance
-    return LastLayer(last.activation, state.xy, weight if scale is None else weight * scale)
+    return LastLayer(last.activation, pre_activations(problem, x, x), weight if scale is None else weight * scale)
+
+
+def pre_activations(problem: Problem, x1: Tensor, x2: Tensor, *, elementwise: bool = False) -> Tensor:
+    """Return the covariance of the last layer's pre-activations, ``*b x n x m``; elementwise (x1 is x2): ``*b x n``."""
+    kernel = problem.network
+    read = layer_inputs(problem, x1)
+    state = kernel.input_covariance(read, read if x2 is x1 else layer_inputs(problem, x2), elementwise=elementwise)
+    for layer in kernel.layers(elementwise=elementwise)[:-1]:
+        state = propagate(state, layer, overwrite=True)
+    return state.xy
 
 
 def layer_inputs(problem: Problem, x: Tensor) -> Tensor:

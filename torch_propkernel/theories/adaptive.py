@@ -13,9 +13,9 @@ from .._validation import positive_number
 from ..cavity import Anneal, CavityPosterior, LeftOut, OneUnit, Solution, anneal
 from ..exceptions import ConvergenceError
 from ..inference import Conditioned, ErrorEstimate, Problem
-from ..inference.last_layer import last_layer, layer_inputs
-from ..networks.row_space import row_space
+from ..inference.last_layer import last_layer
 from .base import FittedTheory, Theory
+from .unit_inputs import LinearInputs, UnitInputs, unit_inputs
 
 _SINGLE = 1e5
 """Bound on P / T, above which units move in float64: g = phi^T B phi / N would suffer from rounding in float32."""
@@ -120,24 +120,26 @@ class Adaptive(Theory):
     def _check(self, problem: Problem) -> None:
         kernel = problem.network
         layer = last_layer(problem, problem.inputs[..., :1, :])
-        if kernel.depth != 1:
-            raise ValueError(f"width: {self!r} expected one hidden layer, got {kernel.depth}")
         if problem.targets.dim() != 1 or problem.inputs.dim() != 2 or layer.scale.numel() != 1:
             got = tuple(problem.targets.shape)
             raise ValueError(f"model: {self!r} expected no batch dimensions, got targets of shape {got}")
         if problem.temperature is None:
             raise ValueError(f"likelihood: {self!r} expected one noise variance for all points, got several")
-        if not float(kernel.width) >= 2:
-            raise ValueError(f"width: {self!r} expected at least 2, got {float(kernel.width):g}")
+        width, infinite = kernel.width.flatten(), torch.isinf(kernel.width.flatten())
+        if not bool((width >= 2).all()):
+            raise ValueError(f"width: {self!r} expected at least 2 in each layer, got {width.tolist()}")
+        if bool(infinite[-1]) and not bool(infinite.all()):
+            raise ValueError(f"width: {self!r} expected a finite last layer above finite ones, got {width.tolist()}")
 
     def _fit(self, problem: Problem) -> FittedTheory:
-        layer, inputs = last_layer(problem, problem.inputs[:1]), _Inputs(problem)
-        width = float(problem.layers.width)
+        layer, inputs, chain = last_layer(problem, problem.inputs[:1]), unit_inputs(problem), problem.layers
+        *lower, width = chain.width.tolist()
         if math.isinf(width):
             one, wide = torch.ones_like(problem.targets[0]), problem.infinite_width
             evidence = wide.log_likelihoods().squeeze(-1)
             message = "Infinite width: units keep their prior, there is nothing to solve."
-            return FittedTheory(self, problem, wide, {"q": one}, one, message, {"converged": True}, evidence)
+            q = one.expand(len(lower) + 1) if lower else one
+            return FittedTheory(self, problem, wide, {"q": q}, one, message, {"converged": True}, evidence)
         targets, prior = problem.residuals().double(), problem.unit_covariance.double() / width
         unit = OneUnit(layer.activation, inputs.coordinates(problem.inputs)[0], width, 1.0 / float(layer.scale))
         temperature = float(problem.temperature)  # type: ignore[arg-type]
@@ -147,26 +149,33 @@ class Adaptive(Theory):
             errors.append(_monte_carlo_error(whole, blocks))
             return errors[-1] <= self.tolerance
 
+        def layers_below(product: float) -> float:
+            logs = chain.at_log_scale(chain.width.new_tensor(product).log()).log_order_parameter
+            return float(logs[:-1].sum().exp())
+
         solved = anneal(
             unit,
             prior,
             targets,
             temperature,
-            num_units=self.num_units or min(1000, max(500, 8 * len(targets))),
+            num_units=self.num_units or _num_units(len(targets), bool(lower)),
             generator=torch.Generator(device=targets.device).manual_seed(self.seed),
             dtype=torch.float64 if len(targets) > _SINGLE * temperature else torch.float32,
             is_accurate=is_accurate,
+            lower=layers_below if lower else None,
             time_limit=self.time_limit,
             progress=self.progress,
         )
-        posterior = CavityPosterior(unit, prior, targets, solved, self.seed)
+        posterior = CavityPosterior(unit, targets, solved, self.seed)
         conditioned = CavityConditioned(problem, posterior, inputs)
         stats = _stats(posterior, solved, errors[-1], self.tolerance)
         one = problem.targets.new_ones(())
-        q, evidence = posterior.order_parameter() * one, posterior.log_evidence() * one
-        if not bool(torch.isfinite(q) & torch.isfinite(evidence)):
-            raise ConvergenceError(f"{self!r}: expected finite results, got q = {q} and log evidence {evidence}")
-        return FittedAdaptive(self, problem, conditioned, {"q": q}, q, _message(stats, self), stats, evidence)
+        last, evidence = posterior.order_parameter() * one, posterior.log_evidence() * one
+        if not bool(torch.isfinite(last) & torch.isfinite(evidence)):
+            raise ConvergenceError(f"{self!r}: expected finite results, got q = {last} and log evidence {evidence}")
+        q = chain.at_log_scale(torch.log(solved.scale * last.double())).order_parameter.to(last) if lower else last
+        message = _message(stats, self)
+        return FittedAdaptive(self, problem, conditioned, {"q": q}, last, message, stats, None if lower else evidence)
 
 
 class FittedAdaptive(FittedTheory):
@@ -203,6 +212,9 @@ class FittedAdaptive(FittedTheory):
 
     def _learned(self) -> tuple[Tensor, Tensor]:
         posterior, inputs = self.conditioned.posterior, self.conditioned.inputs  # type: ignore[attr-defined]
+        if not isinstance(inputs, LinearInputs):
+            got = f"{self.problem.network.depth} hidden layers"
+            raise ValueError(f"width: relevances and directions expected units that read the inputs, got {got}")
         rank = inputs.basis.shape[-1]
         return inputs.basis, posterior.input_moment()[:rank, :rank]
 
@@ -212,38 +224,16 @@ class FittedAdaptive(FittedTheory):
         return self.conditioned.left_out  # type: ignore[attr-defined]
 
 
-class _Inputs:
-    """A model's inputs as its units read them: coordinates in the row space of the training inputs, and the rest."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.basis = row_space(self._scaled(problem.inputs))
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        return self.problem.network.scaled_inputs(layer_inputs(self.problem, x)).double()
-
-    def coordinates(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return coordinates with a column for the bias, ``m x k``, and what the row space lacks, ``m x d``."""
-        x, bias = self._scaled(x), self.problem.network.bias_variance.double().reshape(())
-        inside = x @ self.basis
-        outside = None
-        if self.basis.shape[0] > self.basis.shape[1]:
-            outside = x - inside @ self.basis.mT
-        if bool(bias > 0):
-            inside = torch.cat([inside, bias.sqrt().expand(len(inside), 1)], -1)
-        return inside, outside
-
-
 class CavityConditioned(Conditioned):
     """The adaptive posterior at any points: one Gaussian process, from weighted units.
 
     Args:
         problem: What was fitted.
         posterior: The solution.
-        inputs: How units read inputs.
+        inputs: What units read.
     """
 
-    def __init__(self, problem: Problem, posterior: CavityPosterior, inputs: _Inputs) -> None:
+    def __init__(self, problem: Problem, posterior: CavityPosterior, inputs: UnitInputs) -> None:
         """Store the solution."""
         super().__init__(problem)
         self.posterior, self.inputs = posterior, inputs
@@ -256,7 +246,7 @@ class CavityConditioned(Conditioned):
             mean, spread = (torch.stack(column).unflatten(0, x.shape[:-2]) for column in zip(*each, strict=True))
             return mean, spread
         _, prior = self.problem.affine_blocks(x, joint)
-        inside, outside = self.inputs.coordinates(x)
+        inside, outside = self.inputs.coordinates(x, joint)
         width = self.posterior.unit.width
         cross, own = prior.cross.double() / width, prior.prior.double() / width
         mean, spread = self.posterior.predict(inside, outside, cross, own, joint)
@@ -292,6 +282,11 @@ class CavityConditioned(Conditioned):
         """Return E (1/P) sum (y - f)^2 over the posterior, in the user's units."""
         error = self.posterior.solution.training_error()
         return self.problem.units.mean_variance(error).to(self.problem.targets.dtype)
+
+
+def _num_units(num_data: int, deep: bool) -> int:
+    """Return the units of a generation: above other layers they have P coordinates, and four times as many are due."""
+    return (4 if deep else 1) * min(1000, max(500, 8 * num_data))
 
 
 def _monte_carlo_error(whole: Solution, blocks: list[Solution]) -> float:
