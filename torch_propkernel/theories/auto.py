@@ -25,10 +25,11 @@ class Auto(Theory):
 
     - infinite width: :class:`InfiniteWidth`;
     - one hidden layer: :class:`SaddlePoint` where its leave-one-out error and its training error are within 5 % of
-      those of :class:`Adaptive`, which learns features; else :class:`Adaptive` where it converged, reached its tolerance
-      and its variance is to be trusted; else :class:`Sampled`;
+      those of :class:`Adaptive`, which learns features; else :class:`Adaptive` where it converged, reached its
+      tolerance and its variance is to be trusted; else :class:`Sampled`;
     - two relu layers without biases: :class:`Gated`;
-    - other networks: :class:`Sampled`.
+    - other networks: :class:`Sampled`; :class:`Adaptive` describes them too, but nothing in the training data tells
+      where the features of lower layers are missed.
 
     The result is that theory's own :class:`FittedTheory`; ``fitted.theory`` and ``fitted.message`` say which it is and
     why, ``stats["considered"]`` has the leave-one-out and training errors that were compared. On 27 sampled networks
@@ -99,8 +100,8 @@ class Auto(Theory):
         if abs(gap) <= AGREE:
             return _explained(saddle, f"its errors are within {abs(gap):.1%} of the adaptive ones", considered)
         if not adaptive.stats["tolerance_reached"]:
-            error = adaptive.stats["monte_carlo_error"]
-            why = f"the adaptive theory's units are too few for its tolerance (Monte Carlo error {error:.1%})"
+            noise = adaptive.stats["monte_carlo_error"]
+            why = f"the adaptive theory's units are too few for its tolerance (Monte Carlo error {noise:.1%})"
             return _explained(self._sampled().fit(problem), why, considered)
         if adaptive.stats["variance_trusted"]:
             return _explained(adaptive, f"the network learns features: errors change by {gap:+.1%}", considered)
