@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gpytorch
 import numpy as np
 import pytest
 import torch
 
-from torch_propkernel import Erf, ReLU
+from torch_propkernel import Erf, NetworkGP, ReLU, RenormalizedNNGPKernel
 from torch_propkernel.activations import Identity
 from torch_propkernel.inference import Problem
 from torch_propkernel.theories import Adaptive, InfiniteWidth, SaddlePoint
@@ -56,6 +57,18 @@ def test_wide_layers_are_infinite_width(data, make_model):
     assert torch.equal(QUICK.fit(infinite).order_parameters["q"], torch.ones(2).double())
 
 
+def test_biases_of_all_layers(data):
+    """Wide layers with biases, that of the readout included, are infinite width; off by O(1/N) and noise."""
+    X, y, x = (torch.as_tensor(v) for v in data)
+    bias = gpytorch.kernels.ConstantKernel().double()
+    bias.constant = torch.tensor([2.0], dtype=torch.float64)
+    kernel = RenormalizedNNGPKernel(Erf(), [1e6, 1e6], bias_variance=[0.5, 0.2]).double() + bias
+    model = NetworkGP(X, y + 1.0, gpytorch.likelihoods.GaussianLikelihood().double(), kernel).double()
+    ours, wide = QUICK.fit(model).predict(x), InfiniteWidth().fit(model).predict(x)
+    torch.testing.assert_close(ours[0], wide[0], rtol=0.01, atol=0.01)
+    torch.testing.assert_close(ours[1], wide[1], rtol=0.01, atol=0.01)
+
+
 # Stated beside each: what the theory itself misses (THEORY.md, section 9) and its noise of one percent.
 @pytest.mark.parametrize(("case", "error", "saddle"), [("30", 0.09, 0.15), ("62", 0.03, 0.04)])
 def test_sampled_networks(reference_cases, make_model, case, error, saddle):
@@ -74,13 +87,12 @@ def test_sampled_networks(reference_cases, make_model, case, error, saddle):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_units_have_the_covariance_of_the_layers_below(rng, make_model, dtype):
     X, x = rng.normal(size=(12, 3)), torch.as_tensor(rng.normal(size=(7, 3)))
-    model = make_model(X, X[:, 0], Erf(), [8, 9], 0.1)
-    kernel = model.covar_module
-    kernel.bias_variance = 0.3 if kernel._has_bias[0] else 0.0
+    model = make_model(X, X[:, 0], Erf(), [8, 9], 0.1, precisions=[1.0, 0.5, 1.0], biases=[0.4, 0.3])
     together = torch.cat([torch.as_tensor(X), x])
-    c = (together @ together.mT / 3).numpy()
+    c = (together @ together.mT / 3).numpy() + 0.4
     d = 1 + 2 * np.diag(c)
-    expected = torch.as_tensor(2 / np.pi * np.arcsin(2 * c / np.sqrt(np.outer(d, d))))  # one erf layer, by hand
+    arcsines = 2 / np.pi * np.arcsin(2 * c / np.sqrt(np.outer(d, d)))
+    expected = torch.as_tensor(arcsines / 0.5 + 0.3)  # one erf layer, by hand
     model = model.to(dtype)
     model.set_train_data(torch.as_tensor(X).to(dtype), torch.as_tensor(X[:, 0]).to(dtype), strict=False)
     inputs = GaussianInputs(Problem.frozen(model))
@@ -139,6 +151,8 @@ def test_refusals(data, make_model):
         QUICK.fit(make_model(X, y, Erf(), [1, 8], 0.1))
     with pytest.raises(ValueError, match="expected a finite last layer above finite ones"):
         QUICK.fit(make_model(X, y, Erf(), [8, float("inf")], 0.1))
+    with pytest.raises(ValueError, match=r"composition: expected .* \('outer', or one hidden layer\), got Nested"):
+        QUICK.check(make_model(X, y, Erf(), [8, 9], 0.1, composition="nested"))
     fitted = Adaptive(num_units=50, tolerance=1.0).fit(make_model(X, y, Erf(), [8, 9], 0.1))
     with pytest.raises(ValueError, match="expected units that read the inputs, got 2 hidden layers"):
         fitted.directions()

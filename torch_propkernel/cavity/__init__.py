@@ -5,6 +5,7 @@ from .one_unit import Moments, OneUnit, Tilt
 from .population import Generation, Pool
 from .posterior import CavityPosterior, LeftOut
 from .response import Response
+from .shared_noise import SharedNoise
 from .solver import Anneal, Solution, Step, anneal, self_consistent
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "OneUnit",
     "Pool",
     "Response",
+    "SharedNoise",
     "Solution",
     "Step",
     "Tilt",

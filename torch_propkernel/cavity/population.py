@@ -130,7 +130,7 @@ class Mover:
         root = math.sqrt(self.unit.width)
         with torch.enable_grad():
             hidden = (weights @ self.inputs.mT).requires_grad_()
-            tracked = self.unit.activation(hidden)
+            tracked = self.unit.outputs(hidden)
         features = tracked.detach()
         pressed = features @ precision
         tilt = self.unit.tilt((pressed * features).sum(-1) / self.unit.width, features @ field / root)

@@ -15,6 +15,7 @@ from .closure import Closure
 from .one_unit import Moments, OneUnit, moments
 from .population import Generation, Mover, Pool, effective_share, resample
 from .response import Response, solve_response
+from .shared_noise import SharedNoise
 
 BURN_IN = 25
 """Steps at the final temperature before units are kept."""
@@ -55,6 +56,7 @@ class Solution(NamedTuple):
         change: Relative difference of V between the last two iterations at fixed units.
         rho: Coefficient of the control variate, see :meth:`Pool.control`.
         correction: Delta, which is part of the moments, ``P x P``.
+        noise: In whose coordinates all of these are; the methods return what is true of the points themselves.
     """
 
     field: Closure
@@ -64,6 +66,7 @@ class Solution(NamedTuple):
     change: float
     rho: float
     correction: Tensor
+    noise: SharedNoise
 
     def left_out_variance(self) -> Tensor:
         """Return the variance of f at each training point given the others at a fixed C, ``P``."""
@@ -71,11 +74,12 @@ class Solution(NamedTuple):
 
     def precision_diagonal(self) -> Tensor:
         """Return the diagonal of A^{-1}, ``P``."""
-        return self.posterior.vectors.square() @ (1.0 / self.posterior.total_values)
+        vectors = self.noise.whiten(self.posterior.vectors.mT).mT
+        return vectors.square() @ (1.0 / self.posterior.total_values)
 
     def residuals(self) -> Tensor:
         """Return A^{-1} (y - N mu) = a - B m, which is (y - E f) / T, ``P``."""
-        return self.response.field - self.field.apply(self.field.field, self.response.mean)
+        return self.noise.whiten(self.response.field - self.field.apply(self.field.field, self.response.mean))
 
     def training_variance(self) -> Tensor:
         """Return the variance of f at the training points, ``P``."""
@@ -133,8 +137,8 @@ def self_consistent(
     Args:
         unit: The unit.
         pool: Weighted units.
-        prior: Covariance of f of one unit under the prior, ``P x P``.
-        targets: y.
+        prior: Covariance of f of one unit under the prior, ``P x P``, whitened by the unit's noise.
+        targets: y, whitened likewise.
         start: A closure, whose temperature is kept.
         vector: First a.
         full: Close with E2 - m m^T, the whole covariance, instead of that given ``|mu|``.
@@ -176,7 +180,7 @@ def self_consistent(
         if change < tolerance or iteration == iterations:
             break
         closure = posterior
-    return Solution(closure, posterior, response, found, change, rho, correction)
+    return Solution(closure, posterior, response, found, change, rho, correction, unit.noise)
 
 
 def anneal(
@@ -194,6 +198,8 @@ def anneal(
     progress: Callable[[int, int], None] | None = None,
 ) -> Anneal:
     """Solve the theory at temperature T, from high temperature down.
+
+    On the way the variance of a bias falls with the temperature, so that one whitening serves.
 
     Args:
         unit: The unit.
@@ -227,6 +233,7 @@ def anneal(
         (20, 0.5, True)
     """
     begin = time.monotonic()
+    prior, targets = unit.noise.whiten_both(prior), unit.noise.whiten(targets)
     mover = Mover(unit, dtype, generator)
     generations = [mover.draw(num_units)]
     covariance = prior

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._validation import positive_number
-from ..cavity import Anneal, CavityPosterior, LeftOut, OneUnit, Solution, anneal
+from ..cavity import Anneal, CavityPosterior, LeftOut, OneUnit, SharedNoise, Solution, anneal
 from ..exceptions import ConvergenceError
 from ..inference import Conditioned, ErrorEstimate, Problem
 from ..inference.last_layer import last_layer
@@ -18,7 +18,10 @@ from .base import FittedTheory, Theory
 from .unit_inputs import LinearInputs, UnitInputs, unit_inputs
 
 _SINGLE = 1e5
-"""Bound on P / T, above which units move in float64: g = phi^T B phi / N would suffer from rounding in float32."""
+"""Bound on P / T, above which units move in float64: g = phi^T B phi / N would suffer from rounding in float32.
+
+With a bias of the readout it bounds P v_b / T too, the square of what whitening divides the mean over the points by.
+"""
 
 _POOR = 0.1
 """Effective share of the units below which a solve does not count as converged."""
@@ -40,14 +43,15 @@ class Adaptive(Theory):
     activation is kept exactly, so the kernel adapts to the data beyond a factor: relevances of the inputs and preferred
     directions are learned. For Gaussian units it agrees with :class:`SaddlePoint` up to O(1/N).
 
-    Any activation, widths N >= 2, biases, ARD, in ScaleKernels or not; homoskedastic noise; no batch dimensions. At
-    infinite width it is :class:`InfiniteWidth`.
+    Any activation, widths N >= 2, biases, ARD, in ScaleKernels or not; homoskedastic noise; no batch dimensions. A
+    ConstantKernel that is added is a bias of the readout, of any variance, which the units see as noise that all points
+    share. At infinite width it is :class:`InfiniteWidth`.
 
     With more hidden layers the units of the last one are adapted. Those below keep their prior, but for one scale each,
     as in the outer form of the saddle: :math:`N_l (q_l - 1)` is the same for all layers and q_1 ... q_{L-1} multiplies
-    the readout's variance. The kernel's composition plays no part. Features that lower layers learn are missed, which
-    shows where inputs have few dominant directions: on images of two digits (erf, widths 20 and 20, T = 0.05) the test
-    error was 28 % too high, the saddle's 62 %.
+    the readout's variance; the kernel's composition is to be ``"outer"``. Features that lower layers learn are missed.
+    This shows where inputs have few dominant directions: on images of two digits (erf, widths 20 and 20, T = 0.05) the
+    test error was 28 % too high, the saddle's 62 %.
 
     The units are a population of samples, annealed from high temperature and moved by Hamiltonian Monte Carlo. All of
     it is deterministic given ``seed``, up to the rounding of the machine. Units are added until the Monte Carlo error
@@ -78,9 +82,9 @@ class Adaptive(Theory):
         progress: Called with (done, total) after every step; not part of equality.
 
     Raises:
-        TypeError: Options of the wrong kind.
-        ValueError: A width below 2, an infinite last layer above finite ones, a batch of models, a covariance that is
-            more than the kernel, noise that differs between points; options out of range.
+        TypeError: Options of the wrong kind, a covariance that is not one network's.
+        ValueError: A width below 2, an infinite last layer above finite ones, several layers in another composition
+            than the outer one, a batch of models, noise that differs between points; options out of range.
         ConvergenceError: The temperature cannot be lowered.
 
     Reference: derived for this package; THEORY.md, eqs. (12) to (17).
@@ -132,6 +136,7 @@ class Adaptive(Theory):
             raise ValueError(f"model: {self!r} expected no batch dimensions, got targets of shape {got}")
         if problem.temperature is None:
             raise ValueError(f"likelihood: {self!r} expected one noise variance for all points, got several")
+        problem.check_scalar()
         width, infinite = kernel.width.flatten(), torch.isinf(kernel.width.flatten())
         if not bool((width >= 2).all()):
             raise ValueError(f"width: {self!r} expected at least 2 in each layer, got {width.tolist()}")
@@ -147,9 +152,11 @@ class Adaptive(Theory):
             message = "Infinite width: units keep their prior, there is nothing to solve."
             q = one.expand(len(lower) + 1) if lower else one
             return FittedTheory(self, problem, wide, {"q": q}, one, message, {"converged": True}, evidence)
-        targets, prior = problem.residuals().double(), problem.unit_covariance.double() / width
-        unit = OneUnit(layer.activation, inputs.coordinates(problem.inputs)[0], width, 1.0 / float(layer.scale))
+        targets, prior = problem.residuals().double(), problem.scalar().kernel_matrix.double() / width
         temperature = float(problem.temperature)  # type: ignore[arg-type]
+        noise = SharedNoise(temperature, float(layer.bias_variance), len(targets))
+        seen = inputs.coordinates(problem.inputs)[0]
+        unit = OneUnit(layer.activation, seen, width, 1.0 / float(layer.scale), noise)
         errors: list[float] = []
 
         def is_accurate(whole: Solution, blocks: list[Solution]) -> bool:
@@ -167,7 +174,9 @@ class Adaptive(Theory):
             temperature,
             num_units=self.num_units or _num_units(len(targets), bool(lower)),
             generator=torch.Generator(device=targets.device).manual_seed(self.seed),
-            dtype=torch.float64 if len(targets) > _SINGLE * temperature else torch.float32,
+            dtype=torch.float64
+            if len(targets) * max(1.0, noise.bias_variance) > _SINGLE * temperature
+            else torch.float32,
             is_accurate=is_accurate,
             lower=layers_below if lower else None,
             time_limit=self.time_limit,
