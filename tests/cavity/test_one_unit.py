@@ -10,7 +10,7 @@ import torch
 
 from torch_propkernel import Erf, ReLU
 from torch_propkernel.cavity import Closure, OneUnit
-from torch_propkernel.cavity.one_unit import NUM_BINS, bins, moments
+from torch_propkernel.cavity.one_unit import NUM_BINS, bin_terms, moments
 from torch_propkernel.cavity.population import Generation, Mover, Pool
 from torch_propkernel.cavity.response import solve_response
 
@@ -61,26 +61,27 @@ def test_tilt_and_moments_are_those_of_the_density_of_w_and_v(unit):
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=IDS)
-def test_bins_of_the_pull_on_the_readout(unit):
-    """Means of f over the density of (w, v) in the bins of |E[v | w]|, which is read off the same density."""
+def test_bins_of_the_readout(unit):
     _, v, f, density, _ = grid(unit)
     pool = quadrature_pool(unit)
     tilt, weights, _ = tilted(unit, pool)
-    chance, members = bins(tilt, weights)
-    pull = (density @ v) / density.sum(1)
-    size = math.sqrt((density.sum(1) * pull**2).sum())
-    edges = np.append(np.linspace(0, 5 * size, NUM_BINS + 1), np.inf)
+    chance, mass, first = bin_terms(tilt, weights)
+    rms = math.sqrt((density.sum(0) * v**2).sum())
+    edges = np.append(np.linspace(0, 5 * rms, NUM_BINS + 1), np.inf)
     expected, removed = [], 0.0
     for low, high in zip(edges[:-1], edges[1:], strict=True):
-        inside = (np.abs(pull) > low) & (np.abs(pull) <= high) | ((low == 0) & (pull == 0))
-        p = density[inside].sum()
+        inside = (np.abs(v) >= low) & (np.abs(v) < high)
+        p = density[:, inside].sum()
         expected.append(p)
-        mean = np.einsum("uv,uvi->i", density[inside], f[inside])
+        mean = np.einsum("uv,uvi->i", density[:, inside], f[:, inside])
         removed = removed + (np.outer(mean, mean) / p if p > 1e-12 else 0.0)
-    np.testing.assert_allclose(chance, expected, atol=1e-9)
-    assert torch.equal(members.sum(-1), torch.ones(len(weights), dtype=torch.float64))
+    # The grid in v assigns points near an edge to one side: 0.02 of a bin of 0.3 to 0.5.
+    np.testing.assert_allclose(chance, expected, atol=0.01)
+    assert float(chance.sum()) == pytest.approx(1.0, abs=1e-12)
+    torch.testing.assert_close(first.sum(-1), tilt.mean, rtol=0, atol=1e-12)
+    torch.testing.assert_close(mass.sum(-1), torch.ones_like(tilt.mean), rtol=0, atol=1e-12)
     found = moments(unit, pool.features, tilt, weights)
-    np.testing.assert_allclose(found.second - found.conditional, removed, atol=1e-9)
+    np.testing.assert_allclose(found.second - found.conditional, removed, atol=0.003)  # the same edges
     assert float(torch.linalg.eigvalsh(found.conditional).min()) > -1e-15  # relu of one input has rank two
 
 

@@ -13,12 +13,13 @@ from ..activations import Activation
 from .shared_noise import SharedNoise
 
 NUM_BINS = 20
-"""Bins of |mu| up to five times its root mean square; one more holds the tail."""
+"""Bins of |v| up to five times its root mean square; one more holds the tail."""
 
 RARE = 1e-12
 """Probability below which a bin is empty: it is lost in rounding."""
 
 _WIDEST = 5.0
+_ROOT_TWO_PI = math.sqrt(2.0 * math.pi)
 
 
 class Tilt(NamedTuple):
@@ -100,18 +101,28 @@ class OneUnit:
         return features @ field / math.sqrt(self.width)
 
 
-def bins(tilt: Tilt, weights: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return the probability of each bin of \|mu\|, ``K``, and which bin each unit is in, ``n x K`` of zeros and ones.
+def bin_terms(tilt: Tilt, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return for each bin of \|v\| its probability, ``K``, and of each unit P(bin) and E[v; bin], ``n x K`` each.
+
+    .. math:: E[v; |v| < e] = \mu [\Phi(z_+) - \Phi(z_-)] - \sqrt s\, [\phi(z_+) - \phi(z_-)], \qquad
+              z_\pm = (\pm e - \mu) / \sqrt s
 
     Args:
         tilt: Of n units.
         weights: Their normalized weights, ``n``.
     """
-    pull = tilt.mean.abs()
-    size = (weights * pull.square()).sum().sqrt()
+    size = float((weights * tilt.second_moment).sum().sqrt())
     edges = torch.linspace(0.0, _WIDEST, NUM_BINS + 1, dtype=weights.dtype, device=weights.device)[1:] * size
-    members = torch.nn.functional.one_hot(torch.bucketize(pull, edges), NUM_BINS + 1).to(weights.dtype)
-    return weights @ members, members
+    deviation = tilt.variance.sqrt().unsqueeze(-1)
+    mean = tilt.mean.unsqueeze(-1)
+    above, below = (edges - mean) / deviation, (-edges - mean) / deviation
+    mass = torch.special.ndtr(above) - torch.special.ndtr(below)
+    slope = (torch.exp(-0.5 * above.square()) - torch.exp(-0.5 * below.square())) / _ROOT_TWO_PI
+    within = mean * mass - deviation * slope
+    zero = torch.zeros_like(mean)
+    first = torch.diff(torch.cat([zero, within, mean], -1), dim=-1)
+    mass = torch.diff(torch.cat([zero, mass, torch.ones_like(mean)], -1), dim=-1)
+    return weights @ mass, mass, first
 
 
 class Moments(NamedTuple):
@@ -120,7 +131,7 @@ class Moments(NamedTuple):
     Attributes:
         mean: m, ``P``.
         second: E2, ``P x P``.
-        conditional: V = E2 - sum_k p_k m_k m_k^T, the covariance given \|mu\|.
+        conditional: V = E2 - sum_k p_k m_k m_k^T, the covariance given \|v\|.
     """
 
     mean: Tensor
@@ -148,9 +159,9 @@ def moments(unit: OneUnit, features: Tensor, tilt: Tilt, weights: Tensor) -> Mom
 
 
 def bin_factor(unit: OneUnit, features: Tensor, tilt: Tilt, weights: Tensor) -> Tensor:
-    """Return sqrt(p_k) m_k for each bin of |mu|, ``K x P``."""
-    chance, members = bins(tilt, weights)
-    narrow = (((weights * tilt.mean).unsqueeze(-1) * members).to(features.dtype).mT @ features).to(weights.dtype)
+    """Return sqrt(p_k) m_k for each bin of |v|, ``K x P``."""
+    chance, _, first = bin_terms(tilt, weights)
+    narrow = ((weights.unsqueeze(-1) * first).to(features.dtype).mT @ features).to(weights.dtype)
     scale = torch.where(chance > RARE, (unit.width * chance.clamp_min(RARE)).rsqrt(), 0.0)
     return scale.unsqueeze(-1) * narrow
 

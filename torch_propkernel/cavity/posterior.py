@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .one_unit import NUM_BINS, RARE, OneUnit, Tilt, bin_factor, bins, weighted_gram
+from .one_unit import NUM_BINS, RARE, OneUnit, Tilt, bin_factor, bin_terms, weighted_gram
 from .population import Pool, effective_share
 from .solver import Anneal, Solution
 
@@ -67,7 +67,7 @@ class CavityPosterior:
         features = Pool.of(solved.generations).features
         share, tilt = self.solution.response.weights, self.solution.response.tilt
         self._bins = bin_factor(unit, features, tilt, share)
-        self._chance, self._members = bins(tilt, share)
+        self._chance, _, self._first = bin_terms(tilt, share)
         self._prior_share = Pool(features[:, :0], self.log_base).prior_weights()[0]
 
     # Predictions ----------------------------------------------------------------------------------------------------
@@ -100,20 +100,20 @@ class CavityPosterior:
         second = weights * tilt.second_moment / width
         known = self._prior_share / (unit.precision * width)
         scale = torch.where(self._chance > RARE, (width * self._chance.clamp_min(RARE)).rsqrt(), 0.0)
-        binned = (weights * tilt.mean).unsqueeze(-1) * self._members * scale
+        binned = (weights.unsqueeze(-1) * self._first) * scale
         rho = solution.rho
-        mean, spread = inside.new_zeros(size), inside.new_zeros(NUM_BINS + 1, size)
+        mean, bins = inside.new_zeros(size), inside.new_zeros(NUM_BINS + 1, size)
         shared, variance = inside.new_zeros(len(self.targets), size), torch.zeros_like(own)
         for rows, seen, new in self._chunks(inside, outside):
             moment = second[rows] - rho * known[rows]  # of units, less the prior's part, which is known exactly
             mean = mean + first[rows] @ new
-            spread = spread + binned[rows].mT @ new
+            bins = bins + binned[rows].mT @ new
             shared = shared + seen.mT @ (moment.unsqueeze(-1) * new)
             variance = variance + ((new.mT * moment) @ new if joint else moment @ new.square())
             mean = mean - rho * known[rows] @ ((seen @ solution.response.field).unsqueeze(-1) * new)
         mean = mean + rho * (solution.response.field @ cross)
-        shared = shared + rho * cross - self._bins.mT @ spread
-        variance = variance + rho * own - (spread.mT @ spread if joint else spread.square().sum(0))
+        shared = shared + rho * cross - self._bins.mT @ bins
+        variance = variance + rho * own - (bins.mT @ bins if joint else bins.square().sum(0))
         closure, bias = solution.posterior, unit.noise.bias_variance
         rotated = closure.vectors.mT @ shared
         taken = closure.conditioning_values.unsqueeze(-1) * rotated
@@ -268,14 +268,14 @@ class CavityPosterior:
         beta = torch.eye(size, dtype=residual.dtype, device=residual.device) - residual
         for columns, sign in ((beta, 1.0), (noise.restore(residual.mT).mT, 1.0), (residual, -1.0)):  # noise and bias
             fixed = fixed + sign * (ridge @ columns * columns).sum(0)
-        members = bins(tilt, share)[1]
+        _, mass, first = bin_terms(tilt, share)
 
-        def left(weights: Tensor, there: Tilt) -> Tensor:  # units stay in the bins of all points
-            chance = (members.mT @ weights).clamp_min(RARE)
-            binned = members.mT @ (weights * there.mean * away)
-            return ((weights * there.second_moment * square).sum(0) - (binned.square() / chance).sum(0)) / width + fixed
+        def left(weights: Tensor, moment: Tensor) -> Tensor:  # the law of v in its bins is that of all points
+            known = (mass.mT @ weights).clamp_min(RARE)
+            binned = first.mT @ (weights * away)
+            return ((weights * moment * square).sum(0) - (binned.square() / known).sum(0)) / width + fixed
 
-        before = left(share.unsqueeze(-1).expand_as(away), Tilt(*(value.unsqueeze(-1) for value in tilt)))
-        ratio = (left(weights, there) / before).clamp_min(0.0)
+        before = left(share.unsqueeze(-1).expand_as(away), tilt.second_moment.unsqueeze(-1))
+        ratio = (left(weights, there.second_moment) / before).clamp_min(0.0)
         effective = 1.0 / (weights.square().sum(0) * len(weights)) / effective_share(share)
         return LeftOut(width * own + bias, solution.left_out_variance() * ratio, effective)

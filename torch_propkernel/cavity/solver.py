@@ -141,7 +141,7 @@ def self_consistent(
         targets: y, whitened likewise.
         start: A closure, whose temperature is kept.
         vector: First a.
-        full: Close with E2 - m m^T, the whole covariance, instead of that given ``|mu|``.
+        full: Close with E2 - m m^T, the whole covariance, instead of that given ``|v|``.
         iterations: At most so many.
         tolerance: Of the relative change of V.
 
