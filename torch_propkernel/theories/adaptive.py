@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._validation import positive_number
-from ..cavity import Anneal, CavityPosterior, LeftOut, OneUnit, Solution, anneal
+from ..cavity import Anneal, CavityPosterior, LeftOut, OneUnit, anneal
 from ..exceptions import ConvergenceError
 from ..inference import Conditioned, ErrorEstimate, Problem
 from ..inference.last_layer import last_layer, layer_inputs
@@ -141,12 +141,6 @@ class Adaptive(Theory):
         targets, prior = problem.residuals().double(), problem.unit_covariance.double() / width
         unit = OneUnit(layer.activation, inputs.coordinates(problem.inputs)[0], width, 1.0 / float(layer.scale))
         temperature = float(problem.temperature)  # type: ignore[arg-type]
-        errors: list[float] = []
-
-        def is_accurate(whole: Solution, blocks: list[Solution]) -> bool:
-            errors.append(_monte_carlo_error(whole, blocks))
-            return errors[-1] <= self.tolerance
-
         solved = anneal(
             unit,
             prior,
@@ -155,13 +149,13 @@ class Adaptive(Theory):
             num_units=self.num_units or min(1000, max(500, 8 * len(targets))),
             generator=torch.Generator(device=targets.device).manual_seed(self.seed),
             dtype=torch.float64 if len(targets) > _SINGLE * temperature else torch.float32,
-            is_accurate=is_accurate,
+            tolerance=self.tolerance,
             time_limit=self.time_limit,
             progress=self.progress,
         )
         posterior = CavityPosterior(unit, prior, targets, solved, self.seed)
         conditioned = CavityConditioned(problem, posterior, inputs)
-        stats = _stats(posterior, solved, errors[-1], self.tolerance)
+        stats = _stats(posterior, solved, self.tolerance)
         one = problem.targets.new_ones(())
         q, evidence = posterior.order_parameter() * one, posterior.log_evidence() * one
         if not bool(torch.isfinite(q) & torch.isfinite(evidence)):
@@ -294,13 +288,7 @@ class CavityConditioned(Conditioned):
         return self.problem.units.mean_variance(error).to(self.problem.targets.dtype)
 
 
-def _monte_carlo_error(whole: Solution, blocks: list[Solution]) -> float:
-    """Return the standard error of the watched sum, relative to it."""
-    values = torch.tensor([block.observable() for block in blocks], dtype=torch.float64)
-    return float(values.std() / math.sqrt(len(blocks))) / whole.observable()
-
-
-def _stats(posterior: CavityPosterior, solved: Anneal, error: float, tolerance: float) -> dict[str, Any]:
+def _stats(posterior: CavityPosterior, solved: Anneal, tolerance: float) -> dict[str, Any]:
     """Return the numbers of the solve."""
     solution, width = posterior.solution, posterior.unit.width
     response = solution.response
@@ -308,8 +296,8 @@ def _stats(posterior: CavityPosterior, solved: Anneal, error: float, tolerance: 
     divergence = posterior.divergence()
     return {
         "converged": share >= _POOR and solution.change <= _CHANGED and response.residual <= 2e-3,
-        "monte_carlo_error": error,
-        "tolerance_reached": error <= tolerance,
+        "monte_carlo_error": solved.monte_carlo_error,
+        "tolerance_reached": solved.monte_carlo_error <= tolerance,
         "residual": response.residual,
         "change": solution.change,
         "effective_share": share,
