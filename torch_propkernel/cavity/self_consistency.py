@@ -104,13 +104,13 @@ def self_consistent(
     """
     closure, posterior = start, start
     size = torch.linalg.norm(start.values)
-    response = solve_response(unit, pool, closure, targets, vector)
+    strength = unit.strength(pool.features, closure.precision())
+    response = solve_response(unit, pool, closure, targets, strength, vector)
     vector = response.field
-    strength = unit.strength(pool.features, closure.precision().to(pool.features.dtype)).double()
     rho = pool.control(unit, strength, response.weights * response.tilt.second_moment)
     correction = pool.correction(unit, prior, rho)
     for iteration in range(iterations + 1):
-        response = solve_response(unit, pool, closure, targets, vector, correction)
+        response = solve_response(unit, pool, closure, targets, strength, vector, correction, tolerance=1e-4)
         vector = response.field
         found = moments(unit, pool.features, response.tilt, response.weights)
         found = found._replace(mean=response.mean, second=found.second + correction)
@@ -123,4 +123,5 @@ def self_consistent(
         if change < tolerance or iteration == iterations:
             break
         closure = posterior
+        strength = unit.strength(pool.features, closure.precision())
     return Solution(closure, posterior, response, found, change, rho, correction)

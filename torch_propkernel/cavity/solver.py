@@ -17,8 +17,8 @@ from .population import Generation, Mover, Pool, effective_share, resample
 from .response import Response, solve_response
 from .self_consistency import Solution, self_consistent
 
-BURN_IN = 25
-"""Steps at the final temperature before units are kept."""
+BURN_IN = 24
+"""Steps at the final temperature before units are kept: a multiple of the generations that the field is made of."""
 
 KEPT = 20
 """Generations that the solution is made of, in BLOCKS groups for its Monte Carlo error."""
@@ -27,7 +27,6 @@ BLOCKS = 5
 
 _MOVING = 4  # generations that the field is made of on the way
 _MOST_STEPS = 160  # of averaging
-_SETTLED = BURN_IN - 10  # steps at the final temperature after which V is averaged over more of them
 _LEAST_SHARE = 0.25  # effective share below which a generation is dropped,
 _SAFE_SHARE = 0.5  # that the newest one must keep when the temperature is lowered,
 _GOOD_SHARE = 0.7  # and above which it may be lowered faster
@@ -68,6 +67,9 @@ class Anneal(NamedTuple):
 class _Cooling:
     """A population of units and the field that it makes, on their way from high temperature to the final one.
 
+    Every step gives a new field until BURN_IN steps are done at the final temperature. Then B stays for as many steps
+    as it takes to renew all generations, and only a follows in between.
+
     Attributes:
         temperature: The present one.
         covariance: V, averaged over the last steps.
@@ -88,7 +90,7 @@ class _Cooling:
     ) -> None:
         """Draw the first generation from the prior."""
         self.unit, self.targets, self.final = unit, targets, final
-        self.generator, self.dtype = generator, dtype
+        self.num_units, self.generator = num_units, generator
         self.mover = Mover(unit, dtype, generator)
         self.generations = [self.mover.draw(num_units)]
         self.temperature = max(final, 1.0, 3.0 * unit.width * float(prior.diagonal().mean()))
@@ -108,29 +110,50 @@ class _Cooling:
         return math.ceil(math.log(self.temperature / self.final) / math.log(self._fastest)) + 2
 
     def step(self) -> Generation:
-        """Lower the temperature, move the newest units to the new field, and the field to them."""
-        closure, response, shares = self._lowered()
-        newest = self._moved(closure, response)
-        recent = zip(self.generations, shares, strict=True)
-        survivors = [generation for generation, share in recent if share >= _LEAST_SHARE]
-        self.generations = [*survivors[-(_MOVING - 1) :], newest]
-        self._refined(closure, shares[-1])
+        """Lower the temperature or keep it, move the newest units in the field, and the field with them."""
+        if self._renewed:
+            self._close()
+        shares = self._shares(self._response)
+        newest = self._move(shares)
+        self.steps_at_final += int(self.arrived)
+        if self._renewed:
+            found = moments(self.unit, Pool.of(self.generations).features, self._response.tilt, self._response.weights)
+            self.covariance = self.covariance + self._gain() * (found.conditional - self.covariance)
+        self._record(shares[-1])
         return newest
 
-    def _lowered(self) -> tuple[Closure, Response, list[float]]:
-        """Return closure, response and shares at the lowest temperature to which the newest generation can follow."""
+    @property
+    def _renewed(self) -> bool:
+        """Whether enough units are new for a new B."""
+        return self.steps_at_final <= BURN_IN or self.steps_at_final % _MOVING == 0
+
+    def _gain(self) -> float:
+        """Return the part of a new V that is taken: 0.15 a step in the end, when all generations are new at once."""
+        if not self.arrived or self.steps_at_final > BURN_IN:
+            return 0.5
+        return 0.3 if self.steps_at_final <= BURN_IN - 10 else 0.15
+
+    def _shares(self, response: Response) -> list[float]:
+        """Return the effective share of each generation."""
+        return [effective_share(w / w.sum()) for w in response.weights.split(self.num_units)]
+
+    def _close(self) -> None:
+        """Close the field with V, at the lowest temperature to which the newest generation can follow."""
         closure = Closure.of(self.covariance, self.temperature, self.unit.width)
         pool = Pool.of(self.generations)
         for _ in range(40):
             trial = max(self.final, self.temperature / self._ratio) if self.history else self.temperature
-            response = solve_response(self.unit, pool, closure.at(trial), self.targets, self.field)
+            closure = closure.at(trial)
+            precision = closure.precision()
+            strength = self.unit.strength(pool.features, precision)
+            response = solve_response(self.unit, pool, closure, self.targets, strength, self.field)
             if not math.isfinite(response.residual):
                 raise ConvergenceError(
                     f"adaptive theory: expected finite numbers at temperature {trial:.3g}, got a residual of "
                     f"{response.residual}; use more units or rescaled inputs and targets"
                 )
-            shares = [effective_share(w / w.sum()) for w in response.weights.split(len(self.generations[0].weights))]
-            if self.arrived or shares[-1] >= _SAFE_SHARE:
+            share = self._shares(response)[-1]
+            if self.arrived or share >= _SAFE_SHARE:
                 break
             if not self.history:
                 self.temperature *= 2.0
@@ -138,34 +161,31 @@ class _Cooling:
                 break
             else:
                 self._ratio = math.sqrt(self._ratio)
-        if not self.arrived and shares[-1] > _GOOD_SHARE:
+        if not self.arrived and share > _GOOD_SHARE:
             self._ratio = min(self._fastest, self._ratio**1.3)
         self.temperature, self.field = trial, response.field
-        return closure.at(trial), response, shares
+        self._closure, self._precision, self._response = closure, precision, response
 
-    def _moved(self, closure: Closure, response: Response) -> Generation:
-        """Return the newest generation, resampled and moved in the present field."""
-        newest, precision = self.generations[-1], closure.precision()
-        shares = response.weights[-len(newest.weights) :]
-        chosen = resample(shares / shares.sum(), self.generator)
-        weights, features = self.mover.move(newest.weights[chosen], self.field, precision, self._trajectories)
-        tilt = self.unit.tilt(
-            self.unit.strength(features, precision.to(self.dtype)).double(),
-            self.unit.pull(features, self.field.to(self.dtype)).double(),
-        )
-        return Generation(weights, features, tilt.log_weight - response.log_normalizer)
+    def _move(self, shares: list[float]) -> Generation:
+        """Return the newest generation, resampled and moved in the field, which then follows it."""
+        unit, newest = self.unit, self.generations[-1]
+        weights = self._response.weights[-self.num_units :]
+        chosen = resample(weights / weights.sum(), self.generator)
+        placed = self.mover.move(newest.weights[chosen], self.field, self._precision, self._trajectories)
+        strength = placed.strength.to(self.field.dtype)
+        log_base = unit.tilt(strength, unit.pull(placed.features, self.field)).log_weight
+        generation = Generation(placed.weights, placed.features, log_base - self._response.log_normalizer)
+        kept = [k for k, share in enumerate(shares) if share >= _LEAST_SHARE][1 - _MOVING :]
+        strengths = unit.strength_of(self._response.tilt).split(self.num_units)
+        self.generations = [*(self.generations[k] for k in kept), generation]
+        pool, strength = Pool.of(self.generations), torch.cat([*(strengths[k] for k in kept), strength])
+        self._response = solve_response(unit, pool, self._closure, self.targets, strength, self.field)
+        self.field = self._response.field
+        return generation
 
-    def _refined(self, closure: Closure, share: float) -> None:
-        """Solve for a again with the newest units, and take a part of the new V."""
-        pool = Pool.of(self.generations)
-        response = solve_response(self.unit, pool, closure, self.targets, self.field)
-        self.field = response.field
-        found = moments(self.unit, pool.features, response.tilt, response.weights)
-        gain = 0.5
-        if self.arrived:
-            gain = 0.3 if self.steps_at_final < _SETTLED else 0.15
-            self.steps_at_final += 1
-        self.covariance = self.covariance + gain * (found.conditional - self.covariance)
+    def _record(self, share: float) -> None:
+        """Add to the history, and check that it goes on."""
+        response = self._response
         q = self.unit.precision * float((response.weights * response.tilt.second_moment).sum())
         self.history.append(Step(self.temperature, q, min(share, 1.0), response.residual, self.mover.acceptance))
         if not math.isfinite(q):
