@@ -72,7 +72,8 @@ def importance_sampling(network, data, temperature):
     x, y, test_x, test_y = data
     with torch.no_grad():
         outputs, test = network(x), network(test_x)
-        size = (network.readout.square().sum((-2, -1)) / network.readout[0].numel()) / network.weight_variance[-1]
+        weights = network.readout[..., : network.num_units, :]  # without a bias
+        size = (weights.square().sum((-2, -1)) / weights[0].numel()) / network.weight_variance[-1]
     if outputs.dim() == 2:
         outputs, test, y, test_y = (v.unsqueeze(-1) for v in (outputs, test, y, test_y))
     loss = (outputs - y).square().sum((-2, -1))

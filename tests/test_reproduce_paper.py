@@ -23,7 +23,7 @@ from torch_propkernel import (
 )
 from torch_propkernel.exceptions import SamplingWarning
 from torch_propkernel.networks import FiniteNetwork, sample_posterior
-from torch_propkernel.theories import FreeScale
+from torch_propkernel.theories import Adaptive, FreeScale
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -35,6 +35,7 @@ def example(monkeypatch):
     from reproduce_paper import data, experiments, report, run, theory
 
     data._images.cache_clear()
+    monkeypatch.setattr(theory, "ADAPTIVE", FreeScale())  # a fast theory in its place
     return SimpleNamespace(program=program, data=data, experiments=experiments, report=report, run=run, theory=theory)
 
 
@@ -72,7 +73,7 @@ def test_everything_is_written_and_an_interrupted_run_continues(example, tmp_pat
     }
     for curve in curves:
         assert [point["value"] for point in curve["points"]] == curve["values"]
-        assert set(curve["theory"]) == {"infinite width", "free scale", "saddle point"}
+        assert set(curve["theory"]) == {"infinite width", "free scale", "saddle point", "adaptive"}
         for theory in curve["theory"].values():
             assert len(theory["x"]) == len(theory["test_error"]) == len(theory["order_parameter"])
             assert theory["x"] == sorted(theory["x"]) and theory["x"][0] == min(curve["values"])
@@ -115,7 +116,8 @@ def test_deep_networks_have_the_theories_that_apply(example, activation, depth, 
     assert set(theory) <= set(plots.STYLES)
 
 
-def test_predictions_are_those_of_direct_calls(example):
+def test_predictions_are_those_of_direct_calls(example, monkeypatch):
+    monkeypatch.setattr(example.theory, "ADAPTIVE", Adaptive(num_units=20, tolerance=10.0))
     curve = example.experiments.Curve("width", "teacher200", "erf", "width", (5, 20), 15)
     source = example.data.Source()
     task = example.data.load_task("teacher200", 15, 10, source)
@@ -124,11 +126,12 @@ def test_predictions_are_those_of_direct_calls(example):
         gp = model(task, Erf(), [width], 0.1)
         q = fit_order_parameters(gp, warn=False).order_parameter
         error = generalization_error(gp, task.test_x, task.test_y)
-        free = FreeScale().fit(gp)
+        free, adaptive = FreeScale().fit(gp), example.theory.ADAPTIVE.fit(gp)
         expected = {
             "saddle point": (error.mean_total, q[0]),
             "infinite width": (error.infinite_width.mean_total, 1.0),
             "free scale": (free.error(task.test_x, task.test_y).mean_total, free.order_parameters["r"]),
+            "adaptive": (adaptive.error(task.test_x, task.test_y).mean_total, adaptive.readout_norm),
         }
         point = example.theory.predict(task, curve.point(width))
         for name, (value, scale) in expected.items():

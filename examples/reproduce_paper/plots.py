@@ -20,6 +20,7 @@ STYLES = {
     "nested": {"color": PURPLE, "linestyle": (0, (4, 1, 1, 1, 1, 1)), "linewidth": 1.6},
     "linear part": {"color": SKY, "linestyle": ":", "linewidth": 2.6},
     "gated": {"color": ORANGE, "linewidth": 2.0},
+    "adaptive": {"color": PURPLE, "linewidth": 2.0},
 }
 LABELS = {
     "width": "width $N_1$ (units)",

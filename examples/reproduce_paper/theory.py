@@ -18,12 +18,13 @@ from torch_propkernel import (
     width_sweep,
 )
 from torch_propkernel.activations import get_activation
-from torch_propkernel.theories import CorrectedSaddle, FreeScale, Gated, Mixture
+from torch_propkernel.theories import Adaptive, CorrectedSaddle, FreeScale, Gated, Mixture, Theory
 
 from .data import Source, Task, load_task
 from .experiments import Curve, Point
 
 BASELINES = ("infinite width", "free scale")
+ADAPTIVE = Adaptive()
 
 
 @contextmanager
@@ -84,10 +85,16 @@ def predict(task: Task, point: Point) -> dict[str, dict]:
     return found
 
 
-def _others(point: Point) -> dict:
+def _others(point: Point) -> dict[str, Theory]:
     if len(point.widths) == 1:
-        return {"mixture": Mixture(), "saddle + 1/N": CorrectedSaddle()}
+        return {"mixture": Mixture(), "saddle + 1/N": CorrectedSaddle(), "adaptive": ADAPTIVE}
     return {"gated": Gated()} if point.activation == "relu" and len(point.widths) == 2 else {}
+
+
+def _adaptive(task: Task, point: Point) -> dict[str, float]:
+    with double_precision():
+        fitted = ADAPTIVE.fit(build_model(task, point))
+        return _entry(fitted.error(task.test_x, task.test_y), fitted.readout_norm)
 
 
 def _entry(error, order_parameter) -> dict[str, float]:
@@ -106,7 +113,7 @@ def predict_curve(curve: Curve, num_test: int, source: Source, num_values: int =
 
 
 def _along_width(curve: Curve, grid: list[float], num_test: int, source: Source) -> dict:
-    """Sweep the width; compositions that cannot be swept, and the gated theory, at a dozen widths of the grid."""
+    """Sweep the width; what cannot be swept (compositions, the gated and the adaptive theory) at a dozen widths."""
     task = load_task(curve.task, curve.fixed, num_test, source)
     found: dict[str, dict[str, list]] = {}
     with double_precision():
@@ -126,8 +133,10 @@ def _along_width(curve: Curve, grid: list[float], num_test: int, source: Source)
             for total, bias, var, q in values
         ]
         found[main] = _columns(grid, rows)
-    if curve.depth > 1:
-        few = sorted({*grid[:: max(1, len(grid) // 8)], *map(float, curve.values), grid[-1]})
+    few = sorted({*grid[:: max(1, len(grid) // 8)], *map(float, curve.values), grid[-1]})
+    if curve.depth == 1:
+        found["adaptive"] = _columns(few, [_adaptive(task, curve.point(value)) for value in few])
+    else:
         entries = [predict(task, curve.point(value)) for value in few]
         for name in entries[0].keys() - found.keys() - {"reliability"}:
             found[name] = _columns(few, [entry[name] for entry in entries])
@@ -135,8 +144,8 @@ def _along_width(curve: Curve, grid: list[float], num_test: int, source: Source)
 
 
 def _along_data(curve: Curve, grid: list[int], num_test: int, source: Source) -> dict:
-    """Solve for every number of training points."""
-    entries = []
+    """Solve for every number of training points; the adaptive theory where networks are sampled."""
+    entries, adapted = [], []
     for num_data in grid:
         point = curve.point(num_data)
         task = load_task(curve.task, num_data, num_test, source)
@@ -152,7 +161,9 @@ def _along_data(curve: Curve, grid: list[int], num_test: int, source: Source) ->
             _entry(error, q),
         )
         entries.append(dict(zip(names, rows, strict=True)))
-    return {name: _columns(grid, [entry[name] for entry in entries]) for name in entries[0]}
+        adapted += [_adaptive(task, point)] if num_data in curve.values and curve.depth == 1 else []
+    found = {name: _columns(grid, [entry[name] for entry in entries]) for name in entries[0]}
+    return found | ({"adaptive": _columns(sorted(curve.values), adapted)} if adapted else {})
 
 
 def _columns(x: list, rows: list[dict]) -> dict[str, list]:

@@ -106,6 +106,26 @@ def test_optimization_with_monte_carlo_acquisition(monkeypatch):
     assert len(fits) == 3  # the networks of a model are drawn once
 
 
+def test_a_fit_is_kept_while_data_and_hyperparameters_are_what_they_were(monkeypatch):
+    fits, fit = [], Sampled._fit
+    monkeypatch.setattr(Sampled, "_fit", lambda self, problem: fits.append(problem) or fit(self, problem))
+    model, x = model_for(input_transform=Normalize(d=2)), data(3, seed=1)[0]
+    expected = model.posterior(x).mean
+    for _ in range(2):  # each turn makes the transformed inputs anew
+        model.train()
+        model(*model.train_inputs)
+        assert torch.equal(model.eval().posterior(x).mean, expected)
+    assert len(fits) == 1
+    model.likelihood.noise = 0.5
+    assert not torch.equal(model.posterior(x).mean, expected)
+    model.train()
+    model.set_train_data(model.train_inputs[0] + 0.1, strict=False)
+    other = model.eval().posterior(x).mean
+    assert len(fits) == 3
+    model.train_inputs[0].mul_(1.1)  # in place
+    assert not torch.equal(model.posterior(x).mean, other) and len(fits) == 4
+
+
 def test_expected_improvement_is_that_of_the_mixture():
     """Against the integral over the quantiles of one point, whose Sobol estimate is accurate to some permille."""
     model, x = model_for(), data(1, seed=2)[0]

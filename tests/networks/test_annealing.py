@@ -63,6 +63,21 @@ def test_a_readout_factor_is_a_readout_variance():
     assert abs(found.log_evidence - exact_evidence(0.3, (1.0, 4.0), [3])) < 4 * found.error
 
 
+def test_a_readout_bias_keeps_its_variance_in_another_readout_variance():
+    # f = sqrt(q) linear + bias with q ~ Gamma(3/2, 3/2), exact for the identity; q by the trapezoidal rule.
+    x, y = DATA[0].numpy(), DATA[1].numpy() + 2.0
+    grid = np.linspace(-16.0, 4.0, 400)
+    prior = 1.5 * (math.log(1.5) + grid - np.exp(grid)) - math.lgamma(1.5) + math.log(grid[1] - grid[0])
+    logs = []
+    for u, weight in zip(grid, prior, strict=True):
+        covariance = 0.3 * np.eye(len(y)) + 5.0 + 4.0 * np.exp(u) * x @ x.T / x.shape[1]
+        log_det = np.linalg.slogdet(2 * math.pi * covariance)[1]
+        logs.append(weight - 0.5 * (log_det + y @ np.linalg.solve(covariance, y)))
+    annealing = Annealing(network(3, readout_bias_variance=5.0), DATA[0], DATA[1] + 2.0, num_chains=200, seed=2)
+    found = annealing.rescale(annealing.run(0.3), 4.0)
+    assert abs(found.log_evidence - np.logaddexp.reduce(logs)) < 4 * found.error < 1.0
+
+
 def test_draws_are_those_of_the_posterior():
     annealing = Annealing(network([3], weight_variance=[1.0, 2.0]), *DATA[:2], num_chains=50, seed=3)
     draws = annealing.draw(annealing.run(0.3), 60, every=4)
@@ -77,7 +92,7 @@ def test_draws_are_those_of_the_posterior():
 
 
 def test_derivatives_of_the_likelihood():
-    net = network(6, "relu")
+    net = network(6, "relu", readout_bias_variance=0.7)
     annealing = Annealing(net, *DATA[:2], num_chains=2)
     state, h = torch.randn(3, net.num_hidden, dtype=torch.float64), 1e-5
     law = annealing.law(state, 0.2, 1.5)

@@ -22,18 +22,22 @@ def regression(request):
     return random(3, num_data, num_features), random(num_data, 2, seed=1)
 
 
-def dense(features, targets):
+def dense(features, targets, bias=0.0):
     """Covariance of the targets, and mean and covariance of the readout, with explicit inverses."""
-    covariance = T * torch.eye(len(targets), dtype=torch.float64) + VARIANCE * features @ features.mT
-    gain = VARIANCE * features.mT @ torch.linalg.inv(covariance)
-    spread = VARIANCE * (torch.eye(features.shape[-1], dtype=torch.float64) - gain @ features)
+    prior = torch.full((features.shape[-1],), VARIANCE, dtype=torch.float64)
+    if bias:
+        prior[-1] = bias
+    covariance = T * torch.eye(len(targets), dtype=torch.float64) + prior * features @ features.mT
+    gain = prior.unsqueeze(-1) * features.mT @ torch.linalg.inv(covariance)
+    spread = (torch.eye(features.shape[-1], dtype=torch.float64) - gain @ features) * prior
     return covariance, gain @ targets, spread
 
 
-def test_law_of_the_readout(regression):
+@pytest.mark.parametrize("bias", [0.0, 0.4])
+def test_law_of_the_readout(regression, bias):
     features, targets = regression
-    covariance, mean, spread = dense(features, targets)
-    law = ReadoutLaw(features, targets, T, VARIANCE)
+    covariance, mean, spread = dense(features, targets, bias)
+    law = ReadoutLaw(features, targets, T, VARIANCE, bias)
     normal = torch.distributions.MultivariateNormal(torch.zeros(len(targets), dtype=torch.float64), covariance)
     torch.testing.assert_close(law.log_likelihood, sum(normal.log_prob(column) for column in targets.T))
     torch.testing.assert_close(law.mean, mean)
@@ -43,23 +47,38 @@ def test_law_of_the_readout(regression):
     inside = (features @ spread @ features.mT).diagonal(dim1=-2, dim2=-1).sum(-1)
     error = ((targets - features @ mean).square().sum((-2, -1)) + 2 * inside) / len(targets)
     torch.testing.assert_close(law.training_error(), error)
-    trace = spread.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] * torch.eye(2, dtype=torch.float64)
-    torch.testing.assert_close(law.order_parameter(), (mean.mT @ mean + trace) / VARIANCE / features.shape[-1])
+    torch.testing.assert_close(law.covariance(test), test @ spread @ test.mT)
+    inverse = torch.linalg.inv(covariance)
+    torch.testing.assert_close(law.left_out_terms(), (inverse @ targets, inverse.diagonal(dim1=-2, dim2=-1)))
+    count = features.shape[-1] - (bias > 0)  # a bias is no part of the order parameter
+    weights, spread = mean[:, :count], spread.diagonal(dim1=-2, dim2=-1)[:, :count]
+    trace = spread.sum(-1)[:, None, None] * torch.eye(2, dtype=torch.float64)
+    torch.testing.assert_close(law.order_parameter(), (weights.mT @ weights + trace) / VARIANCE / count)
 
 
-def test_gradient_is_that_of_the_evidence(regression):
+@pytest.mark.parametrize("bias", [0.0, 0.4])
+def test_gradients_are_those_of_the_evidence(regression, bias):
     features, targets = regression
     leaf = features.clone().requires_grad_()
-    covariance = T * torch.eye(len(targets), dtype=torch.float64) + VARIANCE * leaf @ leaf.mT
+    temperature, scale = (torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2))  # logarithms
+    units = leaf[..., :-1] if bias else leaf
+    covariance = T * temperature.exp() * torch.eye(len(targets), dtype=torch.float64)
+    covariance = covariance + VARIANCE * scale.exp() * units @ units.mT
+    if bias:
+        covariance = covariance + bias * leaf[..., -1:] @ leaf[..., -1:].mT
     evidence = torch.distributions.MultivariateNormal(torch.zeros(len(targets), dtype=torch.float64), covariance)
     (-sum(evidence.log_prob(column) for column in targets.T)).sum().backward()
-    torch.testing.assert_close(ReadoutLaw(features, targets, T, VARIANCE).feature_gradient(), leaf.grad)
+    law = ReadoutLaw(features, targets, T, VARIANCE, bias)
+    torch.testing.assert_close(law.feature_gradient(), leaf.grad)
+    torch.testing.assert_close(law.temperature_gradient().sum(), -temperature.grad)
+    torch.testing.assert_close(law.scale_gradient().sum(), -scale.grad)
 
 
-def test_draws_of_the_readout_have_its_moments(regression):
+@pytest.mark.parametrize("bias", [0.0, 0.4])
+def test_draws_of_the_readout_have_its_moments(regression, bias):
     features, targets = (v[:1] if v.dim() == 3 else v for v in regression)
-    _, mean, spread = dense(features, targets)
-    many = ReadoutLaw(features.expand(200_000, -1, -1), targets, T, VARIANCE)
+    _, mean, spread = dense(features, targets, bias)
+    many = ReadoutLaw(features.expand(200_000, -1, -1), targets, T, VARIANCE, bias)
     draws = many.sample(torch.Generator().manual_seed(0))
     scale = spread.diagonal(dim1=-2, dim2=-1).max()
     error = math.sqrt(scale.item() / 200_000)
@@ -81,6 +100,9 @@ NETWORKS = {
         Erf(), 3, [5, 4], weight_variance=[1.0, 2.0, 0.5], bias_variance=[0.3, 0.0], dtype=torch.float64
     ),
     "outputs": lambda: FiniteNetwork(Erf(), 3, 9, num_outputs=2, weight_variance=1.4, dtype=torch.float64),
+    "readout bias": lambda: FiniteNetwork(
+        Erf(), 3, 4, num_outputs=2, weight_variance=[1.0, 0.7], readout_bias_variance=0.4, dtype=torch.float64
+    ),
     "convolution": lambda: ConvolutionalNetwork(Erf(), (1, 3), 2, 2, dtype=torch.float64),
 }
 
@@ -95,9 +117,13 @@ def test_potential_and_gradient(name, kind):
     value, gradient = target.potential(state)
     leaf = state.clone().requires_grad_()
     hidden, rest = leaf[:, : network.num_hidden], leaf[:, network.num_hidden :]
-    features, readout_variance = network.features(x, hidden), network.weight_variance[-1]
+    features = network.features(x, hidden)
+    readout_variance = network.weight_variance[-1].repeat(features.shape[-1])
+    if network.readout_bias_variance > 0:
+        readout_variance[-1] = network.readout_bias_variance
+        assert bool((features[..., -1] == 1).all())
     if kind is JointTarget:
-        readout = readout_variance.sqrt() * rest.reshape(3, features.shape[-1], -1)
+        readout = readout_variance.sqrt().unsqueeze(-1) * rest.reshape(3, features.shape[-1], -1)
         log = torch.distributions.Normal(features @ readout, math.sqrt(T)).log_prob(y).sum((-2, -1))
         log = log + 0.5 * y.numel() * math.log(2 * math.pi * T)  # left out by the joint target
     else:
@@ -120,7 +146,10 @@ def test_observables_of_the_two_targets_agree(name):
     marginal, joint = MarginalTarget(*arguments), JointTarget(*arguments)
     hidden = marginal.draw_prior(1, torch.Generator().manual_seed(7)).expand(50_000, -1)
     exact = marginal.observables(hidden, torch.Generator().manual_seed(8))
-    whitened = exact.readout.flatten(1) / network.weight_variance[-1].sqrt()
+    deviation = network.weight_variance[-1].sqrt().repeat(exact.readout.shape[1])
+    if network.readout_bias_variance > 0:
+        deviation[-1] = network.readout_bias_variance.sqrt()
+    whitened = (exact.readout / deviation.unsqueeze(-1)).flatten(1)
     sampled = joint.observables(torch.cat([hidden, whitened], dim=-1))
     torch.testing.assert_close(sampled.output, exact.output)
     torch.testing.assert_close(sampled.log_likelihood, exact.log_likelihood)
@@ -137,10 +166,16 @@ def test_observables_of_the_two_targets_agree(name):
 
 def test_precisions_are_those_of_the_weights():
     network = FiniteNetwork(
-        Erf(), 2, [3, 2], weight_variance=[0.5, 0.25, 4.0], bias_variance=[0.0, 0.1], dtype=torch.float64
+        Erf(),
+        2,
+        [3, 2],
+        weight_variance=[0.5, 0.25, 4.0],
+        bias_variance=[0.0, 0.1],
+        readout_bias_variance=0.2,
+        dtype=torch.float64,
     )
     target = JointTarget(network, random(4, 2), random(4), T)
-    expected = [2.0] * 6 + [4.0] * 6 + [10.0] * 2 + [0.25] * 2
+    expected = [2.0] * 6 + [4.0] * 6 + [10.0] * 2 + [0.25] * 2 + [5.0]
     torch.testing.assert_close(target.precisions, torch.tensor(expected, dtype=torch.float64))
 
 

@@ -39,9 +39,9 @@ def slow_forward(net, x):
             h = [value + (0.0 if bias is None else bias[i]) for i, value in enumerate(h)]
             state = [math.erf(value) for value in h]
         readout = net.readout.detach().numpy()
-        output.append(
-            [sum(v * s for v, s in zip(column, state, strict=True)) / len(state) ** 0.5 for column in readout.T]
-        )
+        weights, shift = readout[: len(state)], readout[len(state) :].sum(0)  # no rows without a bias
+        columns = [sum(v * s for v, s in zip(column, state, strict=True)) / len(state) ** 0.5 for column in weights.T]
+        output.append(np.array(columns) + shift)
     return np.array(output)
 
 
@@ -51,7 +51,9 @@ def test_forward_is_the_formula(width, bias):
     depth = 1 if isinstance(width, int) else len(width)
     biases = {"none": [0.0] * depth, "all": [0.5] * depth, "last": [0.0] * (depth - 1) + [2.0]}[bias]
     weights = [0.5 + l for l in range(depth + 1)]
-    net = network(width=width, weight_variance=weights, bias_variance=biases, num_outputs=2)
+    own = {"none": 0.0, "all": 0.5, "last": 0.0}[bias]
+    net = network(width=width, weight_variance=weights, bias_variance=biases, readout_bias_variance=own, num_outputs=2)
+    assert len(net.readout) == net.num_features == net.width[-1] + (own > 0)
     assert [b is None for _, b in net.layers()] == [b == 0 for b in biases]
     np.testing.assert_allclose(net(points()).detach().numpy(), slow_forward(net, points()), rtol=1e-12)
 
@@ -72,11 +74,11 @@ def test_layers_have_the_prior_variances():
 @pytest.mark.parametrize("activation", [Erf(), ReLU()])
 def test_prior_covariance_of_one_hidden_layer_is_the_kernel_at_any_width(activation):
     kwargs = {"weight_variance": [0.7, 3.0], "bias_variance": 0.4}
-    net = network(activation, width=3, batch_shape=(40_000,), **kwargs)
+    net = network(activation, width=3, readout_bias_variance=0.9, batch_shape=(40_000,), **kwargs)
     kernel = NNGPKernel(activation, **kwargs).double()
     with torch.no_grad():
         covariance, error = covariance_and_error(net(points()))
-        expected = kernel(points()).to_dense()
+        expected = kernel(points()).to_dense() + 0.9
     assert float(((covariance - expected) / error).abs().max()) < 4.5  # 15 distinct entries: one in 10,000 seeds
     assert float((error / expected.diagonal().max()).max()) < 0.03  # so a wrong factor 1.15 would be found
 
@@ -143,14 +145,18 @@ def test_features_differentiate_and_map_over_hidden():
     torch.testing.assert_close(mapped, net.features(x, hidden), rtol=1e-12, atol=1e-14)
 
 
-def test_log_prior_is_the_density_of_both_parameters():
-    net = network(width=[4, 3], weight_variance=[1.0, 1.0, 5.0], num_outputs=2, batch_shape=(3,))
-    hidden = torch.distributions.Normal(0.0, 1.0).log_prob(net.hidden).sum(-1)
-    readout = (
-        torch.distributions.Normal(0.0, torch.tensor(5.0, dtype=torch.float64).sqrt())
-        .log_prob(net.readout)
-        .sum((-2, -1))
+@pytest.mark.parametrize("bias", [[], [0.3]])
+def test_log_prior_is_the_density_of_both_parameters(bias):
+    net = network(
+        width=[4, 3],
+        weight_variance=[1.0, 1.0, 5.0],
+        readout_bias_variance=sum(bias),
+        num_outputs=2,
+        batch_shape=(3,),
     )
+    hidden = torch.distributions.Normal(0.0, 1.0).log_prob(net.hidden).sum(-1)
+    deviation = torch.tensor([5.0] * 3 + bias, dtype=torch.float64).sqrt().unsqueeze(-1)
+    readout = torch.distributions.Normal(0.0, deviation).log_prob(net.readout).sum((-2, -1))
     torch.testing.assert_close(net.log_prior(), hidden + readout, rtol=1e-12, atol=0.0)
 
 
@@ -192,6 +198,11 @@ def test_state_dict_pickle_and_copy():
     swapped = FiniteNetwork(Erf(), 3, [4, 4], bias_variance=[0.0, 1.0], dtype=torch.float64)
     with pytest.raises(RuntimeError, match=r"expected biases in layers \(False, True\), got \(True, False\)"):
         swapped.load_state_dict(network(width=[4, 4], bias_variance=[1.0, 0.0]).state_dict())
+    older = network().state_dict()
+    del older["readout_bias_variance"]  # as before there were any
+    network().load_state_dict(older)
+    with pytest.raises(RuntimeError, match="size mismatch for readout"):
+        network().load_state_dict(network(readout_bias_variance=1.0).state_dict())
 
 
 def test_dtypes_keep_the_variances_exact():

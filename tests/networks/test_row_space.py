@@ -27,6 +27,7 @@ def normal(*shape, seed=0):
 
 
 NETWORKS = {
+    "readout bias": {"readout_bias_variance": 0.7},
     "plain": {},
     "bias": {"bias_variance": [0.5, 0.0], "width": [4, 3]},
     "scaled columns": {

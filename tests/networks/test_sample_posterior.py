@@ -25,6 +25,8 @@ def make(name, batch=()):
     kind = {"dtype": torch.float64, "batch_shape": batch, "generator": torch.Generator().manual_seed(0)}
     if name == "three units":
         return FiniteNetwork(Erf(), 2, 3, weight_variance=[1.0, 2.0], bias_variance=0.5, **kind)
+    if name == "a readout bias":
+        return FiniteNetwork(Erf(), 2, 3, weight_variance=[1.0, 2.0], readout_bias_variance=1.5, **kind)
     if name == "two layers":
         return FiniteNetwork(ReLU(), 2, [3, 2], weight_variance=[1.0, 1.5, 2.0], **kind)
     if name == "two outputs":
@@ -45,7 +47,7 @@ def sample(name, temperature=T, **settings):
     return sample_posterior(make(name), x, y, temperature, test_x=test_x, test_y=test_y, **settings)
 
 
-@pytest.mark.parametrize("name", ["three units", "two layers", "two outputs", "convolution"])
+@pytest.mark.parametrize("name", ["three units", "a readout bias", "two layers", "two outputs", "convolution"])
 def test_brute_force(name):
     truth = importance_sampling(make(name, (400_000,)), data(name), T)
     result = sample(name).raise_if_failed()

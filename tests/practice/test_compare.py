@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import gpytorch
 import pytest
 import torch
 
-from torch_propkernel import Erf, ReLU
+from torch_propkernel import Erf, NetworkGP, ReLU, RenormalizedNNGPKernel
 from torch_propkernel.activations import Identity
 from torch_propkernel.exceptions import SamplingWarning
 from torch_propkernel.practice import compare_with_network
@@ -25,10 +26,6 @@ def linear_case():
 
 @pytest.fixture(scope="module")
 def linear(linear_case):
-    import gpytorch
-
-    from torch_propkernel import NetworkGP, RenormalizedNNGPKernel
-
     x, y = linear_case
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -52,6 +49,19 @@ def test_the_exact_theory_agrees_and_infinite_width_does_not(linear):
         assert abs(comparison.z_score("mixture", quantity)) < 4.5
     assert abs(comparison.z_score("infinite_width", "test_error")) > 8
     assert abs(comparison.z_score("infinite_width", "order_parameter")) > 8
+
+
+def test_a_readout_bias_is_part_of_the_network(linear_case):
+    x, y = linear_case
+    bias = gpytorch.kernels.ConstantKernel().double()
+    bias.constant = torch.tensor([4.0], dtype=torch.float64)
+    likelihood = gpytorch.likelihoods.GaussianLikelihood().double()
+    likelihood.noise = 0.3
+    kernel = RenormalizedNNGPKernel(Identity(), width=4).double() + bias
+    model = NetworkGP(x[:8], y[:8] + 2.0, likelihood, kernel)
+    comparison = compare_with_network(model, x[8:], y[8:] + 2.0, theories=["mixture"], num_samples=800, warmup=300)
+    for quantity in comparison.measured:
+        assert abs(comparison.z_score("mixture", quantity)) < 4.5, quantity
 
 
 def test_a_wrong_theory_is_not_hidden(linear):

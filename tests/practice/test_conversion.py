@@ -6,7 +6,7 @@ import warnings
 import gpytorch
 import pytest
 import torch
-from gpytorch.kernels import RBFKernel, ScaleKernel
+from gpytorch.kernels import ConstantKernel, RBFKernel, ScaleKernel
 
 from torch_propkernel import (
     ArcCosineKernel,
@@ -38,7 +38,7 @@ def data(columns=3):
 
 def assert_same_prior(first, second):
     assert (first.activation, first.width, first.input_dim) == (second.activation, second.width, second.input_dim)
-    for name in ("weight_variance", "bias_variance", "input_scale", "active_dims"):
+    for name in ("weight_variance", "bias_variance", "readout_bias_variance", "input_scale", "active_dims"):
         one, other = getattr(first, name), getattr(second, name)
         assert (one is None) == (other is None), name
         if one is not None:
@@ -48,7 +48,13 @@ def assert_same_prior(first, second):
 
 @pytest.mark.parametrize("default", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "extra", [{}, {"input_scale": [0.5, 1.0, 1.5]}, {"active_dims": [4, 0, 1], "input_scale": [0.2, 0.8, 2.0]}]
+    "extra",
+    [
+        {},
+        {"readout_bias_variance": 0.7},
+        {"input_scale": [0.5, 1.0, 1.5]},
+        {"active_dims": [4, 0, 1], "input_scale": [0.2, 0.8, 2.0], "readout_bias_variance": 0.1},
+    ],
 )
 def test_network_to_model_and_back_is_exact(extra, default):
     net, (x, y) = network(**extra), data(5 if "active_dims" in extra else 3)
@@ -126,6 +132,29 @@ def test_scale_kernels_fold_into_the_readout():
     torch.testing.assert_close(net.weight_variance, torch.tensor([1.0, 30.0], dtype=torch.float64), rtol=1e-6, atol=0)
     assert net.active_dims.tolist() == [2, 0] and net.input_dim == 2
     assert net(data()[0]).shape == (8,)
+
+
+def test_constants_that_are_added_are_the_readouts_bias():
+    def constant(value):
+        made = ConstantKernel().double()
+        made.constant = torch.tensor([value], dtype=torch.float64)
+        return made
+
+    base = RenormalizedNNGPKernel(Erf(), [20], weight_variance=[1.0, 3.0], active_dims=[1, 0]).double()
+    inner, twice = ScaleKernel(base + constant(0.5)).double(), ScaleKernel(constant(0.2)).double()
+    inner.outputscale, twice.outputscale = 2.0, 3.0
+    inner.active_dims = torch.tensor([2, 0])  # columns of columns
+    kernel, (x, _) = inner + constant(0.7) + twice, data()
+    net = network_from_model(kernel)
+    assert float(net.readout_bias_variance) == pytest.approx(2.0 * 0.5 + 0.7 + 3.0 * 0.2, rel=1e-12)
+    assert net.active_dims.tolist() == [0, 2]
+    assert net.weight_variance.tolist() == pytest.approx([1.0, 6.0], rel=1e-6)  # the kernel was built in float32
+    again = model_from_network(net, x, x[:, 0], 0.1).covar_module
+    torch.testing.assert_close(again(x).to_dense(), kernel(x).to_dense(), rtol=1e-12, atol=0.0)
+    with pytest.raises(TypeError, match="nothing but ConstantKernels added .*, got AdditiveKernel"):
+        network_from_model(base + RBFKernel(), 3)
+    with pytest.raises(ValueError, match=r"expected a kernel without batch shape, got \(2,\)"):
+        network_from_model(base + ConstantKernel(batch_shape=torch.Size([2])), 3)
 
 
 def test_generator_dtype_and_batch_shape():

@@ -13,9 +13,14 @@ import pytest
 import scipy.linalg
 import torch
 
-from torch_propkernel import Erf, NNGPKernel
+from torch_propkernel import Erf
 from torch_propkernel.networks import FiniteNetwork
-from torch_propkernel.practice import gibbs_parameters, linear_default_variances, measure_order_parameters
+from torch_propkernel.practice import (
+    gibbs_parameters,
+    linear_default_variances,
+    measure_order_parameters,
+    model_from_network,
+)
 
 P, INPUTS, OUTPUTS = 6, 3, 2
 DECAY, LEARNING_RATE, NOISE = 0.05, 0.02, 0.1
@@ -196,13 +201,22 @@ def test_log_prior_row():
     temperature, variances, bias_variance = 0.3, [0.7, 2.5], 0.4
     x, y = data()
     net = FiniteNetwork(
-        Erf(), INPUTS, 4, weight_variance=variances, bias_variance=bias_variance, batch_shape=(9,), dtype=torch.float64
+        Erf(),
+        INPUTS,
+        4,
+        weight_variance=variances,
+        bias_variance=bias_variance,
+        readout_bias_variance=1.3,
+        batch_shape=(9,),
+        dtype=torch.float64,
     )
+    readout, readout_bias = net.readout.split([4, 1], dim=1)
     [(weight, bias)] = net.layers()
     residual = y[:, 0] - net(x)
     energy = 0.5 * residual.square().sum(-1) - temperature * net.log_prior()
     log_posterior = -residual.square().sum(-1) / (2 * temperature)
-    for value, variance in ((weight, variances[0]), (bias, bias_variance), (net.readout, variances[1])):
+    parts = ((weight, variances[0]), (bias, bias_variance), (readout, variances[1]), (readout_bias, 1.3))
+    for value, variance in parts:
         log_posterior = log_posterior - value.square().flatten(1).sum(-1) / (2 * variance)
     constant = energy / temperature + log_posterior
     torch.testing.assert_close(constant, constant[:1].expand(9), rtol=1e-12, atol=0.0)
@@ -225,8 +239,16 @@ def test_standard_parametrization_has_the_prior_of_the_kernel():
     output = (hidden @ draw(1, width, 1)).squeeze(-1) + draw(1, 1)
     products = output.unsqueeze(-1) * output.unsqueeze(-2)
     error = products.std(0) / math.sqrt(count)
-    kernel = NNGPKernel(Erf(), weight_variance=found.weight_variance, bias_variance=found.bias_variance).double()
-    expected = kernel(x).to_dense().detach() + found.readout_bias_variance
+    network = FiniteNetwork(
+        Erf(),
+        INPUTS,
+        width,
+        weight_variance=found.weight_variance,
+        bias_variance=found.bias_variance,
+        readout_bias_variance=found.readout_bias_variance,
+        dtype=torch.float64,
+    )
+    expected = model_from_network(network, x, x[:, 0], 0.1).covar_module(x).to_dense().detach()
     assert float(((products.mean(0) - expected) / error).abs().max()) < 4.5
 
 

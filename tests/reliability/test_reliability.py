@@ -193,8 +193,8 @@ class TestNote:
     @pytest.mark.parametrize(
         ("kernel", "reason"),
         [
-            (lambda k: k + gpytorch.kernels.RBFKernel(), "expected a covariance that is the renormalized kernel"),
-            (lambda k: k * gpytorch.kernels.RBFKernel(), "expected a covariance that is the renormalized kernel"),
+            (lambda k: k + gpytorch.kernels.RBFKernel(), "got AdditiveKernel: a sum, product or other kernel"),
+            (lambda k: k * gpytorch.kernels.RBFKernel(), "got ProductKernel: a sum, product or other kernel"),
         ],
     )
     def test_absent_where_the_units_are_unknown(self, kernel, reason):
@@ -253,6 +253,24 @@ class TestHowItIsComputed:
         got = fit_order_parameters(model(x, y, outer), warn=False).reliability.score
         same = model(x[:, :10], y, weight_variance=[1.0, 2.0], bias_variance=0.5)
         assert got == pytest.approx(fit_order_parameters(same, warn=False).reliability.score, rel=1e-3)
+
+    @pytest.mark.parametrize("points", [40, 300])  # more than 200 are thinned out
+    def test_a_readout_bias_takes_up_a_constant(self, points):
+        x, y = inputs(points)
+
+        def score(y, variance):
+            with double_precision():
+                bias = gpytorch.kernels.ConstantKernel()
+                bias.constant = torch.tensor([variance], dtype=F)
+                kernel = RenormalizedNNGPKernel(Erf(), 50) + bias
+            return fit_order_parameters(model(x, y, kernel), warn=False).reliability.score
+
+        without = fit_order_parameters(model(x, y), warn=False).reliability.score
+        assert score(y, 1e-9) == pytest.approx(without, rel=1e-3)  # the units' part is computed in float32
+        free = score(y, 1e6)
+        assert score(y + 10.0, 1e6) == pytest.approx(free, rel=1e-3)
+        shifted = fit_order_parameters(model(x, y + 10.0), warn=False).reliability.score
+        assert abs(shifted / free - 1) > 0.1  # without a bias the constant would count
 
     @pytest.mark.parametrize("composition", ["outer", "nested", "linear_part"])
     def test_several_layers(self, composition):

@@ -268,9 +268,9 @@ def test_refusals(data, make_model):
         QUICK.check(make_model(X, y, Erf(), [8, 9], 0.1))
     with pytest.raises(ValueError, match="expected at least 2, got 1"):
         QUICK.fit(make_model(X, y, Erf(), [1], 0.1))
-    added = RenormalizedNNGPKernel(Erf(), width=8) + gpytorch.kernels.ConstantKernel()
-    with pytest.raises(ValueError, match="expected a covariance that is the renormalized kernel itself"):
-        QUICK.fit(network(X, y, added))
+    added = RenormalizedNNGPKernel(Erf(), width=8) + gpytorch.kernels.RBFKernel()
+    with pytest.raises(TypeError, match="nothing but ConstantKernels added .*, got AdditiveKernel"):
+        QUICK.check(network(X, y, added))
     batch = make_model(np.stack([X, X]), np.stack([y, y]), Erf(), [8], 0.1)
     with pytest.raises(ValueError, match="expected no batch dimensions"):
         QUICK.fit(batch)

@@ -144,8 +144,12 @@ def test_refusals(data, make_model):
         FirstOrder(num_units=1)
     kernel = RenormalizedNNGPKernel(Erf(), 10) + gpytorch.kernels.RBFKernel()
     model = NetworkGP(x, y, gpytorch.likelihoods.GaussianLikelihood(), kernel).double()
-    with pytest.raises(ValueError, match="expected a covariance that is the renormalized kernel itself"):
+    with pytest.raises(TypeError, match="nothing but ConstantKernels added .*, got AdditiveKernel"):
         FirstOrder().fit(model)
+    kernel = RenormalizedNNGPKernel(Erf(), 10) + gpytorch.kernels.ConstantKernel()
+    biased = NetworkGP(x, y, gpytorch.likelihoods.GaussianLikelihood(), kernel).double()
+    with pytest.raises(ValueError, match="expected no ConstantKernel, got a readout bias of variance 0.69"):
+        FirstOrder().check(biased)
     with pytest.raises(ValueError, match=r"expected one problem, got a batch"):
         FirstOrder().fit(make_model(x, y.expand(2, -1), Erf(), [10], 0.1))
     assert FirstOrder() != CorrectedSaddle() and FirstOrder() == FirstOrder() and FirstOrder() != FirstOrder(seed=1)

@@ -9,6 +9,7 @@ import torch
 
 from torch_propkernel import NetworkGP, RenormalizedNNGPKernel
 from torch_propkernel.activations import get_activation
+from torch_propkernel.inference import Problem
 from torch_propkernel.theories import Mixture, Sampled, get_theory
 
 torch_double = torch.float64
@@ -50,6 +51,27 @@ class TestALinearNetwork:
         torch.testing.assert_close(sampled.covariance_matrix, exact.covariance_matrix, atol=0.1 * float(scale), rtol=0)
         low, high = (fitted.distribution(x).icdf(torch.full((3,), 0.9, dtype=torch_double)) for fitted in pair)
         torch.testing.assert_close(low, high, rtol=0.03, atol=0.03)
+
+    def test_a_readout_bias(self):
+        def with_bias(kernel):
+            bias = gpytorch.kernels.ConstantKernel().double()
+            bias.constant = torch.tensor([3.0], dtype=torch_double)
+            return kernel + bias
+
+        biased = model(y=Y + 2.0, wrap=with_bias)
+        sampled, exact = Sampled(num_chains=50, seed=1).fit(biased), Mixture().fit(biased)
+        x = torch.linspace(-2, 2, 7, dtype=torch_double).unsqueeze(-1)
+        (mean, variance), (exact_mean, exact_variance) = (fitted.predict(x) for fitted in (sampled, exact))
+        torch.testing.assert_close(mean, exact_mean, atol=0.02, rtol=0)
+        torch.testing.assert_close(variance, exact_variance, rtol=0.1, atol=0)
+        assert abs(sampled.log_evidence - exact.log_evidence) < 4 * sampled.stats["log_evidence_error"] < 0.4
+        left, other = (fitted.leave_one_out() for fitted in (sampled, exact))
+        torch.testing.assert_close(left.mean, other.mean, atol=0.02, rtol=0)
+        torch.testing.assert_close(left.log_density, other.log_density, atol=0.05, rtol=0)
+        torch.testing.assert_close(sampled.training_error(), exact.training_error(), rtol=0.05, atol=0)
+        torch.testing.assert_close(sampled.readout_norm, exact.readout_norm, rtol=0.05, atol=0)
+        again = sampled.theory.restored(Problem.frozen(biased), sampled.record())
+        torch.testing.assert_close(again.predict(x), (mean, variance))
 
     def test_leave_one_out_and_training_error(self, pair):
         sampled, exact = (fitted.leave_one_out() for fitted in pair)

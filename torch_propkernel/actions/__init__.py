@@ -2,12 +2,16 @@
 
 from .evidence import effective_action, laplace_evidence
 from .first_order import FirstOrderTerms, Terms, draw_pre_activations, first_order_terms
+from .output_action import OutputAction
 from .solution import Solution, SolveResult
+from .solve_matrix_order_parameters import MatrixSolution, solve_matrix_order_parameters
 from .solve_order_parameters import solve_order_parameters
 from .stationary_points import find_stationary_points
 
 __all__ = [
     "FirstOrderTerms",
+    "MatrixSolution",
+    "OutputAction",
     "Solution",
     "SolveResult",
     "Terms",
@@ -16,5 +20,6 @@ __all__ = [
     "draw_pre_activations",
     "find_stationary_points",
     "first_order_terms",
+    "solve_matrix_order_parameters",
     "solve_order_parameters",
 ]

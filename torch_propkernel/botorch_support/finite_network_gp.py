@@ -13,15 +13,13 @@ from gpytorch.kernels import Kernel
 from gpytorch.means import Mean
 from torch import Tensor
 
-from .._validation import present
 from ..distributions import ScaleMixtureMultivariateNormal
 from ..distributions.normal_given_scale import NormalGivenScale
-from ..kernels import RenormalizedNNGPKernel
 from ..likelihoods import FiniteWidthLikelihood
 from ..models import FiniteNetworkProcess
 from ..theories import Theory
 from .finite_width_posterior import FiniteWidthPosterior
-from .single_task_process import SingleTaskProcess, default_noise
+from .single_task_process import SingleTaskProcess
 
 
 class SingleTaskFiniteNetworkGP(SingleTaskProcess, FiniteNetworkProcess):
@@ -86,22 +84,9 @@ class SingleTaskFiniteNetworkGP(SingleTaskProcess, FiniteNetworkProcess):
         input_transform: InputTransform | None = None,
     ) -> None:
         """Transform the data and set up the process."""
-        if (width is None) == (covar_module is None):
-            raise TypeError("width, covar_module: expected one of them, got " + ("none" if width is None else "both"))
-        transformed, targets, outcome_transform = self._prepare_data(
-            train_X, train_Y, outcome_transform, input_transform, check_nans_only=True
+        targets, likelihood, covar_module, outcome_transform = self._prepare_network(
+            train_X, train_Y, "erf", width, likelihood, covar_module, outcome_transform, input_transform
         )
-        batch_shape = train_X.shape[:-2]
-        if likelihood is None:
-            likelihood = FiniteWidthLikelihood(**default_noise(), batch_shape=batch_shape)
-        if covar_module is None:
-            covar_module = RenormalizedNNGPKernel(
-                "erf",
-                present(width, "width"),
-                bias_variance=1.0,
-                ard_num_dims=transformed.shape[-1],
-                batch_shape=batch_shape,
-            )
         FiniteNetworkProcess.__init__(self, train_X, targets, likelihood, covar_module, theory=theory)
         self._set_modules(train_X, covar_module, mean_module, outcome_transform, input_transform)
 

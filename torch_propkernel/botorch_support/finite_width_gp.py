@@ -11,12 +11,10 @@ from gpytorch.kernels import Kernel
 from gpytorch.means import Mean
 from torch import Tensor
 
-from ..activations import ReLU
-from ..kernels import RenormalizedNNGPKernel
 from ..likelihoods import FiniteWidthLikelihood
 from ..models import FiniteWidthProcess
 from .finite_width_posterior import FiniteWidthPosterior
-from .single_task_process import SingleTaskProcess, default_noise
+from .single_task_process import SingleTaskProcess
 
 
 class SingleTaskFiniteWidthGP(SingleTaskProcess, FiniteWidthProcess):
@@ -77,19 +75,10 @@ class SingleTaskFiniteWidthGP(SingleTaskProcess, FiniteWidthProcess):
         input_transform: InputTransform | None = None,
     ) -> None:
         """Transform the data and set up the process."""
-        if (width is None) == (covar_module is None):
-            raise TypeError("width, covar_module: expected one of them, got " + ("none" if width is None else "both"))
-        transformed, targets, outcome_transform = self._prepare_data(
-            train_X, train_Y, outcome_transform, input_transform, check_nans_only=True
+        targets, likelihood, covar_module, outcome_transform = self._prepare_network(
+            train_X, train_Y, "relu", width, likelihood, covar_module, outcome_transform, input_transform
         )
-        batch_shape = train_X.shape[:-2]
-        if likelihood is None:
-            likelihood = FiniteWidthLikelihood(**default_noise(), batch_shape=batch_shape)
         FiniteWidthProcess.__init__(self, train_X, targets, likelihood)
-        if width is not None:
-            covar_module = RenormalizedNNGPKernel(
-                ReLU(), width, bias_variance=1.0, ard_num_dims=transformed.shape[-1], batch_shape=batch_shape
-            )
         self._set_modules(train_X, covar_module, mean_module, outcome_transform, input_transform)
 
     def _latent_posterior(self, X: Tensor, observation_noise: bool | Tensor) -> FiniteWidthPosterior:

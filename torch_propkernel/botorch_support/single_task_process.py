@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,10 @@ from gpytorch.means import ConstantMean, Mean
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
+from .._validation import present
 from ..distributions.normal_given_scale import NormalGivenScale
+from ..kernels import RenormalizedNNGPKernel
+from ..likelihoods import FiniteWidthLikelihood
 from ..numerics.autocast import outside_autocast
 from .latent_scale_posterior import LatentScalePosterior
 from .non_gaussian import NonGaussianModel
@@ -30,8 +34,8 @@ from .non_gaussian import NonGaussianModel
 class SingleTaskProcess(NonGaussianModel, GPyTorchModel, FantasizeMixin):
     """One output, BoTorch's transforms, a posterior that is not normal; mixed into an ExactGP-like process.
 
-    A subclass calls :meth:`_prepare_data` before the process's constructor and :meth:`_set_modules` after it, and
-    defines :meth:`_latent_posterior`.
+    A subclass calls :meth:`_prepare_data` (that of a network :meth:`_prepare_network`) before the process's constructor
+    and :meth:`_set_modules` after it, and defines :meth:`_latent_posterior`.
 
     Refused: several outputs (independent ones: ``botorch.models.ModelList`` of single-output models), ``train_Yvar``,
     outcome transforms other than ``Standardize``, posterior transforms other than ``ScalarizedPosteriorTransform``
@@ -69,6 +73,36 @@ class SingleTaskProcess(NonGaussianModel, GPyTorchModel, FantasizeMixin):
             train_Y, _ = outcome_transform(Y=train_Y, X=transformed)
         validate_input_scaling(train_X=transformed, train_Y=train_Y, check_nans_only=check_nans_only)
         return transformed, train_Y.squeeze(-1), outcome_transform
+
+    def _prepare_network(
+        self,
+        train_X: Tensor,
+        train_Y: Tensor,
+        activation: str,
+        width: float | Sequence[float] | Tensor | None,
+        likelihood: FiniteWidthLikelihood | None,
+        covar_module: Kernel | None,
+        outcome_transform: OutcomeTransform | _DefaultType | None,
+        input_transform: InputTransform | None,
+    ) -> tuple[Tensor, FiniteWidthLikelihood, Kernel, OutcomeTransform | None]:
+        """Return targets, likelihood, kernel and outcome transform of a network, by default those of its width."""
+        if (width is None) == (covar_module is None):
+            raise TypeError("width, covar_module: expected one of them, got " + ("none" if width is None else "both"))
+        transformed, targets, outcome_transform = self._prepare_data(
+            train_X, train_Y, outcome_transform, input_transform, check_nans_only=True
+        )
+        batch_shape = train_X.shape[:-2]
+        if likelihood is None:
+            likelihood = FiniteWidthLikelihood(**default_noise(), batch_shape=batch_shape)
+        if covar_module is None:
+            covar_module = RenormalizedNNGPKernel(
+                activation,
+                present(width, "width"),
+                bias_variance=1.0,
+                ard_num_dims=transformed.shape[-1],
+                batch_shape=batch_shape,
+            )
+        return targets, likelihood, covar_module, outcome_transform
 
     def _set_modules(
         self,

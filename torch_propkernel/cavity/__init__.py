@@ -6,6 +6,7 @@ from .population import Generation, Pool
 from .posterior import CavityPosterior, LeftOut
 from .response import Response
 from .self_consistency import Solution, self_consistent
+from .shared_noise import SharedNoise
 from .solver import Anneal, Step, anneal
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "OneUnit",
     "Pool",
     "Response",
+    "SharedNoise",
     "Solution",
     "Step",
     "Tilt",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..activations import Activation
+from .shared_noise import SharedNoise
 
 NUM_BINS = 20
 """Bins of |v| up to five times its root mean square; one more holds the tail."""
@@ -60,6 +61,8 @@ class OneUnit:
             bias if there is one. w is then standard normal.
         width: N.
         precision: lambda of the readout.
+        noise: A bias of the readout, whose effect the units see; phi is whitened by it, and all that lives on the
+            training points with it (a, B, V, y).
 
     Reference: THEORY.md, eq. (12).
     """
@@ -68,10 +71,15 @@ class OneUnit:
     inputs: Tensor
     width: float
     precision: float
+    noise: SharedNoise = SharedNoise()
 
     def features(self, weights: Tensor) -> Tensor:
         """Return phi(w), ``n x P``, in the dtype of the weights ``n x k``."""
-        return self.activation(weights @ self.inputs.to(weights.dtype).mT)
+        return self.outputs(weights @ self.inputs.to(weights.dtype).mT)
+
+    def outputs(self, hidden: Tensor) -> Tensor:
+        """Return phi of pre-activations at the training points, ``n x P``."""
+        return self.noise.whiten(self.activation(hidden))
 
     def tilt(self, strength: Tensor, pull: Tensor) -> Tilt:
         """Return the tilt of units with given g and b."""

@@ -158,7 +158,7 @@ class Mover:
         root = math.sqrt(self.unit.width)
         with torch.enable_grad():
             hidden = (weights @ self.inputs.mT).requires_grad_()
-            tracked = self.unit.activation(hidden)
+            tracked = self.unit.outputs(hidden)
         features = tracked.detach()
         pressed = features @ precision
         strength = (pressed * features).sum(-1) / self.unit.width

@@ -35,9 +35,10 @@ class LeftOut(NamedTuple):
 class CavityPosterior:
     """The solution as a process: weighted units in the field (a, B), conditioned on the data.
 
+    f is the network's whole output, with the bias of its readout where there is one.
+
     Args:
         unit: The unit.
-        prior: Covariance of f of one unit under the prior at the training points, ``P x P``.
         targets: y, ``P``.
         solved: What :func:`anneal` returned.
         seed: Of the weights orthogonal to the training inputs, drawn anew and alike in every prediction.
@@ -52,15 +53,15 @@ class CavityPosterior:
         >>> unit, prior = OneUnit(Identity(), x, width=50.0, precision=1.0), x @ x.mT / 50.0
         >>> options = {"num_units": 200, "generator": torch.Generator().manual_seed(0), "dtype": torch.float64}
         >>> solved = anneal(unit, prior, y, 0.5, tolerance=1.0, **options)
-        >>> posterior = CavityPosterior(unit, prior, y, solved, seed=0)
+        >>> posterior = CavityPosterior(unit, y, solved, seed=0)
         >>> mean, variance = posterior.predict(x, None, prior, prior.diagonal(), joint=False)
         >>> bool((mean - 2 / 3).abs().max() < 0.02), bool((variance - 1 / 3).abs().max() < 0.02)   # near N = inf
         (True, True)
     """
 
-    def __init__(self, unit: OneUnit, prior: Tensor, targets: Tensor, solved: Anneal, seed: int) -> None:
+    def __init__(self, unit: OneUnit, targets: Tensor, solved: Anneal, seed: int) -> None:
         """Keep the units without their features."""
-        self.unit, self.prior, self.targets, self.seed = unit, prior, targets, seed
+        self.unit, self.targets, self.seed = unit, targets, seed
         self.solution: Solution = solved.solution
         self.weights = torch.cat([generation.weights for generation in solved.generations])
         self.log_base = torch.cat([generation.log_base for generation in solved.generations])
@@ -80,7 +81,8 @@ class CavityPosterior:
         .. math:: E f = N m_*, \qquad \mathrm{Cov} f = N [V_{**} - V_{*X} G V_{X*}], \qquad
                   G = (N - 1) B (1 - V B)^{-1}
 
-        The same numbers as N C_** - N^2 C_*X A^{-1} C_X*, without its cancellation.
+        The same numbers as N C_** - N^2 C_*X A^{-1} C_X*, without its cancellation. A bias adds the terms of its own
+        covariance :math:`v_b` with A^{-1}, and its covariance with the units, :math:`-v_b N V_{*X} B 1`.
 
         Args:
             inside: Coordinates of the points in the row space (and the bias column), ``m x k``.
@@ -92,6 +94,7 @@ class CavityPosterior:
         """
         unit, solution = self.unit, self.solution
         size, width = len(inside), unit.width
+        cross = unit.noise.whiten(cross.mT).mT
         weights, tilt = solution.response.weights, solution.response.tilt
         first = weights * tilt.mean / math.sqrt(width)
         second = weights * tilt.second_moment / width
@@ -111,11 +114,17 @@ class CavityPosterior:
         mean = mean + rho * (solution.response.field @ cross)
         shared = shared + rho * cross - self._bins.mT @ bins
         variance = variance + rho * own - (bins.mT @ bins if joint else bins.square().sum(0))
-        rotated = solution.posterior.vectors.mT @ shared
-        taken = solution.posterior.conditioning_values.unsqueeze(-1) * rotated
+        closure, bias = solution.posterior, unit.noise.bias_variance
+        rotated = closure.vectors.mT @ shared
+        taken = closure.conditioning_values.unsqueeze(-1) * rotated
+        mean = width * mean + bias * solution.residuals().sum()
+        ones = bias / unit.noise.stretch * closure.vectors.sum(0)  # of the bias with the whitened data
+        both = width * rotated.mT @ (closure.field * ones)
+        own_bias = bias - (ones.square() / closure.total_values).sum()
         if joint:
-            return width * mean, width * (variance - rotated.mT @ taken)
-        return width * mean, (width * (variance - (rotated * taken).sum(0))).clamp_min(0.0)
+            covariance = width * (variance - rotated.mT @ taken)
+            return mean, covariance - both - both.unsqueeze(-1) + own_bias
+        return mean, (width * (variance - (rotated * taken).sum(0)) - 2.0 * both + own_bias).clamp_min(0.0)
 
     def _chunks(self, inside: Tensor, outside: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield rows of units with their features at the training points and at new points, in float64."""
@@ -140,12 +149,15 @@ class CavityPosterior:
 
         Z_G is Z_1 of a Gaussian unit with mean mu_bar = m - C (a - B m) and covariance C. log Z_1 is enlarged by N: as
         long as the units cover the prior it is read off them, 1 / Z_1 = E exp(-log weight), so that its noise is the
-        one that Z_G and the correction share; else it is that of the anneal.
+        one that Z_G and the correction share; else it is that of the anneal. All of it is of whitened targets, whose
+        density is rho times that of y.
         """
         field, response, width = self.solution.field, self.solution.response, self.unit.width
         total, b, c = field.total_values, field.field, field.covariance_values
-        left = field.vectors.mT @ self.solution.residuals()
-        gaussian = -0.5 * float((total.log() + total * left.square() + math.log(2.0 * math.pi)).sum())
+        left = field.vectors.mT @ self.unit.noise.restore(self.solution.residuals())
+        gaussian = -math.log(self.unit.noise.stretch) - 0.5 * float(
+            (total.log() + total * left.square() + math.log(2.0 * math.pi)).sum()
+        )
         a = field.vectors.mT @ response.field
         center = field.vectors.mT @ response.mean - c * left
         d = 1.0 + c * b
@@ -188,21 +200,30 @@ class CavityPosterior:
         All tilts are re-weighted with these, a^{-i} is corrected by one Newton step of its own equation, and the units
         are re-weighted once more. The variance is that of a fixed C times the ratio of re-weighted to full second
         moments of phi_i - beta phi_{-i}, beta the weights that predict f_i from the others: the error in beta enters
-        to second order. Not followed is the change of C. Cost: M P^2 + P^3.
+        to second order. Not followed is the change of C. A bias is not whitened away here, where points are told apart:
+        T in (14) is the noise's whole covariance, and given the units' new means the bias follows from the other
+        targets. Cost: M P^2 + P^3.
 
         Reference: THEORY.md, eq. (16).
         """
-        unit, solution, width = self.unit, self.solution, self.unit.width
+        unit, solution, width, noise = self.unit, self.solution, self.unit.width, self.unit.noise
         field, posterior, response = solution.field, solution.posterior, solution.response
         size, root, temperature = len(self.targets), math.sqrt(width), field.temperature
         step = max(1, len(self.weights) * size // _CHUNK)
-        phi = unit.features(self.weights[::step].double())
+        phi = noise.restore(unit.features(self.weights[::step].double()))
         share = response.weights[::step] / response.weights[::step].sum()
         tilt = Tilt(*(value[::step] for value in response.tilt))
         strength, pull = 1.0 / tilt.variance - unit.precision, tilt.mean / tilt.variance
-        whole = (share * tilt.mean) @ phi / root
+        solved, correction = noise.restore(response.mean), noise.restore_both(solution.correction)
+        missing = (solved - (share * tilt.mean) @ phi / root).unsqueeze(-1)  # by the step through the units
 
-        a, precision = response.field, field.precision()
+        def precision_matrix(factors: Tensor) -> Tensor:
+            return noise.whiten_both(field.matrix(factors))
+
+        def with_noise(columns: Tensor) -> Tensor:
+            return temperature * columns + noise.bias_variance * columns.sum(0)
+
+        a, precision = noise.whiten(response.field), precision_matrix(field.field)
         diagonal = precision.diagonal()
         pressed = phi @ precision
         strength = strength.unsqueeze(-1) - pressed.square() / (width * diagonal)
@@ -216,32 +237,37 @@ class CavityPosterior:
         # One column for each point left out.
         weights, there = retilted(pull)
         vectors = a.unsqueeze(-1) - precision * (a / diagonal)
-        mean = phi.mT @ (weights * there.mean) / root + (response.mean - whole).unsqueeze(-1)
-        mean = mean + solution.correction @ (vectors - a.unsqueeze(-1))
-        unmet = self.targets.unsqueeze(-1) - temperature * vectors
+        mean = phi.mT @ (weights * there.mean) / root + missing + correction @ (vectors - a.unsqueeze(-1))
+        unmet = self.targets.unsqueeze(-1) - with_noise(vectors)
         unmet.fill_diagonal_(0.0)
         factors = field.response_values
-        side = field.matrix(field.field * factors)
-        middle = field.matrix(field.field.square() * factors).diagonal()
-        gradient = field.apply(factors, unmet)
-        gradient = gradient - temperature * side * ((side * unmet).sum(0) / (diagonal + temperature * middle))
+        side = precision_matrix(field.field * factors)
+        middle = precision_matrix(field.field.square() * factors).diagonal()
+        gradient = noise.restore(field.apply(factors, noise.whiten(unmet.mT).mT).mT).mT
+        gradient = gradient - with_noise(side) * ((side * unmet).sum(0) / (diagonal + temperature * middle))
         gradient = gradient - mean
         gradient.fill_diagonal_(0.0)
-        curvature = solution.moments.second - torch.outer(response.mean, response.mean)
-        inverse = torch.linalg.inv(curvature + field.matrix(temperature * factors))
+        second = noise.restore_both(solution.moments.second + field.matrix(temperature * factors))
+        inverse = torch.linalg.inv(second - torch.outer(solved, solved))
         change = inverse @ gradient
         change = change - inverse * (change.diagonal() / inverse.diagonal())
         weights, there = retilted(pull + phi @ change / root)
 
-        own = ((weights * there.mean) * phi).sum(0) / root + response.mean - whole
-        own = own + (solution.correction * (vectors + change - a.unsqueeze(-1))).sum(0)
-        inverse = posterior.matrix(1.0 / posterior.total_values)
+        moved, shift = weights * there.mean, vectors + change - a.unsqueeze(-1)
+        own = (moved * phi).sum(0) / root + missing.squeeze(-1) + (correction * shift).sum(0)
+        others = phi.sum(-1) @ moved / root + missing.sum() + correction.sum(0) @ shift - own
+        total = temperature + noise.bias_variance * (size - 1)
+        bias = noise.bias_variance / total * (self.targets.sum() - self.targets - width * others)
+
+        inverse = noise.whiten_both(posterior.matrix(1.0 / posterior.total_values))
         residual = inverse / inverse.diagonal()  # columns: phi_i less its prediction from the others
         away = phi @ residual
         square = away.square()
-        ridge = temperature / (width - 1.0) * (1.0 - posterior.values * posterior.field)
+        ridge = posterior.matrix(temperature / (width - 1.0) * (1.0 - posterior.values * posterior.field))
+        fixed = (correction @ residual * residual).sum(0)
         beta = torch.eye(size, dtype=residual.dtype, device=residual.device) - residual
-        fixed = (solution.correction @ residual * residual).sum(0) + (posterior.matrix(ridge) @ beta * beta).sum(0)
+        for columns, sign in ((beta, 1.0), (noise.restore(residual.mT).mT, 1.0), (residual, -1.0)):  # noise and bias
+            fixed = fixed + sign * (ridge @ columns * columns).sum(0)
         _, mass, first = bin_terms(tilt, share)
 
         def left(weights: Tensor, moment: Tensor) -> Tensor:  # the law of v in its bins is that of all points
@@ -252,4 +278,4 @@ class CavityPosterior:
         before = left(share.unsqueeze(-1).expand_as(away), tilt.second_moment.unsqueeze(-1))
         ratio = (left(weights, there.second_moment) / before).clamp_min(0.0)
         effective = 1.0 / (weights.square().sum(0) * len(weights)) / effective_share(share)
-        return LeftOut(width * own, solution.left_out_variance() * ratio, effective)
+        return LeftOut(width * own + bias, solution.left_out_variance() * ratio, effective)

@@ -11,6 +11,7 @@ from .closure import Closure
 from .one_unit import Moments, OneUnit, moments
 from .population import Pool
 from .response import Response, solve_response
+from .shared_noise import SharedNoise
 
 
 class Solution(NamedTuple):
@@ -24,6 +25,7 @@ class Solution(NamedTuple):
         change: Relative difference of V between the last two iterations at fixed units.
         rho: Coefficient of the control variate, see :meth:`Pool.control`.
         correction: Delta, which is part of the moments, ``P x P``.
+        noise: In whose coordinates all of these are; the methods return what is true of the points themselves.
     """
 
     field: Closure
@@ -33,6 +35,7 @@ class Solution(NamedTuple):
     change: float
     rho: float
     correction: Tensor
+    noise: SharedNoise
 
     def left_out_variance(self) -> Tensor:
         """Return the variance of f at each training point given the others at a fixed C, ``P``."""
@@ -40,11 +43,12 @@ class Solution(NamedTuple):
 
     def precision_diagonal(self) -> Tensor:
         """Return the diagonal of A^{-1}, ``P``."""
-        return self.posterior.vectors.square() @ (1.0 / self.posterior.total_values)
+        vectors = self.noise.whiten(self.posterior.vectors.mT).mT
+        return vectors.square() @ (1.0 / self.posterior.total_values)
 
     def residuals(self) -> Tensor:
         """Return A^{-1} (y - N mu) = a - B m, which is (y - E f) / T, ``P``."""
-        return self.response.field - self.field.apply(self.field.field, self.response.mean)
+        return self.noise.whiten(self.response.field - self.field.apply(self.field.field, self.response.mean))
 
     def training_variance(self) -> Tensor:
         """Return the variance of f at the training points, ``P``."""
@@ -80,8 +84,8 @@ def self_consistent(
     Args:
         unit: The unit.
         pool: Weighted units.
-        prior: Covariance of f of one unit under the prior, ``P x P``.
-        targets: y.
+        prior: Covariance of f of one unit under the prior, ``P x P``, whitened by the unit's noise.
+        targets: y, whitened likewise.
         start: A closure, whose temperature is kept.
         vector: First a.
         full: Close with E2 - m m^T, the whole covariance, instead of that given ``|v|``.
@@ -124,4 +128,4 @@ def self_consistent(
             break
         closure = posterior
         strength = unit.strength(pool.features, closure.precision())
-    return Solution(closure, posterior, response, found, change, rho, correction)
+    return Solution(closure, posterior, response, found, change, rho, correction, unit.noise)

@@ -216,6 +216,8 @@ def anneal(
 ) -> Anneal:
     """Solve the theory at temperature T, from high temperature down.
 
+    On the way the variance of a bias falls with the temperature, so that one whitening serves.
+
     Args:
         unit: The unit.
         prior: Covariance of f of one unit under the prior, ``P x P``.
@@ -246,6 +248,7 @@ def anneal(
         (20, 0.5, True)
     """
     begin = time.monotonic()
+    prior, targets = unit.noise.whiten_both(prior), unit.noise.whiten(targets)
     cooling = _Cooling(unit, prior, targets, temperature, num_units, generator, dtype)
     total = cooling.expected_steps() + BURN_IN + KEPT
 

@@ -2,6 +2,7 @@
 
 from .conditioned import Blocks, Conditioned, DenseConditioned, Node, SpectralConditioned
 from .error_estimate import ErrorEstimate
+from .outputs import OutputsConditioned, OutputsProblem
 from .problem import KernelNode, Problem, ScalarProblem
 from .units import Normalization, Units
 
@@ -13,6 +14,8 @@ __all__ = [
     "KernelNode",
     "Node",
     "Normalization",
+    "OutputsConditioned",
+    "OutputsProblem",
     "Problem",
     "ScalarProblem",
     "SpectralConditioned",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from gpytorch.kernels import Kernel, ScaleKernel
 from torch import Tensor
 
 from ..activations import Activation
+from ..kernels.network_covariance import NetworkCovariance, network_covariance
 from ..kernels.recursion import propagate
 from .problem import Problem
 
@@ -15,55 +15,52 @@ from .problem import Problem
 class LastLayer(NamedTuple):
     """Units phi = sqrt(scale) sigma(h), h ~ N(0, covariance): E phi phi^T is the model's covariance at q = 1.
 
-    ``covariance`` is ``*b x n x n``, ``scale`` broadcasts against ``*b x 1 x 1``.
+    The variance of a readout bias is no part of it. ``covariance`` is ``*b x n x n``, ``scale`` broadcasts against
+    ``*b x 1 x 1``, ``bias_variance`` against ``*b``.
     """
 
     activation: Activation
     covariance: Tensor
     scale: Tensor
+    bias_variance: Tensor
 
 
 def last_layer(problem: Problem, x: Tensor) -> LastLayer:
     """Return the last hidden layer of a model at points ``*b x n x d``, in front of the first order parameter.
 
     Raises:
-        ValueError: The model's covariance is not its renormalized kernel alone, possibly in ScaleKernels.
+        TypeError: The model's covariance is not one network's.
     """
-    kernel = problem.network
-    outermost: Any = getattr(problem.model, "covar_module", None)
-    scale = _scale(outermost, kernel)
+    own = covariance_of(problem)
     x = layer_inputs(problem, x)
-    *lower, last = kernel.layers()
-    state = kernel.input_covariance(x, x)
+    *lower, last = own.kernel.layers()
+    state = own.kernel.input_covariance(x, x)
     for layer in lower:
         state = propagate(state, layer, overwrite=True)
-    weight = last.weight_variance
-    return LastLayer(last.activation, state.xy, weight if scale is None else weight * scale)
+    scale = last.weight_variance * own.scale[..., None, None]
+    return LastLayer(last.activation, state.xy, scale, own.bias_variance)
 
 
 def layer_inputs(problem: Problem, x: Tensor) -> Tensor:
-    """Return the columns of x that the kernel reads; a ScaleKernel takes over those of the kernel inside."""
-    columns = problem.model.covar_module.active_dims
+    """Return the columns of x that the kernel reads."""
+    columns = covariance_of(problem).columns
     return x if columns is None else x.index_select(-1, columns)
 
 
+def covariance_of(problem: Problem) -> NetworkCovariance:
+    """Return the parts of a model's covariance: the renormalized kernel, a scale, a readout bias.
+
+    Raises:
+        TypeError: Another covariance.
+    """
+    outermost: Any = getattr(problem.model, "covar_module", None)
+    return network_covariance(outermost)
+
+
 def has_known_units(problem: Problem) -> bool:
-    """Whether the model's covariance is its renormalized kernel alone, so that its hidden units are known."""
+    """Whether the model's covariance is one network's, so that its hidden units are known."""
     try:
-        _scale(getattr(problem.model, "covar_module", None), problem.network)
-    except ValueError:
+        covariance_of(problem)
+    except TypeError:
         return False
     return True
-
-
-def _scale(module: Any, kernel: Kernel) -> Tensor | None:
-    """Product of the output scales around the kernel, ``*b x 1 x 1``, or None."""
-    if module is kernel:
-        return None
-    if isinstance(module, ScaleKernel):
-        inner, own = _scale(module.base_kernel, kernel), module.outputscale[..., None, None]
-        return own if inner is None else inner * own
-    raise ValueError(
-        "model: expected a covariance that is the renormalized kernel itself, possibly in ScaleKernels, so that its "
-        f"hidden units are known; got {type(module).__name__}"
-    )

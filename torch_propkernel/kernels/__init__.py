@@ -2,6 +2,7 @@
 
 from .arc_kernels import ArcCosineKernel, ArcSineKernel
 from .compositions import COMPOSITIONS, Composition, LinearPart, Nested, Outer
+from .multitask_renormalized_kernel import MultitaskRenormalizedKernel
 from .nngp_kernel import NNGPKernel
 from .renormalized_nngp_kernel import RenormalizedNNGPKernel
 
@@ -11,6 +12,7 @@ __all__ = [
     "ArcSineKernel",
     "Composition",
     "LinearPart",
+    "MultitaskRenormalizedKernel",
     "NNGPKernel",
     "Nested",
     "Outer",

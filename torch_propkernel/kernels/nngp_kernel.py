@@ -25,8 +25,8 @@ class NNGPKernel(NetworkPriorKernel):
     h/\sqrt{N}`), :math:`b_l` the prior variance of its biases, :math:`a_j` the ARD weights (mean 1; all 1 without
     ARD), and N_0 the number of inputs. "NNGP" here is never "nearest-neighbor GP".
 
-    Not included: a readout bias (add a :class:`gpytorch.kernels.ConstantKernel` or use a mean) and the noise, which is
-    the likelihood's.
+    Not included: a readout bias (its prior is a :class:`gpytorch.kernels.ConstantKernel` that is added; or use a mean)
+    and the noise, which is the likelihood's.
 
     What trains: ``bias_variance`` (where it was given positive), the ARD weights, the readout variance w_L and, for
     activations that are not homogeneous, the other weight variances. For homogeneous activations (relu, identity, ...)

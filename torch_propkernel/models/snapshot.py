@@ -1,4 +1,4 @@
-"""What a kept prediction depends on: hyperparameters by value, training data by identity and version."""
+"""What a kept prediction depends on: hyperparameters and training data, by value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ class Snapshot:
     """State of a model at one moment, to tell later whether it has changed.
 
     Parameters and buffers are compared by value, since GPyTorch's setters write into them without a trace: they are a
-    few numbers. Training inputs and targets are compared by identity and by the counter of changes in place.
+    few numbers. Training inputs and targets are the same if they are the same tensors and were not changed in place, or
+    others with the same values: a BoTorch model with an input transform makes its inputs anew whenever it turns from
+    training to evaluation.
     """
 
     values: list[Tensor]
@@ -33,12 +35,16 @@ class Snapshot:
         return (
             len(now) == len(self.values)
             and len(data) == len(self.data)
-            and all(new is old and new._version == version for new, (old, version) in zip(data, self.data, strict=True))
             and all(
-                a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-                for a, b in zip(now, self.values, strict=True)
+                old._version == version and (new is old or _are_equal(new, old))
+                for new, (old, version) in zip(data, self.data, strict=True)
             )
+            and all(_are_equal(a, b) for a, b in zip(now, self.values, strict=True))
         )
+
+
+def _are_equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def fingerprint(model: Any) -> str:

@@ -34,7 +34,7 @@ class Population:
         states: Whitened hidden weights, ``C x dim``, of the network that :class:`Annealing` moves.
         log_weights: Normalized log weights, ``C``.
         temperature: T.
-        readout_factor: c, the readout variance over that of the network.
+        readout_factor: c, the variance of the readout's weights over that of the network; a bias keeps its own.
         log_evidence: Estimate of log p(y | T, c).
         variance: Of ``log_evidence``, as far as weights were spent in resampling.
         step_size: Of the leapfrog steps.
@@ -98,13 +98,13 @@ class Annealing:
     .. math:: p_T(w) \propto N(w; 0, 1)\, p(y | w, T, c), \qquad
               p(y | w, T, c) = N(y; 0, T 1 + c\, w_L \Phi_w \Phi_w^T)
 
-    The readout is integrated out. Each step changes (T, c), multiplies the weight of a chain by the ratio of its
-    likelihoods, resamples where the effective size falls below half of the chains, and moves every chain by
-    Hamiltonian Monte Carlo that leaves the new posterior invariant. Chains form two islands, which do not mix until
-    draws are made: their difference is part of the error. The product of the mean weights estimates
-    p(y | T, c) without bias, so that its logarithm is too low on average: by about half of the variance of the
-    logarithm, and by more where the chains do not follow. The size of a step of log T is such that the log weights of
-    one step spread by ``spread``.
+    The readout is integrated out, and its bias with it where there is one. Each step changes (T, c), multiplies the
+    weight of a chain by the ratio of its likelihoods, resamples where the effective size falls below half of the
+    chains, and moves every chain by Hamiltonian Monte Carlo that leaves the new posterior invariant. Chains form two
+    islands, which do not mix until draws are made: their difference is part of the error. The product of the mean
+    weights estimates p(y | T, c) without bias, so that its logarithm is too low on average: by about half of the
+    variance of the logarithm, and by more where the chains do not follow. The size of a step of log T is such that the
+    log weights of one step spread by ``spread``.
 
     The trajectories use a fixed diagonal metric :math:`(1 + j/T)^{1/2}`, j the mean squared derivative of the output
     with respect to a weight under the prior, summed over the points. Forces are computed in float32, energies in
@@ -182,8 +182,11 @@ class Annealing:
 
     def law(self, states: Tensor, temperature: float, readout_factor: float = 1.0) -> ReadoutLaw:
         """Return the readout's law at states ``C x dim``, in float64."""
-        features = self._network.features(self._x, states.double())
-        return ReadoutLaw(features, self._targets, temperature, readout_factor * self.target.readout_variance)
+        return self._law(self._network.features(self._x, states.double()), temperature, readout_factor)
+
+    def _law(self, features: Tensor, temperature: float, readout_factor: float) -> ReadoutLaw:
+        weights, bias = self._network.readout_prior
+        return ReadoutLaw(features, self._targets, temperature, readout_factor * weights, bias)
 
     def _force(self, states: Tensor, temperature: float, readout_factor: float) -> Tensor:
         """Return the gradient of the energy at float32 states."""
@@ -191,7 +194,7 @@ class Annealing:
         with torch.enable_grad():
             leaf = states.detach().requires_grad_()
             features = self._network.features(self._x32, leaf)
-        law = ReadoutLaw(features.detach(), self._targets, temperature, readout_factor * self.target.readout_variance)
+        law = self._law(features.detach(), temperature, readout_factor)
         (gradient,) = torch.autograd.grad(features, leaf, law.feature_gradient())
         return gradient.add_(states)
 
@@ -206,7 +209,7 @@ class Annealing:
             with torch.enable_grad():
                 leaf = state.requires_grad_()
                 features = self._network.features(self._x32, leaf)
-                readout = self._normal(32, 1, features.shape[-1]).float() * math.sqrt(self.target.readout_variance)
+                readout = self._normal(32, 1, features.shape[-1]).float() * math.sqrt(self._network.readout_prior[0])
                 mixed = (features * readout * self._normal(32, features.shape[-2], 1).float()).sum()
             (gradient,) = torch.autograd.grad(mixed, leaf)
             total += gradient.square().mean(0) / repeats

@@ -18,7 +18,8 @@ class ReadoutLaw:
         Y \sim N(0, A),\ A = T 1 + w_L \Phi \Phi^T, \quad v | Y \sim N(G Y,\ w_L (1 - G \Phi)),\ G = w_L \Phi^T A^{-1}
 
     :math:`\Phi` are the features of the training inputs (1/sqrt(N_L) included), T the temperature, w_L = 1/lambda_L the
-    readout variance; each of the D columns of Y is independent of the others given the features.
+    readout variance; each of the D columns of Y is independent of the others given the features. With a bias of the
+    readout the last feature is its 1, and the last entry of v has the bias's variance.
 
     Everything goes through one Cholesky factor of the smaller of A (P x P) and M = T 1 + w_L Phi^T Phi (F x F), without
     a subtraction of large terms in the evidence and its gradient. A batch of features (chains) is factorized in one
@@ -30,6 +31,7 @@ class ReadoutLaw:
         targets: Y, ``P x D``.
         temperature: T > 0.
         weight_variance: w_L.
+        bias_variance: That of the last entry of v if it is a bias; zero without one.
 
     Attributes:
         mean: E[v | Y], ``*b x F x D``.
@@ -46,11 +48,20 @@ class ReadoutLaw:
         (0.5, 0.5)
     """
 
-    def __init__(self, features: Tensor, targets: Tensor, temperature: float, weight_variance: float) -> None:
+    def __init__(
+        self,
+        features: Tensor,
+        targets: Tensor,
+        temperature: float,
+        weight_variance: float,
+        bias_variance: float = 0.0,
+    ) -> None:
         """Factorize the smaller matrix."""
         num_data, num_features = features.shape[-2:]
-        self._given, self._dtype = features, features.dtype
-        features, targets = features.double(), targets.double()
+        self._bias_scale = math.sqrt(bias_variance / weight_variance)
+        self._dtype = features.dtype
+        self._given = self._scaled(features)
+        features, targets = self._given.double(), targets.double()
         self._features, self._targets = features, targets
         self._temperature, self._variance = temperature, weight_variance
         self._is_small = num_features <= num_data
@@ -68,8 +79,17 @@ class ReadoutLaw:
         quadratic = residual.square().sum((-2, -1)) / temperature + mean.square().sum((-2, -1)) / weight_variance
         twice = targets.shape[-1] * (log_det + num_data * math.log(2.0 * math.pi)) + quadratic
         self._mean, self._residual = mean, residual
-        self.mean, self.residual = mean.to(self._dtype), residual.to(self._dtype)
+        self.mean, self.residual = self._scaled(mean.mT).mT.to(self._dtype), residual.to(self._dtype)
         self.log_likelihood = torch.where(info == 0, -0.5 * twice, -torch.inf).to(self._dtype)
+
+    def _scaled(self, features: Tensor) -> Tensor:
+        """Return features with the bias's times the ratio of deviations, so that all of v have the variance w_L.
+
+        The same factor takes v and gradients back: that is its transpose.
+        """
+        if self._bias_scale == 0.0:
+            return features
+        return torch.cat([features[..., :-1], self._bias_scale * features[..., -1:]], dim=-1)
 
     def _gained(self, targets: Tensor) -> Tensor:
         """Return G times columns ``*b x P x D``."""
@@ -98,12 +118,12 @@ class ReadoutLaw:
         scaled, mean = (self._residual / self._temperature).to(self._dtype), self._mean.mT.to(self._dtype)
         left, right = (features, inverse) if self._is_small else (inverse, features)
         if features.dim() == 2:
-            return self._targets.shape[-1] * (left @ right) - scaled @ mean
+            return self._scaled(self._targets.shape[-1] * (left @ right) - scaled @ mean)
         outputs = float(self._targets.shape[-1])
         flat = (t.reshape(-1, *t.shape[-2:]) for t in (left, right))
         gradient = torch.bmm(*flat) if outputs == 1.0 else torch.bmm(*flat).mul_(outputs)
         flat = (t.reshape(-1, *t.shape[-2:]) for t in (scaled, mean))
-        return gradient.baddbmm_(*flat, alpha=-1.0).reshape(self._features.shape)
+        return self._scaled(gradient.baddbmm_(*flat, alpha=-1.0).reshape(self._features.shape))
 
     def temperature_gradient(self) -> Tensor:
         r"""Return the derivative of log_likelihood with respect to log T, ``*b``.
@@ -114,21 +134,33 @@ class ReadoutLaw:
         return (0.5 * (misfit - outputs * (len(self._targets) - self._trace()))).to(self._dtype)
 
     def scale_gradient(self) -> Tensor:
-        r"""Return the derivative of log_likelihood with respect to log w_L, ``*b``.
+        r"""Return the derivative of log_likelihood with respect to log w_L, ``*b``; a bias keeps its variance.
 
         .. math:: -\tfrac12 \big[ D\, \mathrm{tr} G \Phi - |E v|^2 / w_L \big]
         """
-        power = self._mean.square().sum((-2, -1)) / self._variance
-        return (0.5 * (power - self._targets.shape[-1] * self._trace())).to(self._dtype)
+        mean, trace = self._of_weights()
+        power = mean.square().sum((-2, -1)) / self._variance
+        return (0.5 * (power - self._targets.shape[-1] * trace)).to(self._dtype)
 
     def _trace(self) -> Tensor:
         """Trace of G Phi: the number of features that the data determine."""
         free = self._temperature * self._inverse.diagonal(dim1=-2, dim2=-1).sum(-1)
         return self._factor.shape[-1] - free
 
+    def _of_weights(self) -> tuple[Tensor, Tensor]:
+        """Return E[v | Y] and the trace of G Phi without the bias."""
+        if self._bias_scale == 0.0:
+            return self._mean, self._trace()
+        if self._is_small:
+            own = 1.0 - self._temperature * self._inverse[..., -1, -1]
+        else:
+            half = torch.linalg.solve_triangular(self._factor, self._features[..., -1:], upper=False)
+            own = self._variance * half.square().sum((-2, -1))
+        return self._mean[..., :-1, :], self._trace() - own
+
     def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean ``*b x m x D`` and variance ``*b x m`` (the same for each output) at the features of m inputs."""
-        features = features.double()
+        features = self._scaled(features.double())
         if self._is_small:
             half = torch.linalg.solve_triangular(self._factor, features.mT, upper=False)
             variance = self._temperature * self._variance * half.square().sum(-2)
@@ -140,7 +172,7 @@ class ReadoutLaw:
 
     def covariance(self, features: Tensor) -> Tensor:
         """Return the covariance of f between m inputs, ``*b x m x m`` (the same for each output)."""
-        features = features.double()
+        features = self._scaled(features.double())
         if self._is_small:
             half = torch.linalg.solve_triangular(self._factor, features.mT, upper=False)
             return (self._temperature * self._variance * (half.mT @ half)).to(self._dtype)
@@ -164,11 +196,11 @@ class ReadoutLaw:
         return ((self._residual.square().sum((-2, -1)) + num_outputs * spread) / num_data).to(self._dtype)
 
     def order_parameter(self) -> Tensor:
-        """Return E[v^T v] / (w_L F), ``*b x D x D``: the mean over the F features of lambda_L v v^T."""
-        num_features, num_outputs = self._mean.shape[-2:]
-        trace = num_features - self._trace()
+        """Return E[v^T v] / (w_L F), ``*b x D x D``: the mean over F features of lambda_L v v^T, without the bias."""
+        mean, trace = self._of_weights()
+        num_features, num_outputs = mean.shape[-2:]
         unit = torch.eye(num_outputs, dtype=trace.dtype, device=trace.device)
-        order = (self._mean.mT @ self._mean / self._variance + trace[..., None, None] * unit) / num_features
+        order = (mean.mT @ mean / self._variance + (num_features - trace)[..., None, None] * unit) / num_features
         return order.to(self._dtype)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
@@ -178,4 +210,5 @@ class ReadoutLaw:
         """
         prior = torch.empty_like(self._mean).normal_(generator=generator) * math.sqrt(self._variance)
         noise = torch.empty_like(self._residual).normal_(generator=generator) * math.sqrt(self._temperature)
-        return (prior + self._gained(self._targets - self._features @ prior - noise)).to(self._dtype)
+        drawn = prior + self._gained(self._targets - self._features @ prior - noise)
+        return self._scaled(drawn.mT).mT.to(self._dtype)

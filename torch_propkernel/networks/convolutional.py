@@ -26,7 +26,7 @@ class ConvolutionalNetwork(FeatureNetwork):
     parameter :math:`Q_{ab} = \lambda_1 \sum_c v_{ca} v_{cb} / N_c`, if the activation has mean zero.
 
     The parameters are the whitened filters and the readout, as in :class:`FeatureNetwork`. Not included: padding (rows
-    and columns that no patch reaches are not read), more layers, pooling, a readout bias.
+    and columns that no patch reaches are not read), more layers, pooling.
 
     Shapes: x is ``P x d`` or ``*b x P x d`` with ``d = channels * size`` (an image flattened as ``x.flatten(-3)``); the
     output is ``*b x P``, with ``num_outputs`` ``*b x P x D``. A filter is laid out as (channel, rows, columns); feature
@@ -38,12 +38,13 @@ class ConvolutionalNetwork(FeatureNetwork):
         channels: N_c, the number of filters.
         patch_size: Edge of the patches, one number or one for each spatial dimension.
         stride: Step from patch to patch, likewise; the patch size (no overlap) if None.
-        kwargs: ``num_outputs``, ``weight_variance`` (2 numbers), ``bias_variance``, ``batch_shape``, ``dtype``,
-            ``device`` and ``generator`` of :class:`FeatureNetwork`.
+        kwargs: ``num_outputs``, ``weight_variance`` (2 numbers), ``bias_variance``, ``readout_bias_variance``,
+            ``batch_shape``, ``dtype``, ``device`` and ``generator`` of :class:`FeatureNetwork`.
 
     Attributes:
         hidden: Parameter ``*b x num_hidden``, standard normal under the prior.
-        readout: Parameter ``*b x (N_c B) x D`` (D = 1 without ``num_outputs``), prior variance w_1.
+        readout: Parameter ``*b x (N_c B) x D`` (D = 1 without ``num_outputs``), prior variance w_1; one more row for a
+            bias.
         input_shape: The shape that was given.
         patch_size: One number for each spatial dimension.
         stride: One number for each spatial dimension.
@@ -96,23 +97,13 @@ class ConvolutionalNetwork(FeatureNetwork):
             images = images.unfold(-dims, size, step)  # this dimension counts patches now; its entries go last
         return images.movedim(-2 * dims - 1, -dims - 1).flatten(-dims - 1).flatten(-dims - 1, -2)
 
-    def features(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Return the features sigma(h_cb) / sqrt(N_c B), ``*b x P x (N_c B)``.
-
-        Args:
-            x: Inputs ``P x d`` or ``*b x P x d``.
-            hidden: Whitened filters ``*b x num_hidden`` of any batch shape; the module's own if None.
-
-        Raises:
-            TypeError: Inputs of another dtype.
-            ValueError: Inputs of another number of columns or device.
-        """
+    def _features(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         patches = self.patches(self._check_inputs(x, hidden))
         [(weight, bias)] = self.layers(hidden)
         state = (patches.flatten(-3, -2) * weight.shape[-1] ** -0.5) @ weight.mT
         state = self.activation(state if bias is None else state + bias.unsqueeze(-2))
         state = state.unflatten(-2, (-1, self.num_patches)).mT.flatten(-2)
-        return state * self.num_features**-0.5
+        return state * self.num_units**-0.5
 
     def extra_repr(self) -> str:
         """Return the architecture."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._validation import as_values, check_floating, check_same_kind
+from .._validation import as_values, check_floating, check_same_kind, positive_number
 from ..activations import Activation, get_activation
 
 Layers = list[tuple[Tensor, Tensor | None]]
@@ -24,20 +24,22 @@ class FeatureNetwork(torch.nn.Module, ABC):
     :math:`w` are all hidden weights and biases, *whitened*: each divided by its prior standard deviation, in one flat
     vector. :math:`v` are the readout weights in physical units, :math:`\phi_w(x)` the last hidden activations divided
     by the square root of their number. Given :math:`w` the network is Bayesian linear regression, which is what a
-    sampler needs to integrate :math:`v` out.
+    sampler needs to integrate :math:`v` out. A bias of the readout is the weight of one more feature, which is 1
+    everywhere; its prior variance is ``readout_bias_variance``.
 
-    A subclass calls ``__init__`` with the shape of every hidden weight matrix and gives :meth:`features`; see
+    A subclass calls ``__init__`` with the shape of every hidden weight matrix and gives ``_features``; see
     :class:`FiniteNetwork` and :class:`ConvolutionalNetwork`. A batch shape ``*b`` means that many independent networks.
-    Not included: the noise, and a readout bias (the kernels have none either).
+    Not included: the noise.
 
     Args:
         activation: An activation object, e.g. ``Erf()``.
         input_dim: Number of columns of the inputs.
         weight_shapes: ``(N_l, fan-in)`` of the hidden weight matrices, l = 1..L.
-        num_features: F, the number of features.
+        num_units: F, the number of activations that the readout weighs.
         num_outputs: D; None for one output without a trailing dimension.
         weight_variance: w_0, ..., w_L = 1 / lambda_l: a number or L + 1 numbers.
         bias_variance: Prior variances of the hidden biases: a number or L numbers; none where zero.
+        readout_bias_variance: Prior variance of the readout's bias; none if zero.
         batch_shape: Shape ``*b`` of a batch of independent networks.
         dtype: Data type of the weights; torch's default if None.
         device: Device of the weights.
@@ -45,9 +47,13 @@ class FeatureNetwork(torch.nn.Module, ABC):
 
     Attributes:
         hidden: Parameter, the whitened hidden weights ``*b x num_hidden``, standard normal under the prior.
-        readout: Parameter, the readout ``*b x F x D`` (D = 1 without ``num_outputs``), prior variance w_L.
+        readout: Parameter, the readout ``*b x F x D`` (D = 1 without ``num_outputs``), prior variance w_L; with a bias
+            ``*b x (F + 1) x D``, the bias last.
         weight_variance: Buffer, L + 1 numbers in float64.
         bias_variance: Buffer, L numbers in float64.
+        readout_bias_variance: Buffer, one number in float64.
+        num_units: F.
+        num_features: Rows of the readout: F, one more with a bias.
 
     Raises:
         TypeError: The activation is neither an activation nor a name.
@@ -69,17 +75,19 @@ class FeatureNetwork(torch.nn.Module, ABC):
 
     weight_variance: Tensor
     bias_variance: Tensor
+    readout_bias_variance: Tensor
 
     def __init__(
         self,
         activation: str | Activation,
         input_dim: int,
         weight_shapes: Sequence[tuple[int, int]],
-        num_features: int,
+        num_units: int,
         *,
         num_outputs: int | None = None,
         weight_variance: float | Sequence[float] | Tensor = 1.0,
         bias_variance: float | Sequence[float] | Tensor = 0.0,
+        readout_bias_variance: float = 0.0,
         batch_shape: torch.Size | Sequence[int] = (),
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -92,17 +100,19 @@ class FeatureNetwork(torch.nn.Module, ABC):
         self.activation = activation
         self.input_dim = whole_number("input_dim", input_dim)
         self.num_outputs = None if num_outputs is None else whole_number("num_outputs", num_outputs)
-        self.num_features = num_features
         self._weight_shapes = tuple(weight_shapes)
         weights = _variances("weight_variance", weight_variance, depth + 1)
         biases = _variances("bias_variance", bias_variance, depth, allow_zero=True)
         self._has_bias = tuple((biases > 0).tolist())
+        own = positive_number("readout_bias_variance", readout_bias_variance, allow_zero=True)
+        self.num_units, self.num_features = num_units, num_units + (own > 0)
         self.register_buffer("weight_variance", weights.to(device=device))
         self.register_buffer("bias_variance", biases.to(device=device))
+        self.register_buffer("readout_bias_variance", torch.tensor(own, dtype=torch.float64, device=device))
         shape = torch.Size(batch_shape)
         self.hidden = torch.nn.Parameter(torch.empty(*shape, sum(self._sizes()), dtype=dtype, device=device))
         self.readout = torch.nn.Parameter(
-            torch.empty(*shape, num_features, self.num_outputs or 1, dtype=dtype, device=device)
+            torch.empty(*shape, self.num_features, self.num_outputs or 1, dtype=dtype, device=device)
         )
         self.sample_prior_(generator)
 
@@ -169,14 +179,40 @@ class FeatureNetwork(torch.nn.Module, ABC):
             for l, shape in enumerate(self._weight_shapes)
         ]
 
-    @abstractmethod
+    @property
+    def readout_prior(self) -> tuple[float, float]:
+        """Prior variance w_L of the readout's weights, and that of its bias, zero without one."""
+        return float(self.weight_variance[-1]), float(self.readout_bias_variance)
+
+    @property
+    def readout_variance(self) -> Tensor:
+        """Prior variance of the readout of each feature, ``num_features`` numbers in float64."""
+        weights = self.weight_variance[-1].expand(self.num_units)
+        if self.num_features == self.num_units:
+            return weights
+        return torch.cat([weights, self.readout_bias_variance.reshape(1)])
+
     def features(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Return the features ``*b x P x F`` of inputs ``P x d`` or ``*b x P x d``.
+        """Return the features ``*b x P x num_features`` of inputs ``P x d`` or ``*b x P x d``.
+
+        They are the last hidden activations over the square root of their number, and a 1 for a readout bias.
 
         Args:
             x: Inputs.
             hidden: Whitened hidden weights ``*b x num_hidden`` of any batch shape; the module's own if None.
+
+        Raises:
+            TypeError: Inputs of another dtype.
+            ValueError: Inputs of another number of columns or device.
         """
+        features = self._features(x, hidden)
+        if self.num_features == self.num_units:
+            return features
+        return torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)
+
+    @abstractmethod
+    def _features(self, x: Tensor, hidden: Tensor | None) -> Tensor:
+        """Return sigma(h^L) / sqrt(F), ``*b x P x F``."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return f(x), ``*b x P``, with ``num_outputs`` ``*b x P x D``."""
@@ -187,7 +223,7 @@ class FeatureNetwork(torch.nn.Module, ABC):
     def sample_prior_(self, generator: torch.Generator | None = None) -> FeatureNetwork:
         """Draw all weights from the prior, in place; returns the network."""
         self.hidden.normal_(generator=generator)
-        self.readout.normal_(generator=generator).mul_(self.weight_variance[-1].sqrt())
+        self.readout.normal_(generator=generator).mul_(self.readout_variance.sqrt().unsqueeze(-1))
         return self
 
     def log_prior(self) -> Tensor:
@@ -197,9 +233,10 @@ class FeatureNetwork(torch.nn.Module, ABC):
         constant.
         """
         hidden = self.hidden.square().sum(-1)
-        readout = (self.readout.square() / self.weight_variance[-1]).sum((-2, -1))
-        count, size = self.num_hidden, self.readout.shape[-2] * self.readout.shape[-1]
-        constant = (count + size) * math.log(2 * math.pi) + size * self.weight_variance[-1].log()
+        variance, num_outputs = self.readout_variance, self.readout.shape[-1]
+        readout = (self.readout.square() / variance.unsqueeze(-1)).sum((-2, -1))
+        count = self.num_hidden + len(variance) * num_outputs
+        constant = count * math.log(2 * math.pi) + num_outputs * variance.log().sum()
         return -0.5 * (hidden + readout + constant)
 
     def _check_inputs(self, x: Tensor, hidden: Tensor | None) -> Tensor:
@@ -210,6 +247,7 @@ class FeatureNetwork(torch.nn.Module, ABC):
         return x
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(f"{prefix}readout_bias_variance", torch.zeros(()))  # as before there were any
         super()._load_from_state_dict(state_dict, prefix, *args)
         loaded = tuple((self.bias_variance > 0).tolist())
         if loaded != self._has_bias:

@@ -18,16 +18,17 @@ class FiniteNetwork(FeatureNetwork):
     .. math::
         h^1 = \frac{W^1 x}{\sqrt{N_0}} + b^1, \quad
         h^l = \frac{W^l \sigma(h^{l-1})}{\sqrt{N_{l-1}}} + b^l, \quad
-        f = \frac{v \cdot \sigma(h^L)}{\sqrt{N_L}}
+        f = \frac{v \cdot \sigma(h^L)}{\sqrt{N_L}} + \beta
 
     N_0 = ``input_dim``, N_l the widths, :math:`\sigma` the activation. Under the prior the entries of W^l have variance
     w_{l-1} = 1 / lambda_{l-1}, those of v variance w_L, those of b^l variance b_{l-1}: the factors 1/sqrt(N) belong to
     the network. So ``weight_variance`` and ``bias_variance`` mean the same as in :class:`NNGPKernel`, whose covariance
-    is exactly that of f for one hidden layer and its limit of large widths for more.
+    is exactly that of f for one hidden layer and its limit of large widths for more. The bias :math:`\beta` of the
+    readout, of variance ``readout_bias_variance`` (zero by default: none), is a ``ConstantKernel`` added to it.
 
     The parameters are the *whitened* hidden weights in one flat vector (layer by layer, weight then bias) and the
     readout; ``layers`` gives the physical ones. Drawn from the prior at construction. With ``input_scale`` a, ARD
-    weights, x_j is multiplied by sqrt(a_j) first. Not included: the noise, a readout bias.
+    weights, x_j is multiplied by sqrt(a_j) first. Not included: the noise.
 
     Shapes: x is ``P x d`` or ``*b x P x d``; the output is ``*b x P``, with ``num_outputs`` ``*b x P x D``. Cost: the
     matrix products of a forward pass, batched over networks.
@@ -38,12 +39,12 @@ class FiniteNetwork(FeatureNetwork):
         width: N_1, ..., N_L: a whole number or a sequence of them.
         input_scale: ARD weights a_j, N_0 numbers >= 0; all 1 if None.
         active_dims: Columns of x that the network reads, N_0 of them; x has exactly N_0 columns if None.
-        kwargs: ``num_outputs``, ``weight_variance``, ``bias_variance``, ``batch_shape``, ``dtype``, ``device`` and
-            ``generator`` of :class:`FeatureNetwork`.
+        kwargs: ``num_outputs``, ``weight_variance``, ``bias_variance``, ``readout_bias_variance``, ``batch_shape``,
+            ``dtype``, ``device`` and ``generator`` of :class:`FeatureNetwork`.
 
     Attributes:
         hidden: Parameter ``*b x num_hidden``, standard normal under the prior.
-        readout: Parameter ``*b x N_L x D`` (D = 1 without ``num_outputs``), prior variance w_L.
+        readout: Parameter ``*b x N_L x D`` (D = 1 without ``num_outputs``), variance w_L; one more row for a bias.
         weight_variance: Buffer, w_0, ..., w_L in float64.
         bias_variance: Buffer, b_0, ..., b_{L-1} in float64.
         input_scale: Buffer of a_j in float64, or None.
@@ -91,22 +92,12 @@ class FiniteNetwork(FeatureNetwork):
                 raise ValueError(f"{name}: expected {self.input_dim} numbers >= 0, got {value.tolist()}")
             self.register_buffer(name, None if value is None else value.to(self.hidden.device))
 
-    def features(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Return the features sigma(h^L) / sqrt(N_L), ``*b x P x N_L``.
-
-        Args:
-            x: Inputs ``P x d`` or ``*b x P x d``.
-            hidden: Whitened hidden weights ``*b x num_hidden`` of any batch shape; the module's own if None.
-
-        Raises:
-            TypeError: Inputs of another dtype.
-            ValueError: Inputs of another number of columns or device.
-        """
+    def _features(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         state = self.read_inputs(x, hidden).mT  # units by points: a batch of networks is one product
         for weight, bias in self.layers(hidden):
             state = (weight * weight.shape[-1] ** -0.5) @ state
             state = self.activation(state if bias is None else state + bias.unsqueeze(-1))
-        return state.mT * self.num_features**-0.5
+        return state.mT * self.num_units**-0.5
 
     def read_inputs(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Return what the first layer's weights multiply: the columns that it reads, times sqrt(``input_scale``).

@@ -141,6 +141,7 @@ def _in_coordinates(target: Target, x: Tensor, test_x: Tensor | None, basis: Ten
         num_outputs=network.num_outputs,
         weight_variance=network.weight_variance,
         bias_variance=network.bias_variance,
+        readout_bias_variance=float(network.readout_bias_variance),
         dtype=x.dtype,
         device=x.device,
         generator=torch.Generator(device=x.device),

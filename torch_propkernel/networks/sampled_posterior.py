@@ -46,7 +46,7 @@ class SampledPosterior:
         posterior_variance: Var f(x_*), of the same shape.
         draws: f(x_*) of one network for each state, ``chains x draws x m`` (``x D``): joint over the test points.
         hidden: Whitened hidden weights ``chains x draws x num_hidden`` of these networks, with ``keep_weights``.
-        readout: Their readouts, ``chains x draws x F x D``.
+        readout: Their readouts, ``chains x draws x F x D``; one more row for a bias.
         acceptance: Mean acceptance probability.
         step_size: Size of the leapfrog steps, or the learning rate.
         num_divergent: Transitions with an energy error that is not finite or above 1000.

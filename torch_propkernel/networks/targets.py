@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -33,7 +32,7 @@ class Observables(NamedTuple):
     variance: Tensor  # C x m, Var[f(x_*) | state], the same for each output
     output: Tensor  # C x m x D, f(x_*) of one network
     hidden: Tensor  # C x num_hidden, its hidden weights
-    readout: Tensor  # C x F x D, its readout
+    readout: Tensor  # C x F x D, its readout; one more row for a bias
 
 
 class Target(ABC):
@@ -85,7 +84,6 @@ class Target(ABC):
         self.x = self._check(x, "x")
         self.test_x = x[:0] if test_x is None else self._check(test_x, "test_x")
         self.y = as_columns(network, y, x, "y")
-        self.readout_variance = float(network.weight_variance[-1])
 
     def _check(self, x: Tensor, name: str) -> Tensor:
         check_same_kind(**{name: check_inputs(x, name), "network": self.network.hidden})
@@ -94,9 +92,9 @@ class Target(ABC):
         return x
 
     @property
-    def likelihood(self) -> tuple[float, float]:
-        """T and the variance of the readout."""
-        return self.temperature, self.readout_variance
+    def likelihood(self) -> tuple[float, float, float]:
+        """T, and the prior variances of the readout and of its bias."""
+        return self.temperature, *self.network.readout_prior
 
     def draw_prior(self, num_chains: int, generator: torch.Generator | None = None) -> Tensor:
         """Return states ``C x dim`` drawn from the prior."""
@@ -189,9 +187,9 @@ class JointTarget(Target):
     .. math:: U(w, u) = \tfrac12 |w|^2 + \tfrac12 |u|^2 + \tfrac{1}{2T} |Y - \Phi_w v|^2 + \text{const},
               \qquad v = \sqrt{w_L}\, u
 
-    The state is (w, u), u the whitened readout, flattened from ``F x D``. Observables are those of single networks, but
-    for the log likelihood, which is log p(Y | w) as in :class:`MarginalTarget`. Arguments, attributes and errors are
-    those of :class:`Target`.
+    The state is (w, u), u the whitened readout, flattened from ``F x D``; a bias is whitened by its own variance.
+    Observables are those of single networks, but for the log likelihood, which is log p(Y | w) as in
+    :class:`MarginalTarget`. Arguments, attributes and errors are those of :class:`Target`.
 
     Reference: THEORY.md, section 0.
 
@@ -211,8 +209,9 @@ class JointTarget(Target):
         super().__init__(network, x, y, temperature, test_x)
         size = network.num_features * self.y.shape[-1]
         self.dim = network.num_hidden + size
-        readout = self.x.new_full((size,), 1.0 / self.readout_variance)
-        self.precisions = torch.cat([self._hidden_precisions(), readout])
+        variance = network.readout_variance.repeat_interleave(self.y.shape[-1]).to(self.x)
+        self.precisions = torch.cat([self._hidden_precisions(), 1.0 / variance])
+        self._deviation = network.readout_variance.sqrt().unsqueeze(-1).to(self.x)
 
     @torch.no_grad()
     def potential(self, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,7 +220,7 @@ class JointTarget(Target):
         leaf, features = self._features(hidden)
         misfit = (features.detach() @ readout - self.y) / self.temperature
         (gradient,) = torch.autograd.grad(features, leaf, misfit @ readout.mT)
-        inner = math.sqrt(self.readout_variance) * (features.detach().mT @ misfit)
+        inner = self._deviation * (features.detach().mT @ misfit)
         value = 0.5 * (state.square().sum(-1) + self.temperature * misfit.square().sum((-2, -1)))
         return value, torch.cat([gradient, inner.flatten(1)], dim=-1).add_(state)
 
@@ -232,7 +231,8 @@ class JointTarget(Target):
         features = self.network.features(self.x, hidden)
         law = ReadoutLaw(features, self.y, *self.likelihood)
         error = (self.y - features @ readout).square().sum((-2, -1)) / len(self.y)
-        order = readout.mT @ readout / (self.readout_variance * readout.shape[-2])
+        weights = readout[..., : self.network.num_units, :] / self._deviation[0]  # whitened, without a bias
+        order = weights.mT @ weights / weights.shape[-2]
         output = self._test_features(hidden) @ readout
         variance = torch.zeros_like(output[..., 0])
         return Observables(law.log_likelihood, error, order, output, variance, output, hidden, readout)
@@ -241,7 +241,7 @@ class JointTarget(Target):
         """Return the hidden weights and the physical readout."""
         hidden, readout = state.split([self.network.num_hidden, self.dim - self.network.num_hidden], dim=-1)
         readout = readout.unflatten(-1, (self.network.num_features, self.y.shape[-1]))
-        return hidden, math.sqrt(self.readout_variance) * readout
+        return hidden, self._deviation * readout
 
 
 def as_columns(network: FeatureNetwork, y: Tensor, x: Tensor, name: str) -> Tensor:

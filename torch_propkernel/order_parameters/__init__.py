@@ -2,5 +2,6 @@
 
 from .chain import ScalarChain, StationaryLayers
 from .prior import OrderParameterPrior
+from .wishart_prior import WishartOrderParameterPrior
 
-__all__ = ["OrderParameterPrior", "ScalarChain", "StationaryLayers"]
+__all__ = ["OrderParameterPrior", "ScalarChain", "StationaryLayers", "WishartOrderParameterPrior"]

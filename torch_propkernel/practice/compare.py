@@ -113,10 +113,11 @@ def compare_with_network(
     r"""Sample the posterior of the finite network that a model describes and compare it with theories of it.
 
     The network has the widths, prior variances and temperature of the model's renormalized kernel and likelihood
-    (:func:`network_from_model`); its posterior is sampled exactly, up to the Monte Carlo errors that are reported. For
-    test points with known targets the table has the expected squared error of a posterior network, its bias and
-    variance (formula (4)), the average training error, and :math:`\lambda_L |v|^2 / N_L`, which theories predict to be
-    q. Always among the default theories: infinite width, and the fair baseline of a free scale.
+    (:func:`network_from_model`; a ConstantKernel that is added is its readout's bias); its posterior is sampled
+    exactly, up to the Monte Carlo errors that are reported. For test points with known targets the table has the
+    expected squared error of a posterior network, its bias and variance (formula (4)), the average training error, and
+    :math:`\lambda_L |v|^2 / N_L`, which theories predict to be q. Always among the default theories: infinite width,
+    and the fair baseline of a free scale.
 
     The reported z-scores are those of the sampler's standard errors alone: with enough samples every approximate theory
     is rejected, and the relative error is what matters.

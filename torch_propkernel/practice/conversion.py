@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gpytorch
 import torch
+from gpytorch.kernels import ConstantKernel, Kernel
 from torch import Tensor
 
 from .._validation import check_inputs, check_same_kind, check_targets, positive_number
@@ -19,9 +20,10 @@ def model_from_network(
     r"""Return the Gaussian process model of a finite network on training data: the network's prior, its widths, T.
 
     Its kernel is a :class:`RenormalizedNNGPKernel` with the network's activation, widths, weight and bias variances,
-    ARD weights and active columns, its likelihood a Gaussian one with noise T, its mean zero.
-    :func:`fit_order_parameters` then predicts what the network's posterior does, without sampling it. The network's
-    present weights and batch shape do not enter. An ``input_scale`` of mean other than one goes into w_0.
+    ARD weights and active columns, a ConstantKernel added to it for a bias of the readout, its likelihood a Gaussian
+    one with noise T, its mean zero. :func:`fit_order_parameters` then predicts what the network's posterior does,
+    without sampling it. The network's present weights and batch shape do not enter. An ``input_scale`` of mean other
+    than one goes into w_0.
 
     Not included: several outputs and convolutional layers, whose kernels do not exist yet.
 
@@ -87,7 +89,12 @@ def model_from_network(
     kernel.weight_variance, kernel.bias_variance = weights, network.bias_variance
     if scale is not None:
         kernel.ard_weights = scale
+    covariance: Kernel = kernel
+    if float(network.readout_bias_variance) > 0:
+        constant = ConstantKernel().to(network.hidden)
+        constant.constant = network.readout_bias_variance.to(network.hidden)
+        covariance = kernel + constant
     noise_constraint = gpytorch.constraints.Positive()
     likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=noise_constraint).to(network.hidden)
     likelihood.noise = torch.as_tensor(temperature, dtype=torch.float64).to(network.hidden)
-    return NetworkGP(x, y, likelihood, kernel)
+    return NetworkGP(x, y, likelihood, covariance)

@@ -20,7 +20,8 @@ class GibbsParameters:
     Attributes:
         weight_variance: w_0, ..., w_L = 1 / lambda_l, for kernels and :class:`FiniteNetwork`.
         bias_variance: b_0, ..., b_{L-1} likewise; zeros without biases.
-        readout_bias_variance: Prior variance of a readout bias (a ConstantKernel of a model); 0 without biases.
+        readout_bias_variance: Prior variance of the readout's bias, for :class:`FiniteNetwork` and for a
+            ConstantKernel that is added to a kernel; 0 without biases.
         temperature: T, the variance of the noise.
         notes: What holds only approximately.
 
@@ -173,13 +174,14 @@ def linear_default_variances(fan_in: Sequence[int]) -> tuple[tuple[float, ...], 
 
     Weights and biases are drawn uniformly between +-1/sqrt(N_l), N_l the fan-in: a variance 1/(3 N_l), and the weights'
     times N_l in the parametrization of the kernels. Not included: the uniform shape; kernels and
-    :class:`FiniteNetwork` have Gaussian weights with these variances, and the readout's bias needs a ConstantKernel.
+    :class:`FiniteNetwork` have Gaussian weights with these variances.
 
     Args:
         fan_in: N_0, ..., N_L, the inputs of each layer of weights.
 
     Returns:
-        w_0, ..., w_L and b_0, ..., b_L, the last being the readout's bias.
+        w_0, ..., w_L and b_0, ..., b_L. The last is the readout's bias, the ``readout_bias_variance`` of a
+        :class:`FiniteNetwork` and the constant of a ConstantKernel beside a kernel.
 
     Raises:
         ValueError: A fan-in that is not a whole number >= 1.

@@ -191,7 +191,8 @@ def _measure(names: Sequence[str], weights: Sequence[Tensor]) -> MeasuredOrderPa
 def _own_weights(network: FeatureNetwork) -> list[tuple[str, Tensor]]:
     """Weights of a network of this package; the readout as blocks ``*b x M x N_L``."""
     hidden = [(f"hidden {l}", weight) for l, (weight, _) in enumerate(network.layers(), start=1)]
-    blocks = network.readout.unflatten(-2, (network.width[-1], -1)).flatten(-2).mT
+    weights = network.readout[..., : network.num_units, :]  # without a bias
+    blocks = weights.unflatten(-2, (network.width[-1], -1)).flatten(-2).mT
     return [*hidden, ("readout", blocks)]
 
 

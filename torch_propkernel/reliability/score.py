@@ -43,7 +43,7 @@ def assess(problem: Problem, solution: Solution) -> Reliability:
     elif solution.result.successful and bool(problem.layers.finite.any()):
         try:
             score, missing = reliability_score(problem, solution.order_parameter), "not a saddle point of the units"
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             missing = str(error)
     if kernel.active_dims is not None:
         inputs = inputs.index_select(-1, kernel.active_dims)
@@ -58,7 +58,7 @@ def reliability_score(problem: Problem, order_parameter: Tensor, num_units: int 
 
     More points are thinned out evenly and the widths reduced with them, so that alpha = P/N, the temperature and the
     inputs' directions stay; the order parameters are then solved again. The lower layers enter through the variance
-    that they give to the last layer's output.
+    that they give to the last layer's output. A readout bias (a ConstantKernel that is added) is part of the noise.
 
     Args:
         problem: A live or frozen problem.
@@ -67,7 +67,8 @@ def reliability_score(problem: Problem, order_parameter: Tensor, num_units: int 
         seed: Of their generator.
 
     Raises:
-        ValueError: A model whose hidden units are not known, or whose last layer has infinite width.
+        TypeError: A covariance that is not one network's.
+        ValueError: Several outputs, or a last layer of infinite width.
     """
     size, rows = problem.targets.shape[-1], problem.inputs.shape[-2]
     width = problem.layers.width
@@ -78,8 +79,8 @@ def reliability_score(problem: Problem, order_parameter: Tensor, num_units: int 
     count = min(size, MAX_ROWS)
     kept = torch.linspace(0, size - 1, count, dtype=torch.float64).round().long().to(problem.inputs.device)
     x, targets = problem.inputs.index_select(-2, kept), problem.residuals()[..., kept]
-    noise = _noise(problem, kept)
     layer = last_layer(problem, x)
+    noise = _noise(problem, kept) + layer.bias_variance[..., None, None]  # a readout bias: noise that all rows share
     variance = layer.covariance.diagonal(dim1=-2, dim2=-1)
     if count < size:
         kernel = layer.scale * layer.activation.dual(variance.unsqueeze(-1), layer.covariance, variance.unsqueeze(-2))
@@ -88,7 +89,7 @@ def reliability_score(problem: Problem, order_parameter: Tensor, num_units: int 
             kernel, targets, width=width, temperature=1.0, base=noise, throw=False
         ).order_parameter
     q = order_parameter.to(problem.network.raw_order_parameter)
-    whole = problem.prior(x, q).variance.mean(-1)
+    whole = problem.prior(x, q).variance.mean(-1) - layer.bias_variance
     own = (layer.scale.squeeze(-1) * layer.activation.dual_diag(variance)).mean(-1)
     scale = layer.scale * (whole / (q[..., -1] * own))[..., None, None]
     return unit_response(

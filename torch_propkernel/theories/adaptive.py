@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._validation import positive_number
-from ..cavity import Anneal, CavityPosterior, LeftOut, OneUnit, anneal
+from ..cavity import Anneal, CavityPosterior, LeftOut, OneUnit, SharedNoise, anneal
 from ..exceptions import ConvergenceError
 from ..inference import Conditioned, ErrorEstimate, Problem
 from ..inference.last_layer import last_layer, layer_inputs
@@ -18,7 +18,10 @@ from ..networks.row_space import row_space
 from .base import FittedTheory, Theory
 
 _SINGLE = 1e5
-"""Bound on P / T, above which units move in float64: g = phi^T B phi / N would suffer from rounding in float32."""
+"""Bound on P / T, above which units move in float64: g = phi^T B phi / N would suffer from rounding in float32.
+
+With a bias of the readout it bounds P v_b / T too, the square of what whitening divides the mean over the points by.
+"""
 
 _POOR = 0.1
 """Effective share of the units below which a solve does not count as converged."""
@@ -41,7 +44,8 @@ class Adaptive(Theory):
     directions are learned. For Gaussian units it agrees with :class:`SaddlePoint` up to O(1/N).
 
     One hidden layer of any width N >= 2, any activation, biases, ARD, in ScaleKernels or not; homoskedastic noise; no
-    batch dimensions. At infinite width it is :class:`InfiniteWidth`.
+    batch dimensions. A ConstantKernel that is added is a bias of the readout, of any variance, which the units see as
+    noise that all points share. At infinite width it is :class:`InfiniteWidth`.
 
     The units are a population of samples, annealed from high temperature and moved by Hamiltonian Monte Carlo. All of
     it is deterministic given ``seed``, up to the rounding of the machine. Units are added until the Monte Carlo error
@@ -71,9 +75,9 @@ class Adaptive(Theory):
         progress: Called with (done, total) after every step; not part of equality.
 
     Raises:
-        TypeError: Options of the wrong kind.
-        ValueError: More than one hidden layer, a width below 2, a batch of models, a covariance that is more than the
-            kernel, noise that differs between points; options out of range.
+        TypeError: Options of the wrong kind, a covariance that is not one network's.
+        ValueError: More than one hidden layer, a width below 2, a batch of models, noise that differs between points;
+            options out of range.
         ConvergenceError: The temperature cannot be lowered.
 
     Reference: derived for this package; THEORY.md, eqs. (12) to (17).
@@ -138,9 +142,11 @@ class Adaptive(Theory):
             evidence = wide.log_likelihoods().squeeze(-1)
             message = "Infinite width: units keep their prior, there is nothing to solve."
             return FittedTheory(self, problem, wide, {"q": one}, one, message, {"converged": True}, evidence)
-        targets, prior = problem.residuals().double(), problem.unit_covariance.double() / width
-        unit = OneUnit(layer.activation, inputs.coordinates(problem.inputs)[0], width, 1.0 / float(layer.scale))
+        targets, prior = problem.residuals().double(), problem.scalar().kernel_matrix.double() / width
         temperature = float(problem.temperature)  # type: ignore[arg-type]
+        noise = SharedNoise(temperature, float(layer.bias_variance), len(targets))
+        seen = inputs.coordinates(problem.inputs)[0]
+        unit = OneUnit(layer.activation, seen, width, 1.0 / float(layer.scale), noise)
         solved = anneal(
             unit,
             prior,
@@ -148,12 +154,14 @@ class Adaptive(Theory):
             temperature,
             num_units=self.num_units or min(1000, max(500, 8 * len(targets))),
             generator=torch.Generator(device=targets.device).manual_seed(self.seed),
-            dtype=torch.float64 if len(targets) > _SINGLE * temperature else torch.float32,
+            dtype=torch.float64
+            if len(targets) * max(1.0, noise.bias_variance) > _SINGLE * temperature
+            else torch.float32,
             tolerance=self.tolerance,
             time_limit=self.time_limit,
             progress=self.progress,
         )
-        posterior = CavityPosterior(unit, prior, targets, solved, self.seed)
+        posterior = CavityPosterior(unit, targets, solved, self.seed)
         conditioned = CavityConditioned(problem, posterior, inputs)
         stats = _stats(posterior, solved, self.tolerance)
         one = problem.targets.new_ones(())

@@ -25,8 +25,8 @@ class Auto(Theory):
 
     - infinite width: :class:`InfiniteWidth`;
     - one hidden layer: :class:`SaddlePoint` where its leave-one-out error and its training error are within 5 % of
-      those of :class:`Adaptive`, which learns features; else :class:`Adaptive` where it converged and its variance is
-      to be trusted; else :class:`Sampled`;
+      those of :class:`Adaptive`, which learns features; else :class:`Adaptive` where it converged, reached its
+      tolerance and its variance is to be trusted; else :class:`Sampled`;
     - two relu layers without biases: :class:`Gated`;
     - other networks: :class:`Sampled`.
 
@@ -98,6 +98,10 @@ class Auto(Theory):
             return _explained(self._sampled().fit(problem), "the adaptive theory did not converge", considered)
         if abs(gap) <= AGREE:
             return _explained(saddle, f"its errors are within {abs(gap):.1%} of the adaptive ones", considered)
+        if not adaptive.stats["tolerance_reached"]:
+            noise = adaptive.stats["monte_carlo_error"]
+            why = f"the adaptive theory's units are too few for its tolerance (Monte Carlo error {noise:.1%})"
+            return _explained(self._sampled().fit(problem), why, considered)
         if adaptive.stats["variance_trusted"]:
             return _explained(adaptive, f"the network learns features: errors change by {gap:+.1%}", considered)
         why = "units specialize, and the variance of the adaptive theory is not to be trusted"

@@ -13,6 +13,7 @@ from torch import Tensor
 from .._validation import check_targets
 from ..inference import Conditioned, ErrorEstimate, Problem
 from ..inference.conditioned import check_chunk_size, expected_errors
+from ..inference.outputs import OutputsProblem, has_outputs
 from ..kernels import RenormalizedNNGPKernel
 from ..reliability import Reliability
 
@@ -27,6 +28,7 @@ class Theory(ABC):
         name: Name in the table of theories, in reports and on the command line.
         needs_order_parameters: Whether the model must hold a :class:`RenormalizedNNGPKernel`.
         has_leave_one_out: Whether a fit has errors of points that are left out.
+        has_outputs: Whether it takes models of several outputs, with a :class:`MultitaskRenormalizedKernel`.
 
     Example:
         >>> from torch_propkernel.theories import InfiniteWidth, Mixture
@@ -37,6 +39,7 @@ class Theory(ABC):
     name: ClassVar[str]
     needs_order_parameters: ClassVar[bool] = True
     has_leave_one_out: ClassVar[bool] = True
+    has_outputs: ClassVar[bool] = False
 
     @torch.no_grad()
     def fit(self, model: Any) -> FittedTheory:
@@ -51,7 +54,7 @@ class Theory(ABC):
             TypeError, ValueError: Not a suitable model, NaN in the data, or one to which this theory does not apply.
             ConvergenceError: The solve failed.
         """
-        problem = Problem.frozen(model, needs_order_parameters=self.needs_order_parameters)
+        problem = self._problem(model)
         self._check(problem)
         return self._fit(problem)
 
@@ -78,7 +81,14 @@ class Theory(ABC):
                 ...
             ValueError: width: Gated() expected 2 hidden layer(s), got 1
         """
-        self._check(Problem.frozen(model, needs_order_parameters=self.needs_order_parameters))
+        self._check(self._problem(model))
+
+    def _problem(self, model: Any) -> Problem:
+        if not isinstance(model, Problem) and has_outputs(model):
+            model = OutputsProblem.of_outputs(model)
+        if isinstance(model, OutputsProblem) and not self.has_outputs:
+            raise ValueError(f"model: {self!r} expected one output, got {model.num_outputs}")
+        return Problem.frozen(model, needs_order_parameters=self.needs_order_parameters)
 
     def _check(self, problem: Problem) -> None:  # noqa: B027  (most theories apply to every network)
         """Raise if the theory does not apply to a frozen problem, without a matrix of the training points."""

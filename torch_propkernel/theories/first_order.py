@@ -40,7 +40,8 @@ class FirstOrder(Theory):
         seed: Seed of the units.
 
     Raises:
-        ValueError: The model's covariance is not its renormalized kernel (in ScaleKernels), batches of models.
+        TypeError: The model's covariance is not one network's.
+        ValueError: A readout bias (a ConstantKernel that is added), batches of models.
 
     Reference: Baglioni et al. (2024), arXiv:2401.11004, have such corrections for linear networks; derived here for any
     activation; THEORY.md, eq. (2b).
@@ -78,7 +79,12 @@ class FirstOrder(Theory):
         kernel = problem.network
         if problem.targets.dim() > 1 or kernel.width.numel() != kernel.width.shape[-1]:
             raise ValueError(f"model: expected one problem, got a batch of shape {tuple(problem.targets.shape[:-1])}")
-        last_layer(problem, problem.inputs[..., :1, :])  # refuses models whose units are not known
+        bias = last_layer(problem, problem.inputs[..., :1, :]).bias_variance  # refuses models of unknown units
+        if bool((bias != 0).any()):
+            raise ValueError(
+                f"covar_module: {self!r} expected no ConstantKernel, got a readout bias of variance {bias.tolist()}; "
+                "subtract a mean from the targets, or use theory='adaptive' or 'sampled'"
+            )
 
     def _fit(self, problem: Problem) -> FittedTheory:
         kernel = problem.network

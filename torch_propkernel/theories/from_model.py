@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from gpytorch.kernels import Kernel, ScaleKernel
+from gpytorch.kernels import Kernel
 from linear_operator import to_dense
 from torch import Tensor
 
 from ..kernels import NNGPKernel, RenormalizedNNGPKernel
+from ..kernels.network_covariance import network_covariance
 from ..networks.finite_network import FiniteNetwork
-
-_PRIOR_KERNELS = (NNGPKernel.forward, RenormalizedNNGPKernel.forward)
 
 
 def network_from_model(
@@ -29,14 +28,15 @@ def network_from_model(
     .. math:: w_l \leftarrow w_l^{\text{kernel}} \ (l < L), \qquad w_L \leftarrow s\, w_L^{\text{kernel}}
 
     w_l are weight variances, s the outputscale of a :class:`gpytorch.kernels.ScaleKernel` around the kernel (1
-    without one); bias variances, ARD weights (as ``input_scale``) and ``active_dims`` carry over. Parametrization and
-    units are the same in both (:class:`FiniteNetwork`). The order parameters and the composition do not carry over:
+    without one); bias variances, ARD weights (as ``input_scale``) and ``active_dims`` carry over, and a
+    :class:`gpytorch.kernels.ConstantKernel` that is added becomes the bias of the readout. Parametrization and units
+    are the same in both (:class:`FiniteNetwork`). The order parameters and the composition do not carry over:
     they say what data do to the network. The noise is not part of a network; its temperature is ``likelihood.noise``.
     The values are exact to rounding; dtype and device are the kernel's.
 
     Args:
-        model_or_kernel: An NNGPKernel (also ArcSineKernel, ArcCosineKernel), a RenormalizedNNGPKernel, a ScaleKernel
-            around one, or a model with mean zero and such a kernel as ``covar_module``.
+        model_or_kernel: An NNGPKernel (also ArcSineKernel, ArcCosineKernel) or a RenormalizedNNGPKernel, possibly in
+            ScaleKernels and with ConstantKernels added, or a model with mean zero and such a ``covar_module``.
         input_dim: N_0; needed for a kernel without ``ard_num_dims`` and ``active_dims``.
         width: N_1, ..., N_L; a RenormalizedNNGPKernel's own if None.
         batch_shape: Shape of a batch of independent networks.
@@ -61,23 +61,19 @@ def network_from_model(
         >>> network.width, [round(w, 6) for w in network.weight_variance.tolist()]
         ((20, 10), [1.0, 1.0, 4.0])
     """
-    kernel = model_or_kernel
-    if not isinstance(kernel, Kernel):
-        kernel = getattr(model_or_kernel, "covar_module", None)
-        if not isinstance(kernel, Kernel):
+    covariance = model_or_kernel
+    if not isinstance(covariance, Kernel):
+        covariance = getattr(model_or_kernel, "covar_module", None)
+        if not isinstance(covariance, Kernel):
             raise TypeError(f"model_or_kernel: expected a kernel or a model, got {type(model_or_kernel).__name__}")
         input_dim = _input_dim_of_model(model_or_kernel, input_dim)
-    columns = kernel.active_dims  # a ScaleKernel's are those of its base kernel
-    scale: float | Tensor = 1.0
-    while isinstance(kernel, ScaleKernel):
-        _refuse_batch(kernel)
-        scale, kernel = scale * kernel.outputscale.detach().double(), kernel.base_kernel
-    if getattr(type(kernel), "forward", None) not in _PRIOR_KERNELS:
-        raise TypeError(
-            "model_or_kernel: expected an NNGPKernel or RenormalizedNNGPKernel, alone or in a ScaleKernel, got "
-            f"{type(kernel).__name__}: a sum, product or other kernel is not the prior of one fully connected network"
+    kernel, scale, bias_variance, columns = network_covariance(covariance)
+    batch = torch.broadcast_shapes(kernel.batch_shape, scale.shape, bias_variance.shape)
+    if batch.numel() != 1:
+        raise ValueError(
+            f"model_or_kernel: expected a kernel without batch shape, got {tuple(batch)}; index it (kernel[0]) and "
+            "convert one at a time"
         )
-    _refuse_batch(kernel)
     if width is None:
         if not isinstance(kernel, RenormalizedNNGPKernel):
             raise ValueError(
@@ -89,13 +85,14 @@ def network_from_model(
         raise ValueError(f"width: expected {kernel.depth} numbers, one per hidden layer of the kernel, got {width!r}")
     reference = kernel.raw_hidden_weight_variance
     weights = kernel.weight_variance.detach().double().reshape(-1)
-    weights[-1:] *= scale
+    weights[-1:] *= scale.detach().double().reshape(())
     return FiniteNetwork(
         kernel.activation,
         _input_dim(kernel, columns, input_dim),
         sizes,
         weight_variance=weights,
         bias_variance=kernel.bias_variance.detach().double().reshape(-1),
+        readout_bias_variance=float(bias_variance.detach()),
         input_scale=None if kernel.ard_num_dims is None else kernel.ard_weights.detach().double().reshape(-1),
         active_dims=columns,
         batch_shape=batch_shape,
@@ -103,14 +100,6 @@ def network_from_model(
         device=reference.device,
         generator=generator,
     )
-
-
-def _refuse_batch(kernel: Kernel) -> None:
-    if kernel.batch_shape.numel() != 1:
-        raise ValueError(
-            f"model_or_kernel: expected a kernel without batch shape, got {tuple(kernel.batch_shape)}; index it "
-            "(kernel[0]) and convert one at a time"
-        )
 
 
 def _input_dim(kernel: NNGPKernel, columns: Tensor | None, given: int | None) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..inference import Problem
+from ..inference import OutputsProblem, Problem
 from .base import FittedTheory, Theory
+from .outputs import fit_at
 
 
 class InfiniteWidth(Theory):
@@ -32,10 +33,14 @@ class InfiniteWidth(Theory):
 
     name = "infinite_width"
     needs_order_parameters = False
+    has_outputs = True
 
     def _fit(self, problem: Problem) -> FittedTheory:
-        conditioned = problem.infinite_width
         message = "Infinite width: the order parameters are one, there is nothing to solve."
+        if isinstance(problem, OutputsProblem):
+            unit = torch.ones_like(problem.outputs.order_parameter).diagonal(dim1=-2, dim2=-1)
+            return fit_at(self, problem, torch.diag_embed(unit), message, {})
+        conditioned = problem.infinite_width
         kernel = problem.kernel
         values: dict[str, Tensor] = {}
         one = torch.ones_like(problem.targets[..., 0])

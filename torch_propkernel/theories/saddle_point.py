@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import cached_property
 
 from ..actions.evidence import laplace_evidence
-from ..inference import Problem
+from ..actions.solve_matrix_order_parameters import solve_matrix_order_parameters
+from ..inference import OutputsProblem, Problem
 from ..reliability import Reliability
 from ..reliability.score import assess
 from .base import FittedTheory, Theory
+from .outputs import fit_at
 from .solve import solve_problem
 
 
@@ -42,8 +44,11 @@ class SaddlePoint(Theory):
     """
 
     name = "saddle"
+    has_outputs = True
 
     def _fit(self, problem: Problem) -> FittedTheory:
+        if isinstance(problem, OutputsProblem):
+            return self._fit_outputs(problem)
         solution = solve_problem(problem).raise_if_failed()
         q = solution.order_parameter
         evidence = None
@@ -59,6 +64,16 @@ class SaddlePoint(Theory):
             solution.stats | {"solution": solution},
             evidence,
         )
+
+    def _fit_outputs(self, problem: OutputsProblem) -> FittedTheory:
+        temperature = problem.temperature
+        found = solve_matrix_order_parameters(
+            problem.joint_spectrum,
+            width=problem.output_chain.width,
+            temperature=temperature,  # type: ignore[arg-type]
+        )
+        stats = found.stats | {"solution": found}
+        return fit_at(self, problem, found.order_parameter.to(problem.targets), found.message, stats)
 
 
 class FittedSaddlePoint(FittedTheory):

@@ -34,7 +34,8 @@ class Sampled(Theory):
     (:class:`~torch_propkernel.networks.Annealing`), which gathers the evidence; then they go on at T, and
     ``num_draws`` states of each are kept. The readout is integrated out, in sampling and in predictions. Any depth and
     activation; the covariance must be one fully connected network's (a RenormalizedNNGPKernel, possibly in
-    ScaleKernels), whose order parameters and composition play no part; any mean.
+    ScaleKernels; a ConstantKernel that is added is a bias of the readout, integrated out with it), whose order
+    parameters and composition play no part; any mean.
 
     ``order_parameters["q"]`` is the posterior mean of ``lambda_L |v|^2 / N_L``. ``log_evidence`` is log p(y | T), with
     ``stats["log_evidence_error"]``; on average it is too low, most so where chains do not follow. ``stats`` has the
@@ -188,10 +189,10 @@ class SampledConditioned(Conditioned):
     def _laws(self, points: int) -> Iterator[tuple[Tensor, ReadoutLaw]]:
         """Yield the draws in batches, with the readout's law of each; ``points`` are those of the call."""
         x, y = self.problem.inputs.double(), self.problem.residuals().double().unsqueeze(-1)
-        variance, temperature = float(self.network.weight_variance[-1]), temperature_of(self.problem)
+        temperature, variances = temperature_of(self.problem), self.network.readout_prior
         size = max(1, _LARGEST // (max(points, len(x)) * self.network.num_features))
         for states in self.states.split(size):
-            yield states, ReadoutLaw(self.network.features(x, states), y, temperature, variance)
+            yield states, ReadoutLaw(self.network.features(x, states), y, temperature, *variances)
 
     def moments(self, x: Tensor, joint: bool = False) -> tuple[Tensor, Tensor]:
         """Return means and (co)variances of the draws."""

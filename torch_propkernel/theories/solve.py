@@ -28,9 +28,9 @@ UNRELIABLE = (
 )
 
 NO_SCORE = (
-    "there is no score of the saddle point's reliability for a covariance that is more than one network's kernel, such "
-    "as one with a ConstantKernel: the prediction may be off by 30 % without a sign. Compare with a free scale and on "
-    "held-out rows"
+    "there is no score of the saddle point's reliability for a covariance that is more than one network's (its kernel, "
+    "ScaleKernels around it, ConstantKernels added to it): the prediction may be off by 30 % without a sign. Compare "
+    "with a free scale and on held-out rows"
 )
 
 COARSE = (

@@ -1,0 +1,149 @@
+"""Matrix order parameters of several outputs: the action, its gradient and its minimum, against dense brute force."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+
+from torch_propkernel import Spectrum, solve_order_parameters
+from torch_propkernel.actions import OutputAction, solve_matrix_order_parameters
+from torch_propkernel.numerics.symmetric import exponential_differences, from_coordinates, to_coordinates
+
+DOUBLE = torch.float64
+
+
+def data(num_data=25, num_outputs=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(num_data, 12, generator=generator, dtype=DOUBLE)
+    y = x @ torch.randn(12, num_outputs, generator=generator, dtype=DOUBLE) / 2.0
+    return x @ x.T / 12.0, y + 0.1 * torch.randn(num_data, num_outputs, generator=generator, dtype=DOUBLE)
+
+
+def dense_action(order_parameters, kernel, y, width, temperature):
+    """N_L S from its definition, with a matrix of P D rows; the chain Q_l = R_{l+1} E_l R_{l+1}^T multiplied out."""
+    size = y.shape[-1]
+    factor = torch.eye(size, dtype=DOUBLE)
+    for matrix in reversed(order_parameters):
+        values, vectors = torch.linalg.eigh(matrix)
+        factor = factor @ (vectors * values.sqrt()) @ vectors.T
+    covariance = temperature * torch.eye(y.numel(), dtype=DOUBLE) + torch.kron(factor @ factor.T, kernel)
+    stacked = y.T.reshape(-1)
+    layers = sum(n * (torch.trace(e) - torch.logdet(e)) for n, e in zip(width, order_parameters, strict=True))
+    return layers + torch.logdet(covariance) + stacked @ torch.linalg.solve(covariance, stacked)
+
+
+@pytest.mark.parametrize("width", [[20.0], [8.0, 30.0], [5.0, 5.0, 9.0]])
+def test_the_minimum_is_that_of_the_dense_action_over_all_layers(width):
+    kernel, y = data()
+    solution = solve_matrix_order_parameters(kernel, y, width=width, temperature=0.2)
+    layers = len(width)
+
+    def function(flat):
+        logs = from_coordinates(torch.tensor(flat).reshape(layers, -1), 3).requires_grad_()
+        value = dense_action(list(torch.matrix_exp(logs)), kernel, y, width, 0.2)
+        (gradient,) = torch.autograd.grad(value, logs)
+        return value.item(), to_coordinates(0.5 * (gradient + gradient.mT)).flatten().numpy()
+
+    # Layers start apart, so that they need not commute on the way.
+    start = 0.3 * np.random.default_rng(0).standard_normal(6 * layers)
+    found = scipy.optimize.minimize(function, start, jac=True, method="BFGS", options={"gtol": 1e-7})
+    assert solution.action.item() * width[-1] == pytest.approx(found.fun, rel=1e-10)
+    logs = from_coordinates(torch.tensor(found.x).reshape(layers, -1), 3)
+    torch.testing.assert_close(solution.order_parameter, torch.matrix_exp(logs), rtol=0, atol=1e-5)  # BFGS's gtol
+    assert solution.stats["agreeing_starts"] >= 1 and solution.result.successful
+    own = dense_action(list(solution.order_parameter), kernel, y, width, 0.2)
+    assert own.item() == pytest.approx(solution.action.item() * width[-1], rel=1e-12)
+
+
+def test_the_gradient_is_the_difference_quotient_also_where_eigenvalues_coincide():
+    kernel, y = data()
+    spectrum = Spectrum.from_kernel(kernel, y, num_outputs=3)
+    width = torch.tensor([[8.0, 30.0], [5.0, math.inf]], dtype=DOUBLE)
+    action = OutputAction(spectrum, width, torch.tensor([0.2, 0.5], dtype=DOUBLE))
+    generator = torch.Generator().manual_seed(1)
+    rough = torch.randn(2, 6, generator=generator, dtype=DOUBLE)
+    alike = to_coordinates(0.3 * torch.eye(3, dtype=DOUBLE)).expand(2, -1).clone()
+    for point in (rough, alike, torch.zeros_like(rough)):
+        point = point.requires_grad_()
+        torch.autograd.gradcheck(action, point, atol=1e-5)
+    zero = torch.zeros(2, 6, dtype=DOUBLE)
+    expected = dense_action([torch.eye(3, dtype=DOUBLE)] * 2, kernel, y, [8.0, 30.0], 0.2)
+    assert action(zero)[0].item() + 3 * 38.0 == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_divided_differences_are_those_of_the_exponential():
+    u = torch.tensor([0.3, 0.3 + 1e-9, -2.0, 5.0], dtype=DOUBLE)
+    table = exponential_differences(u)
+    far = torch.tensor([[0, 2], [0, 3], [2, 3]])
+    for a, b in far.tolist():
+        assert table[a, b].item() == pytest.approx(((u[a].exp() - u[b].exp()) / (u[a] - u[b])).item(), rel=1e-13)
+    torch.testing.assert_close(table.diagonal(), u.exp(), rtol=1e-14, atol=0)
+    assert table[0, 1].item() == pytest.approx(math.exp(0.3), rel=1e-8)
+
+
+@pytest.mark.parametrize("width", [7.0, [7.0, 20.0]])
+def test_one_output_is_the_scalar_theory(width):
+    kernel, y = data(num_outputs=1)
+    matrix = solve_matrix_order_parameters(kernel, y, width=width, temperature=0.1)
+    scalar = solve_order_parameters(kernel, y[:, 0], width=width, temperature=0.1)
+    torch.testing.assert_close(matrix.order_parameter.flatten(), scalar.order_parameter, rtol=1e-10, atol=0)
+    assert matrix.action.item() == pytest.approx(scalar.action.item(), rel=1e-12)
+    assert matrix.result is scalar.result
+
+
+def test_rotated_and_permuted_outputs_have_rotated_and_permuted_order_parameters():
+    kernel, y = data()
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(2), dtype=DOUBLE))[0]
+    for turn in (rotation, torch.eye(3, dtype=DOUBLE)[[2, 0, 1]]):
+        first, second = (
+            solve_matrix_order_parameters(kernel, targets, width=[9.0, 15.0], temperature=0.1)
+            for targets in (y, y @ turn)
+        )
+        turned = turn.T @ first.output_covariance @ turn
+        torch.testing.assert_close(second.output_covariance, turned, rtol=1e-8, atol=1e-8)
+        assert second.action.item() == pytest.approx(first.action.item(), rel=1e-12)
+
+
+def test_many_widths_and_temperatures_are_one_call():
+    kernel, y = data()
+    spectrum = Spectrum.from_kernel(kernel, y, num_outputs=3)
+    width = torch.tensor([[5.0], [50.0], [math.inf]], dtype=DOUBLE)
+    temperature = torch.tensor([0.1, 0.5, 0.1], dtype=DOUBLE)
+    together = solve_matrix_order_parameters(spectrum, width=width, temperature=temperature)
+    assert together.output_covariance.shape == (3, 3, 3)
+    torch.testing.assert_close(together.output_covariance[2], torch.eye(3, dtype=DOUBLE), rtol=0, atol=1e-15)
+    for index in range(2):
+        alone = solve_matrix_order_parameters(
+            kernel, y, width=float(width[index]), temperature=float(temperature[index])
+        )
+        torch.testing.assert_close(together.order_parameter[index], alone.order_parameter, rtol=1e-8, atol=1e-8)
+    assert solve_matrix_order_parameters(spectrum, width=math.inf, temperature=0.1).result.name == "infinite_width"
+
+
+def test_fewer_units_than_outputs_are_solved_and_marked():
+    kernel, y = data()
+    solution = solve_matrix_order_parameters(kernel, y, width=2.0, temperature=0.1)
+    assert solution.stats["narrow"] and solution.result.successful
+    assert bool((torch.linalg.eigvalsh(solution.output_covariance) > 0).all())
+
+
+def test_bad_input_is_refused():
+    kernel, y = data()
+    with pytest.raises(ValueError, match=r"targets: expected shape \(P, D\), got \(25,\)"):
+        solve_matrix_order_parameters(kernel, y[:, 0], width=5.0, temperature=0.1)
+    with pytest.raises(ValueError, match="temperature: expected > 0 for several outputs"):
+        solve_matrix_order_parameters(kernel, y, width=5.0, temperature=0.0)
+    with pytest.raises(ValueError, match="width"):
+        solve_matrix_order_parameters(kernel, y, width=-5.0, temperature=0.1)
+    with pytest.raises(ValueError, match="no batch dimensions"):
+        solve_matrix_order_parameters(
+            Spectrum.from_kernel(kernel.expand(2, -1, -1), y.expand(2, -1, -1), num_outputs=3),
+            width=5.0,
+            temperature=0.1,
+        )
+    with pytest.raises(TypeError, match="beside a Spectrum"):
+        solve_matrix_order_parameters(Spectrum.from_kernel(kernel, y, num_outputs=3), y, width=5.0, temperature=0.1)

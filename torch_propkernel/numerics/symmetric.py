@@ -1,0 +1,58 @@
+"""Symmetric matrices as flat coordinates, their logarithm, and divided differences of the exponential."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_ROOT_TWO = math.sqrt(2.0)
+
+
+def num_coordinates(size: int) -> int:
+    """Return how many numbers a symmetric matrix of this size has."""
+    return size * (size + 1) // 2
+
+
+def to_coordinates(matrix: Tensor) -> Tensor:
+    """Return the coordinates of symmetric matrices ``*b x D x D`` in an orthonormal basis, ``*b x D (D + 1) / 2``.
+
+    Entries off the diagonal count twice in the Frobenius norm, so they are multiplied by the square root of two: the
+    norm of the coordinates is that of the matrix.
+    """
+    row, column = torch.tril_indices(matrix.shape[-1], matrix.shape[-1], device=matrix.device)
+    return matrix[..., row, column] * torch.where(row == column, 1.0, _ROOT_TWO).to(matrix)
+
+
+def from_coordinates(coordinates: Tensor, size: int) -> Tensor:
+    """Return the symmetric matrices ``*b x D x D`` of coordinates; differentiable."""
+    row, column = torch.tril_indices(size, size, device=coordinates.device)
+    entries = coordinates / torch.where(row == column, 1.0, _ROOT_TWO).to(coordinates)
+    index = torch.zeros(size, size, dtype=torch.long, device=coordinates.device)
+    number = torch.arange(len(row), device=coordinates.device)
+    index[row, column] = number
+    index[column, row] = number
+    return entries[..., index]
+
+
+def symmetric_log(matrix: Tensor) -> Tensor:
+    """Return the logarithm of symmetric positive definite matrices, ``*b x D x D``."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.log().unsqueeze(-2)) @ vectors.mT
+
+
+def exponential_differences(values: Tensor) -> Tensor:
+    r"""Return the divided differences of the exponential, ``*b x D x D``, of values ``*b x D``.
+
+    .. math:: \Phi_{ab} = \frac{e^{u_a} - e^{u_b}}{u_a - u_b} = e^{(u_a + u_b)/2}\, \frac{\sinh \delta}{\delta}, \qquad
+              \delta = \frac{u_a - u_b}{2}
+
+    With X = V diag(u) V^T the derivative of a function of exp(X) follows from its gradient G in exp(X) (Daleckii and
+    Krein): V [Phi * (V^T G V)] V^T, also where eigenvalues coincide.
+    """
+    half = 0.5 * (values.unsqueeze(-1) - values.unsqueeze(-2))
+    small = half.abs() < 1e-4
+    safe = torch.where(small, torch.ones_like(half), half)
+    ratio = torch.where(small, 1.0 + half.square() / 6.0, torch.sinh(safe) / safe)
+    return torch.exp(0.5 * (values.unsqueeze(-1) + values.unsqueeze(-2))) * ratio
