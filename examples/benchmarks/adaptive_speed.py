@@ -1,6 +1,6 @@
 """Cost of the adaptive theory on rows of kin40k, beside one Cholesky factorization of the same size.
 
-    python examples/benchmarks/adaptive_speed.py [--data DIR] [--sizes 100 400 1000 2000] [--temperatures 0.1 0.02]
+    python examples/benchmarks/adaptive_speed.py [--data DIR] [--sizes 100 400 1000 2000] [--temperatures 0.1]
                                                  [--activations erf relu] [--markdown PAGE]
 
 CPU time of one thread. N = 50, weight variances of the kernel's default and a bias variance of one: nothing is fitted.
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=default_folder(), help="default: $PROPKERNEL_DATA")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 400, 1000, 2000], help="rising")
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.1, 0.02])
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.1])
     parser.add_argument("--activations", nargs="+", default=["erf", "relu"])
     parser.add_argument("--markdown", type=Path, help="page to write")
     arguments = parser.parse_args()
@@ -79,8 +79,8 @@ def main() -> None:
             for temperature in arguments.temperatures:
                 lines.append(row(data, activation, temperature))
                 print(lines[-1], flush=True)
-    if arguments.markdown is not None:
-        arguments.markdown.write_text("\n".join([*lines, ""]), encoding="utf-8")
+                if arguments.markdown is not None:
+                    arguments.markdown.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,12 @@ BENCHMARKS = {
         "--theories infinite_width saddle mixture --stage predict",  # sampled only after the predictions
         "infinite_width|saddle|mixture|adaptive|sampled test error|median|worst %",
     ),
+    "outputs_vs_networks": Benchmark(
+        "outputs_vs_networks.py",
+        ("--json {records} --markdown {page}",),
+        "--json {records} --markdown {page} --cases 0",
+        "sampled|infinite width|one number|matrix",
+    ),
     "uci_evidence_fits": Benchmark(
         "uci_evidence_fits.py",
         (
