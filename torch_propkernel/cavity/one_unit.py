@@ -93,12 +93,17 @@ class OneUnit:
         return Tilt(variance, mean, 0.5 * ((self.precision * variance).log() + mean * pull))
 
     def strength(self, features: Tensor, precision: Tensor) -> Tensor:
-        """Return g = phi^T B phi / N of features ``n x P``."""
-        return ((features @ precision) * features).sum(-1) / self.width
+        """Return g = phi^T B phi / N of features ``n x P``, computed in their dtype."""
+        pressed = features @ precision.to(features.dtype)
+        return (pressed.mul_(features).sum(-1) / self.width).to(precision.dtype)
+
+    def strength_of(self, tilt: Tilt) -> Tensor:
+        """Return the g that a tilt came from."""
+        return 1.0 / tilt.variance - self.precision
 
     def pull(self, features: Tensor, field: Tensor) -> Tensor:
-        """Return b = a phi / sqrt(N) of features ``n x P``."""
-        return features @ field / math.sqrt(self.width)
+        """Return b = a phi / sqrt(N) of features ``n x P``, computed in their dtype."""
+        return (features @ field.to(features.dtype) / math.sqrt(self.width)).to(field.dtype)
 
 
 def bin_terms(tilt: Tilt, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:

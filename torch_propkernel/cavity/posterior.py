@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .one_unit import NUM_BINS, RARE, OneUnit, Tilt, bin_factor, bin_terms, weighted_gram
 from .population import Pool, effective_share
-from .solver import Anneal, Solution
+from .self_consistency import Solution
+from .solver import Anneal
 
 _CHUNK = 4_000_000  # features at a time
 _COVERED = 0.25  # effective share of the units under the prior
@@ -51,7 +52,7 @@ class CavityPosterior:
         >>> x, y = torch.eye(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
         >>> unit, prior = OneUnit(Identity(), x, width=50.0, precision=1.0), x @ x.mT / 50.0
         >>> options = {"num_units": 200, "generator": torch.Generator().manual_seed(0), "dtype": torch.float64}
-        >>> solved = anneal(unit, prior, y, 0.5, is_accurate=lambda whole, blocks: True, **options)
+        >>> solved = anneal(unit, prior, y, 0.5, tolerance=1.0, **options)
         >>> posterior = CavityPosterior(unit, y, solved, seed=0)
         >>> mean, variance = posterior.predict(x, None, prior, prior.diagonal(), joint=False)
         >>> bool((mean - 2 / 3).abs().max() < 0.02), bool((variance - 1 / 3).abs().max() < 0.02)   # near N = inf

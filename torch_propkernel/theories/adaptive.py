@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._validation import positive_number
-from ..cavity import Anneal, CavityPosterior, LeftOut, OneUnit, SharedNoise, Solution, anneal
+from ..cavity import Anneal, CavityPosterior, LeftOut, OneUnit, SharedNoise, anneal
 from ..exceptions import ConvergenceError
 from ..inference import Conditioned, ErrorEstimate, Problem
 from ..inference.last_layer import last_layer
@@ -69,10 +69,12 @@ class Adaptive(Theory):
     order_parameter, effective_share, residual, acceptance)`` for each step), ``seconds``.
 
     Accuracy on 27 sampled networks (``examples/benchmarks/results/adaptive_reference.md``): the test error is off by
-    0.7 % in the median, where the saddle has 2 %, and by 10 % at worst, where the saddle has 115 %; on 11 with two
-    hidden layers by 0.9 and 14 %, the saddle by 1.6 and 19 %. Cost: some 70 steps of ``num_units`` P^2 operations,
-    whatever N is: P = 100 three seconds, P = 400 half a minute, P = 1000 three to four minutes; with more layers two to
-    four times as much.
+    0.6 % in the median, where the saddle has 2 %, and by 10 % at worst, where the saddle has 115 %; on 11 with two
+    hidden layers by 1 and 14 %, the saddle by 1.6 and 19 %. Cost: 50 to 70 steps, more where the noise is large, each
+    of some 30 ``num_units`` P^2 operations (50 below T = 0.05), whatever N is, and 40 to 70 eigendecompositions of P x
+    P. On one thread P = 100 took 1.4 s, P = 400 10 s, P = 1000 a minute, P = 2000 four minutes and 1.9 GiB
+    (``examples/benchmarks/adaptive_speed.py``); P = 5000 would take 37 minutes and 8 GiB, extrapolated. With more
+    layers it is two to four times as much: units have P coordinates and are four times as many.
 
     Args:
         num_units: Units in a generation, of which 20 are kept; by default 8 P, between 500 and 1000, and four times as
@@ -158,11 +160,6 @@ class Adaptive(Theory):
         noise = SharedNoise(temperature, float(layer.bias_variance), len(targets))
         seen = inputs.coordinates(problem.inputs)[0]
         unit = OneUnit(layer.activation, seen, width, 1.0 / float(layer.scale), noise)
-        errors: list[float] = []
-
-        def is_accurate(whole: Solution, blocks: list[Solution]) -> bool:
-            errors.append(_monte_carlo_error(whole, blocks))
-            return errors[-1] <= self.tolerance
 
         def layers_below(product: float) -> float:
             logs = chain.at_log_scale(chain.width.new_tensor(product).log()).log_order_parameter
@@ -178,14 +175,14 @@ class Adaptive(Theory):
             dtype=torch.float64
             if len(targets) * max(1.0, noise.bias_variance) > _SINGLE * temperature
             else torch.float32,
-            is_accurate=is_accurate,
+            tolerance=self.tolerance,
             lower=layers_below if lower else None,
             time_limit=self.time_limit,
             progress=self.progress,
         )
         posterior = CavityPosterior(unit, targets, solved, self.seed)
         conditioned = CavityConditioned(problem, posterior, inputs)
-        stats = _stats(posterior, solved, errors[-1], self.tolerance)
+        stats = _stats(posterior, solved, self.tolerance)
         one = problem.targets.new_ones(())
         last, evidence = posterior.order_parameter() * one, posterior.log_evidence() * one
         if not bool(torch.isfinite(last) & torch.isfinite(evidence)):
@@ -307,13 +304,7 @@ def _num_units(num_data: int, deep: bool) -> int:
     return (4 if deep else 1) * min(1000, max(500, 8 * num_data))
 
 
-def _monte_carlo_error(whole: Solution, blocks: list[Solution]) -> float:
-    """Return the standard error of the watched sum, relative to it."""
-    values = torch.tensor([block.observable() for block in blocks], dtype=torch.float64)
-    return float(values.std() / math.sqrt(len(blocks))) / whole.observable()
-
-
-def _stats(posterior: CavityPosterior, solved: Anneal, error: float, tolerance: float) -> dict[str, Any]:
+def _stats(posterior: CavityPosterior, solved: Anneal, tolerance: float) -> dict[str, Any]:
     """Return the numbers of the solve."""
     solution, width = posterior.solution, posterior.unit.width
     response = solution.response
@@ -321,8 +312,8 @@ def _stats(posterior: CavityPosterior, solved: Anneal, error: float, tolerance: 
     divergence = posterior.divergence()
     return {
         "converged": share >= _POOR and solution.change <= _CHANGED and response.residual <= 2e-3,
-        "monte_carlo_error": error,
-        "tolerance_reached": error <= tolerance,
+        "monte_carlo_error": solved.monte_carlo_error,
+        "tolerance_reached": solved.monte_carlo_error <= tolerance,
         "residual": response.residual,
         "change": solution.change,
         "effective_share": share,
