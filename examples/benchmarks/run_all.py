@@ -93,6 +93,12 @@ BENCHMARKS = {
         "--data {uci} --rows 100 --widths 50 inf --markdown {page}",
         "log evidence|RMSE|NLPD|^q",
     ),
+    "convolution_vs_networks": Benchmark(
+        "convolution_vs_networks.py",
+        ("--json {records} --markdown {page}",),
+        "--cases 0 --draws 100 --longest 100 --json {records} --markdown {page}",
+        "sampled|width|scale|number|matrix|norm|of Q",
+    ),
     "uci_table": Benchmark(
         "uci_table.py",
         (FITS + "--sets yacht energy concrete pol kin40k --splits 10",),

@@ -20,8 +20,9 @@ class FreeScale(Theory):
     with everything else of the model as it is: the baseline that a fitted order parameter has to face. A finite-width
     prediction that it beats is no evidence for the width, since the order parameter is such a scale with a prior that
     the width dictates. ``order_parameters["r"]`` and ``readout_norm`` are the scale, ``stats["at_edge"]`` says whether
-    it is at an end of the interval that was searched, so that there may be no maximum. Models without a renormalized
-    kernel have the scale of their whole covariance fitted. No batch of models. Cost: one reduction of the kernel and
+    it is at an end of the interval that was searched, so that there may be no maximum. Of a
+    :class:`BlockRenormalizedKernel` it is the scale at E = 1; models without a renormalized kernel have the scale of
+    their whole covariance fitted. No batch of models. Cost: one reduction of the kernel and
     one Cholesky factorization.
 
     Raises:
@@ -43,6 +44,7 @@ class FreeScale(Theory):
 
     name = "free_scale"
     needs_order_parameters = False
+    has_blocks = True
 
     def _fit(self, problem: Problem) -> FittedTheory:
         spectrum = _relative_to_noise(problem)
