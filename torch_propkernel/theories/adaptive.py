@@ -70,9 +70,9 @@ class Adaptive(Theory):
 
     Accuracy on 27 sampled networks (``examples/benchmarks/results/adaptive_reference.md``): the test error is off by
     0.6 % in the median, where the saddle has 2 %, and by 10 % at worst, where the saddle has 115 %; on 11 with two
-    hidden layers by 1.0 and 14.5 %, the saddle by 1.6 and 19 %. Cost: 50 to 70 steps, more where the noise is large, each
-    of some 30 ``num_units`` P^2 operations (50 below T = 0.05), whatever N is, and 40 to 70 eigendecompositions of P x
-    P. On one thread P = 100 took 1.4 s, P = 400 10 s, P = 1000 a minute, P = 2000 four minutes and 1.9 GiB
+    hidden layers by 1.0 and 14.5 %, the saddle by 1.6 and 19 %. Cost: 50 to 70 steps, more where the noise is large,
+    each of some 30 ``num_units`` P^2 operations (50 below T = 0.05), whatever N is, and 40 to 70 eigendecompositions of
+    P x P. On one thread P = 100 took 1.4 s, P = 400 10 s, P = 1000 a minute, P = 2000 four minutes and 1.9 GiB
     (``examples/benchmarks/adaptive_speed.py``); P = 5000 would take 37 minutes and 8 GiB, extrapolated. With more
     layers it is two to four times as much: units have P coordinates and are four times as many.
 
