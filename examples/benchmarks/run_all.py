@@ -75,11 +75,23 @@ BENCHMARKS = {
         "{shipped} --seeds 1 --out {records} --markdown {page}",
         "infinite|saddle|mixture|adaptive",
     ),
-    "outputs_vs_networks": Benchmark(
-        "outputs_vs_networks.py",
-        ("--json {records} --markdown {page}",),
-        "--cases 0 --longest 1000 --json {records} --markdown {page}",
-        "sampled|width|number|matrix",
+    "adaptive_speed": Benchmark(
+        "adaptive_speed.py",
+        ("--data {uci} --markdown {page}",),
+        "--data {uci} --sizes 100 --temperatures 0.1 --markdown {page}",
+        "Choleskys|test error|infinite width",
+    ),
+    "annealing_speed": Benchmark(
+        "annealing_speed.py",
+        ("--markdown {page}",),
+        "--rows 100 --markdown {page}",
+        "ratio|products|gradients",
+    ),
+    "width_choice": Benchmark(
+        "width_choice.py",
+        ("--data {uci} --markdown {page}",),
+        "--data {uci} --rows 100 --widths 50 inf --markdown {page}",
+        "log evidence|RMSE|NLPD|^q",
     ),
     "convolution_vs_networks": Benchmark(
         "convolution_vs_networks.py",
@@ -105,6 +117,12 @@ BENCHMARKS = {
         "--data {uci} --predictions {records}.predictions --json {records} --markdown {page} --cases 0 "
         "--theories infinite_width saddle mixture --stage predict",  # sampled only after the predictions
         "infinite_width|saddle|mixture|adaptive|sampled test error|median|worst %",
+    ),
+    "outputs_vs_networks": Benchmark(
+        "outputs_vs_networks.py",
+        ("--json {records} --markdown {page}",),
+        "--json {records} --markdown {page} --cases 0",
+        "sampled|infinite width|one number|matrix",
     ),
     "uci_evidence_fits": Benchmark(
         "uci_evidence_fits.py",

@@ -37,7 +37,7 @@ class DenseBlocks:
               H_{aa} = K_{aa}, \quad H_{ab} = (K_{ab} + K_{ba}) / \sqrt 2 \ (a > b)
 
     with e the coordinates of E in an orthonormal basis of the symmetric matrices
-    (:func:`torch_propkernel.numerics.symmetric.to_coordinates`). Cost: ``P^2 r^2 / 2`` operations for each call.
+    (``numerics.symmetric.to_coordinates``). Cost: ``P^2 r^2 / 2`` operations for each call.
 
     Args:
         matrices: H, ``r (r + 1) / 2 x P x P``.

@@ -28,7 +28,7 @@ class OutputAction:
     .. math:: N_L \frac{dS}{dX} = V [\mathrm{diag}(\mu) + \Phi * G] V^T
 
     Calling the object gives values ``n`` at coordinates ``n x D (D + 1) / 2`` of X
-    (:func:`torch_propkernel.numerics.symmetric.to_coordinates`), differentiable once. Cost: P D^2 for each problem; no
+    (``numerics.symmetric.to_coordinates``), differentiable once. Cost: P D^2 for each problem; no
     matrix of P D rows is formed.
 
     Args:

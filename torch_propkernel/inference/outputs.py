@@ -201,7 +201,7 @@ class OutputsConditioned(Conditioned):
         return self.inner.log_likelihoods().sum(0)
 
     def left_out_terms(self) -> tuple[Tensor, Tensor]:
-        """Refuse: the terms of single outputs are those of the rotated ones, :attr:`inner`."""
+        """Refuse: the terms of single outputs are those of the rotated ones, ``inner``."""
         raise ValueError("left_out_terms: expected one output; use leave_one_out, which rotates back")
 
     def leave_one_out(self) -> ErrorEstimate:
