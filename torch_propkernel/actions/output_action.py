@@ -37,6 +37,15 @@ class OutputAction:
         temperature: T > 0, ``n``.
 
     Reference: THEORY.md, section 11, eqs. (20) and (21).
+
+    Example:
+        >>> import torch
+        >>> from torch_propkernel import Spectrum
+        >>> from torch_propkernel.actions import OutputAction
+        >>> K, one = torch.eye(2, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+        >>> action = OutputAction(Spectrum.from_kernel(K, 0.0 * K, num_outputs=2), 5.0 * one, one[0])
+        >>> round(action(torch.zeros(1, 3, dtype=torch.float64)).item(), 5)   # Q = 1: four times log(1 + 1)
+        2.77259
     """
 
     def __init__(self, spectrum: Spectrum, width: Tensor, temperature: Tensor) -> None:
