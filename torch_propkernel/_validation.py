@@ -136,3 +136,11 @@ def as_values(name: str, value: float | Sequence[float] | Tensor, size: int, all
     if not bool((torch.isfinite(values) & ((values >= 0) if allow_zero else (values > 0))).all()):
         raise ValueError(f"{name}: expected finite numbers {'>=' if allow_zero else '>'} 0, got {values.tolist()}")
     return values.expand(*values.shape[:-1], size)
+
+
+def whole_number(name: str, value: Any, hint: str = "", least: int = 1) -> int:
+    """Return ``value`` as an int if it is a whole number >= ``least``."""
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not plain or not least <= value < math.inf or value != int(value):
+        raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}{hint}")
+    return int(value)

@@ -78,6 +78,30 @@ BENCHMARKS = {
         "{shipped} --seeds 1 --out {records} --markdown {page}",
         "infinite|saddle|mixture|adaptive",
     ),
+    "adaptive_speed": Benchmark(
+        "adaptive_speed.py",
+        ("--data {uci} --markdown {page}",),
+        "--data {uci} --sizes 100 --temperatures 0.1 --markdown {page}",
+        "Choleskys|test error|infinite width",
+    ),
+    "annealing_speed": Benchmark(
+        "annealing_speed.py",
+        ("--markdown {page}",),
+        "--rows 100 --markdown {page}",
+        "ratio|products|gradients",
+    ),
+    "width_choice": Benchmark(
+        "width_choice.py",
+        ("--data {uci} --markdown {page}",),
+        "--data {uci} --rows 100 --widths 50 inf --markdown {page}",
+        "log evidence|RMSE|NLPD|^q",
+    ),
+    "convolution_vs_networks": Benchmark(
+        "convolution_vs_networks.py",
+        ("--json {records} --markdown {page}",),
+        "--cases 0 --draws 100 --longest 100 --json {records} --markdown {page}",
+        "sampled|width|scale|number|matrix|norm|of Q",
+    ),
     "uci_table": Benchmark(
         "uci_table.py",
         (FITS + "--sets yacht energy concrete pol kin40k --splits 10",),

@@ -12,7 +12,7 @@ from torch_propkernel import Erf, ReLU
 from torch_propkernel.cavity import Closure, OneUnit
 from torch_propkernel.cavity.one_unit import NUM_BINS, bin_terms, moments
 from torch_propkernel.cavity.population import Generation, Mover, Pool
-from torch_propkernel.cavity.response import solve_response
+from torch_propkernel.cavity.response import conjugate_gradients, solve_response
 
 WIDTH, LAMBDA = 5.0, 0.7
 X = torch.tensor([[0.9], [-1.4], [0.3]], dtype=torch.float64)
@@ -109,12 +109,15 @@ def test_gradient_of_the_motion(unit):
     generator = torch.Generator().manual_seed(1)
     mover = Mover(unit, torch.float64, generator)
     w = torch.randn(6, 1, dtype=torch.float64, generator=generator)
-    value, gradient, features = mover.potential(w, FIELD, PRECISION)
-    up, down = (mover.potential(w + h, FIELD, PRECISION)[0] for h in (1e-6, -1e-6))
-    torch.testing.assert_close(gradient.squeeze(-1), (up - down) / 2e-6, rtol=1e-6, atol=1e-7)  # central differences
-    torch.testing.assert_close(features, unit.features(w), rtol=0, atol=0)
-    tilt = unit.tilt(unit.strength(features, PRECISION), unit.pull(features, FIELD))
-    torch.testing.assert_close(value, tilt.log_weight, rtol=1e-12, atol=1e-12)
+    here = mover.at(w, FIELD, PRECISION)
+    up, down = (mover.at(w + h, FIELD, PRECISION).log_weight for h in (1e-6, -1e-6))
+    torch.testing.assert_close(here.slope.squeeze(-1), (up - down) / 2e-6, rtol=1e-6, atol=1e-7)  # central differences
+    torch.testing.assert_close(here.features, unit.features(w), rtol=0, atol=0)
+    tilt = unit.tilt(unit.strength(here.features, PRECISION), unit.pull(here.features, FIELD))
+    torch.testing.assert_close(here.log_weight, tilt.log_weight, rtol=1e-12, atol=1e-12)
+    for strength in (here.strength, unit.strength_of(tilt)):
+        expected = torch.einsum("ui,ij,uj->u", here.features, PRECISION, here.features) / WIDTH
+        torch.testing.assert_close(strength, expected, rtol=1e-11, atol=1e-14)
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=IDS)
@@ -126,8 +129,10 @@ def test_motion_leaves_the_tilted_law_invariant(unit):
     mover = Mover(unit, torch.float64, generator)
     w = torch.randn(20_000, 1, dtype=torch.float64, generator=generator)
     for _ in range(6):
-        w, features = mover.move(w, FIELD, PRECISION, 2)
-    torch.testing.assert_close(features, unit.features(w), rtol=0, atol=0)
+        placed = mover.move(w, FIELD, PRECISION, 2)
+        w = placed.weights
+    for mine, fresh in zip(placed, mover.at(w, FIELD, PRECISION), strict=True):  # rejected units are whole, too
+        torch.testing.assert_close(mine, fresh, rtol=1e-12, atol=1e-14)
     for power in (1, 2, 3):
         mean = float((weights * grid_w**power).sum())
         deviation = math.sqrt(float((weights * grid_w ** (2 * power)).sum()) / len(w))
@@ -142,14 +147,31 @@ def test_response_solves_its_equation_from_anywhere(unit):
     closure = Closure.of(covariance, 0.05, WIDTH)
     fields = []
     for start in (torch.zeros(3, dtype=torch.float64), 30.0 * FIELD):
-        found = solve_response(unit, pool, closure, y, start, tolerance=1e-10)
         B = closure.precision()
+        found = solve_response(unit, pool, closure, y, unit.strength(pool.features, B), start, tolerance=1e-10)
         tilt = unit.tilt(unit.strength(pool.features, B), unit.pull(pool.features, found.field))
         mean = moments(unit, pool.features, tilt, pool.normalized(tilt)[0]).mean
         left = 0.05 * found.field + (WIDTH * torch.eye(3).double() - 0.05 * B) @ mean
         torch.testing.assert_close(left, y, rtol=0, atol=1e-9)
         fields.append(found.field)
     torch.testing.assert_close(*fields, rtol=1e-7, atol=1e-7)  # strictly concave: one solution
+
+
+def test_conjugate_gradients():
+    generator = torch.Generator().manual_seed(4)
+    root = torch.randn(12, 9, dtype=torch.float64, generator=generator)
+    side = torch.randn(12, dtype=torch.float64, generator=generator)
+    matrix = root @ root.mT + torch.diag(torch.logspace(-6, 0, 12, dtype=torch.float64))
+    diagonal = matrix.diagonal()
+    found = conjugate_gradients(matrix.mv, diagonal, side)
+    exact = torch.linalg.solve(matrix, side)
+    left = side - matrix @ found
+    assert float(left.square() @ (1 / diagonal)) <= 0.01 * float(side.square() @ (1 / diagonal))  # to a tenth
+    ascent = float(side @ found)
+    assert 0 < ascent <= float(side @ exact)  # the quadratic form grows with every product, and from below
+    indefinite = matrix - 0.1 * torch.eye(12, dtype=torch.float64)
+    for broken in (indefinite, -matrix):
+        assert float(side @ conjugate_gradients(broken.mv, diagonal, side)) > 0
 
 
 def test_the_correction_restores_the_exact_prior_and_vanishes_with_it():

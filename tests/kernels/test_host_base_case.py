@@ -10,12 +10,19 @@ from gpytorch.test.base_kernel_test_case import BaseKernelTestCase
 
 from torch_propkernel import ArcCosineKernel, ArcSineKernel, Erf, NNGPKernel, ReLU, RenormalizedNNGPKernel
 from torch_propkernel.activations import GELU, Tanh
+from torch_propkernel.kernels import BlockRenormalizedKernel
 
 # The host draws unscaled random numbers: some of its few rows are tiny, some have variances that need more quadrature.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.InputScaleWarning"),
     pytest.mark.filterwarnings("ignore::torch_propkernel.activations.QuadratureWarning"),
 ]
+
+
+def _without_ard(keywords):
+    """Blocks have no relevances of their own; the host passes None or a number."""
+    return {name: value for name, value in keywords.items() if name != "ard_num_dims"}
+
 
 FACTORIES = {
     "ArcSine": lambda **kw: ArcSineKernel(bias_variance=0.1, **kw),
@@ -29,6 +36,9 @@ FACTORIES = {
     "RenormalizedOuter": lambda **kw: RenormalizedNNGPKernel(Erf(), [50, 20], bias_variance=[0.1, 0.0], **kw),
     "RenormalizedNested": lambda **kw: RenormalizedNNGPKernel(Erf(), [50, 20], "nested", bias_variance=0.1, **kw),
     "RenormalizedLinearPart": lambda **kw: RenormalizedNNGPKernel(ReLU(), [50, 20], "linear_part", **kw),
+    "RenormalizedBlocks": lambda **kw: BlockRenormalizedKernel(
+        [[NNGPKernel(Erf(), bias_variance=0.1), None], [None, NNGPKernel(ReLU())]], 50, **_without_ard(kw)
+    ),
     "RenormalizedInfinite": lambda **kw: RenormalizedNNGPKernel(ReLU(), [float("inf"), 20], **kw),
 }
 

@@ -10,11 +10,11 @@ from torch_propkernel import Erf, ReLU
 from torch_propkernel.networks import ConvolutionalNetwork, FiniteNetwork
 
 
-def network(activation=None, input_shape=(2, 6), channels=3, patch_size=3, stride=None, **kwargs):
+def network(activation=None, image_shape=(2, 6), channels=3, kernel_size=3, stride=None, **kwargs):
     generator = torch.Generator().manual_seed(0)
     activation = activation or Erf()
     return ConvolutionalNetwork(
-        activation, input_shape, channels, patch_size, stride, dtype=torch.float64, generator=generator, **kwargs
+        activation, image_shape, channels, kernel_size, stride, dtype=torch.float64, generator=generator, **kwargs
     )
 
 
@@ -32,15 +32,15 @@ GEOMETRIES = [
 ]
 
 
-@pytest.mark.parametrize(("input_shape", "patch_size", "stride"), GEOMETRIES)
+@pytest.mark.parametrize(("image_shape", "kernel_size", "stride"), GEOMETRIES)
 @pytest.mark.parametrize("bias", [0.0, 0.5])
-def test_forward_is_torchs_convolution(input_shape, patch_size, stride, bias):
-    net = network(None, input_shape, 3, patch_size, stride, weight_variance=[2.0, 3.0], bias_variance=bias)
-    x = points(4, math.prod(input_shape))
+def test_forward_is_torchs_convolution(image_shape, kernel_size, stride, bias):
+    net = network(None, image_shape, 3, kernel_size, stride, weight_variance=[2.0, 3.0], bias_variance=bias)
+    x = points(4, math.prod(image_shape))
     [(weight, offset)] = net.layers()
-    convolve = {2: torch.nn.functional.conv1d, 3: torch.nn.functional.conv2d}[len(input_shape)]
-    filters = weight.unflatten(-1, (input_shape[0], *net.patch_size)) / math.sqrt(weight.shape[-1])
-    hidden = torch.erf(convolve(x.unflatten(-1, input_shape), filters, offset, net.stride)).flatten(1)  # (c, b)
+    convolve = {2: torch.nn.functional.conv1d, 3: torch.nn.functional.conv2d}[len(image_shape)]
+    filters = weight.unflatten(-1, (image_shape[0], *net.patches.kernel_size)) / math.sqrt(weight.shape[-1])
+    hidden = torch.erf(convolve(x.unflatten(-1, image_shape), filters, offset, net.patches.stride)).flatten(1)  # (c, b)
     assert hidden.shape[-1] == net.num_features == 3 * net.num_patches
     expected = hidden @ net.readout.squeeze(-1) / math.sqrt(net.num_features)
     torch.testing.assert_close(net(x), expected, rtol=1e-12, atol=1e-14)
@@ -63,11 +63,11 @@ def patch_kernels(net, x, activation):
 
 
 @pytest.mark.parametrize("activation", [Erf(), ReLU()])
-@pytest.mark.parametrize(("input_shape", "patch_size", "stride"), [((2, 6), 3, None), ((1, 3, 4), 2, 1)])
-def test_prior_covariance_is_the_mean_patch_kernel(activation, input_shape, patch_size, stride):
+@pytest.mark.parametrize(("image_shape", "kernel_size", "stride"), [((2, 6), 3, None), ((1, 3, 4), 2, 1)])
+def test_prior_covariance_is_the_mean_patch_kernel(activation, image_shape, kernel_size, stride):
     kwargs = {"weight_variance": [1.5, 3.0], "bias_variance": 0.3, "batch_shape": (40_000,)}
-    net = network(activation, input_shape, 2, patch_size, stride, **kwargs)
-    x = points(3, math.prod(input_shape))
+    net = network(activation, image_shape, 2, kernel_size, stride, **kwargs)
+    x = points(3, math.prod(image_shape))
     with torch.no_grad():
         values = net(x)
         products = values.unsqueeze(-1) * values.unsqueeze(-2)
@@ -111,19 +111,19 @@ def test_batches_and_gradients():
     many = torch.stack([x * i for i in range(7)])
     torch.testing.assert_close(net(many)[3], net(many[3])[3], rtol=1e-12, atol=1e-14)
     assert torch.autograd.gradcheck(lambda hidden: single.features(x, hidden), (single.hidden,))
-    assert "input_shape=(2, 6)" in repr(net)
+    assert "image_shape=(2, 6)" in repr(net)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
-            {"input_shape": (6,)},
-            r"input_shape: expected \(channels, length\) or \(channels, rows, columns\), got \(6,\)",
+            {"image_shape": (6,)},
+            r"image_shape: expected \(channels, length\) or \(channels, rows, columns\), got \(6,\)",
         ),
-        ({"input_shape": (1, 0)}, "input_shape: expected a whole number >= 1, got 0"),
-        ({"patch_size": 7}, r"patch_size: expected at most the input's size \(6,\), got \(7,\)"),
-        ({"patch_size": (2, 2)}, r"patch_size: expected 1 or 1 numbers, got \(2, 2\)"),
+        ({"image_shape": (1, 0)}, "image_shape: expected a whole number >= 1, got 0"),
+        ({"kernel_size": 7}, r"kernel_size: expected at most the padded image's size \(6,\), got \(7,\)"),
+        ({"kernel_size": (2, 2)}, r"kernel_size: expected 1 or 1 numbers, got \(2, 2\)"),
         ({"stride": 0}, "stride: expected a whole number >= 1, got 0"),
         ({"channels": math.inf}, "channels: expected a whole number >= 1, got inf"),
         ({"weight_variance": [1.0, 2.0, 3.0]}, "weight_variance: expected 1 or 2 numbers"),

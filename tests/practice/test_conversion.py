@@ -20,7 +20,7 @@ from torch_propkernel import (
 )
 from torch_propkernel.activations import Step, Tanh
 from torch_propkernel.models import MultitaskNetworkGP
-from torch_propkernel.networks import ConvolutionalNetwork, FiniteNetwork
+from torch_propkernel.networks import ConvolutionalNetwork, FeatureNetwork, FiniteNetwork
 from torch_propkernel.practice import model_from_network, network_from_model
 
 WEIGHTS, BIASES = [0.3, 1.7, 4.1], [0.6, 0.0]
@@ -240,10 +240,34 @@ def test_models_that_are_more_than_their_kernel_are_refused():
 
 def test_networks_without_a_kernel_are_refused():
     x, y = data()
-    with pytest.raises(NotImplementedError, match="got ConvolutionalNetwork: there is no renormalized kernel"):
-        model_from_network(ConvolutionalNetwork(ReLU(), (1, 3), 4, 1), x, y, 0.1)
-    with pytest.raises(TypeError, match="expected a FiniteNetwork, got Linear"):
+
+    class Other(FeatureNetwork):
+        def _features(self, x, hidden):
+            return x
+
+    with pytest.raises(NotImplementedError, match="got Other: there is no renormalized kernel"):
+        model_from_network(Other(ReLU(), 3, [(2, 3)], 3), x, y, 0.1)
+    with pytest.raises(TypeError, match="expected a FiniteNetwork or ConvolutionalNetwork, got Linear"):
         model_from_network(torch.nn.Linear(3, 1), x, y, 0.1)
+
+
+@pytest.mark.parametrize("readout", ["dense", "pooled"])
+def test_a_convolutional_network_has_its_kernel(readout):
+    """The model's prior is that of many networks: 20,000 draws, in standard errors."""
+    kinds = {"weight_variance": [1.5, 3.0], "bias_variance": 0.3, "readout_bias_variance": 0.4, "dtype": torch.float64}
+    made = ConvolutionalNetwork(
+        ReLU(), (1, 6), 2, 3, 1, 1, readout, batch_shape=(20_000,), generator=torch.Generator().manual_seed(0), **kinds
+    )
+    x = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    model = model_from_network(made, x, x[:, 0], 0.1)
+    with torch.no_grad():
+        values = made(x)
+        products = values.unsqueeze(-1) * values.unsqueeze(-2)
+        error = products.std(0) / math.sqrt(len(products))
+        assert float(((products.mean(0) - model.covar_module(x).to_dense()) / error).abs().max()) < 4.5
+    assert model.covar_module.kernels[0].width.item() == 2.0 and model.likelihood.noise.item() == pytest.approx(
+        0.1, rel=1e-12
+    )
 
 
 def test_bad_data_are_refused():

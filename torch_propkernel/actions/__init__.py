@@ -1,15 +1,20 @@
 """Effective actions on a spectrum or on a kernel map, their stationary points and minimizers."""
 
+from .block_action import BlockAction, BlockMatrices, DenseBlocks
 from .evidence import effective_action, laplace_evidence
 from .first_order import FirstOrderTerms, Terms, draw_pre_activations, first_order_terms
 from .observed_output_action import ObservedOutputAction
 from .output_action import OutputAction
 from .solution import Solution, SolveResult
+from .solve_block_order_parameters import solve_block_order_parameters
 from .solve_matrix_order_parameters import MatrixSolution, solve_matrix_order_parameters
 from .solve_order_parameters import solve_order_parameters
 from .stationary_points import find_stationary_points
 
 __all__ = [
+    "BlockAction",
+    "BlockMatrices",
+    "DenseBlocks",
     "FirstOrderTerms",
     "MatrixSolution",
     "ObservedOutputAction",
@@ -22,6 +27,7 @@ __all__ = [
     "draw_pre_activations",
     "find_stationary_points",
     "first_order_terms",
+    "solve_block_order_parameters",
     "solve_matrix_order_parameters",
     "solve_order_parameters",
 ]

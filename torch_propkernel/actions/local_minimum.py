@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 _MAX_ITERATIONS = 100
+_MAX_QUASI_NEWTON = 1000
+_MAX_MISSES = 3
 _MAX_STEP = 1.0
 _MAX_HALVINGS = 30
 _DIFFERENCE = 1e-5
 _NEAR = 1e-3
+_ROUNDING = 1e3
+"""Rounding of the matrices limits the gradient: a bound that is looser by this still places q to 1e-8."""
 
 
 @dataclass
@@ -105,9 +109,57 @@ def minimize(
         if bool((stuck | ~moving).all()):
             break
     positive = torch.linalg.eigvalsh(torch.nan_to_num(hessian)).amin(-1) > 0
-    # Rounding of the matrices limits the gradient: a looser bound still places q to 1e-8.
-    converged = usable & positive & (gradient.abs().amax(-1) <= 1e3 * tolerance * scale)
+    converged = usable & positive & (gradient.abs().amax(-1) <= _ROUNDING * tolerance * scale)
     return LocalMinimum(logs, torch.where(usable, value, torch.inf), gradient, hessian, converged, iterations)
+
+
+def quasi_newton(
+    function: Callable[[Tensor], Tensor], start: Tensor, scale: Tensor, curvature: float, tolerance: float = 1e-11
+) -> LocalMinimum:
+    """Descend from ``start`` to a local minimum by BFGS: for many variables, one problem at a time.
+
+    The Hessian starts at ``curvature`` times the identity and learns from every step that curves upward; steps are at
+    most one in every variable, and halved until the value drops. Cost: one gradient for each step.
+
+    Args:
+        function: Maps a point ``C`` to a value; infinity marks a point outside the domain.
+        start: First point, ``C``.
+        scale: Size of the terms of the gradient; converged where |gradient| <= tolerance * scale.
+        curvature: First guess of the second derivatives, positive.
+        tolerance: Relative tolerance.
+    """
+    x, fresh = start, curvature * torch.eye(len(start), dtype=start.dtype, device=start.device)
+    value, gradient = value_and_gradient(function, x)
+    size, bound = float(gradient.abs().max()), tolerance * float(scale)
+    hessian, iterations, misses = fresh, 0, 0
+    while size > bound and iterations < _MAX_QUASI_NEWTON:
+        iterations += 1
+        direction = -torch.linalg.solve(hessian, gradient)
+        direction = direction * (_MAX_STEP / direction.abs().max().clamp_min(_MAX_STEP))
+        near = size <= _ROUNDING * bound  # there values are rounding: full steps, as long as they lower the gradient
+        length = 1.0
+        for _ in range(_MAX_HALVINGS):
+            new_value, new_gradient = value_and_gradient(function, x + length * direction)
+            if near or bool(new_value <= value + 1e-4 * length * (direction @ gradient)):
+                break
+            length *= 0.5
+        else:
+            if hessian is fresh:
+                break
+            hessian = fresh  # what was learned far from here misleads
+            continue
+        new_size = float(new_gradient.abs().max())
+        misses += int(near and not new_size < size)
+        if misses > _MAX_MISSES:
+            break
+        step, change = length * direction, new_gradient - gradient
+        x, value, gradient, size = x + step, new_value, new_gradient, new_size
+        curved = step @ change
+        if bool(curved > 1e-10 * step.norm() * change.norm()):
+            pushed = hessian @ step
+            hessian = hessian - pushed.outer(pushed) / (step @ pushed) + change.outer(change) / curved
+    converged = torch.isfinite(value) & (gradient.abs().max() <= _ROUNDING * bound)
+    return LocalMinimum(x, value, gradient, hessian, converged, iterations)
 
 
 def lowest_minimum(runs: list[LocalMinimum]) -> tuple[LocalMinimum, Tensor, Tensor]:

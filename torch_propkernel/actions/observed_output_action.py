@@ -34,7 +34,7 @@ class ObservedOutputAction(OutputAction):
         ValueError: An output without an observed target.
         NotEnoughMemoryError: The matrices do not fit.
 
-    Reference: THEORY.md, section 11, eqs. (20) and (23).
+    Reference: THEORY.md, section 11, eqs. (20) and (21c).
 
     Example:
         >>> import math, torch

@@ -41,7 +41,7 @@ class OutputAction:
         temperature: T > 0, ``n``.
         output_noise: R, ``D x D``, positive definite; the identity if None.
 
-    Reference: THEORY.md, section 11, eqs. (20), (21) and (22).
+    Reference: THEORY.md, section 11, eqs. (20), (21) and (21b).
 
     Example:
         >>> import math, torch

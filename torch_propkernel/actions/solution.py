@@ -25,7 +25,7 @@ class SolveResult(Enum):
         "is close to a double root, where its position is ill-conditioned; look at stats['gap'] and "
         "stationary_points."
     )
-    local_minimum = "Newton's method found it from several starts; a lower minimum elsewhere is not excluded."
+    local_minimum = "Descents from several starts found it; a lower minimum elsewhere is not excluded."
     infinite_width = "Every width is infinite: the order parameters are one, there is nothing to solve."
     not_converged = (
         "The iteration stopped before its tolerance; stats['residual'] tells by how much. Try a larger temperature, "

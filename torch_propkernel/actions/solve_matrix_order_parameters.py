@@ -88,7 +88,7 @@ def solve_matrix_order_parameters(
         ConvergenceError: Not converged, with ``throw=True``.
 
     Reference: Pacelli, Giambagli, Baglioni (2024), arXiv:2412.15911; Bassetti et al. (2024), arXiv:2406.03260;
-    THEORY.md, section 11, eqs. (20) to (23).
+    THEORY.md, section 11, eqs. (20), (21), (21b) and (21c).
 
     Example:
         >>> import torch

@@ -5,8 +5,9 @@ from .one_unit import Moments, OneUnit, Tilt
 from .population import Generation, Pool
 from .posterior import CavityPosterior, LeftOut
 from .response import Response
+from .self_consistency import Solution, self_consistent
 from .shared_noise import SharedNoise
-from .solver import Anneal, Solution, Step, anneal, self_consistent
+from .solver import Anneal, Step, anneal
 
 __all__ = [
     "Anneal",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -43,7 +43,7 @@ class Tilt(NamedTuple):
 
 @dataclass(frozen=True)
 class OneUnit:
-    r"""A hidden unit of a network with one hidden layer, as the training points see it.
+    r"""A unit of the last hidden layer, as the training points see it.
 
     .. math:: f_i = v\, \varphi(w) / \sqrt N, \qquad \varphi(w) = \sigma(X w) \in R^P, \quad w \sim N(0, 1), \
               v \sim N(0, 1/\lambda)
@@ -57,8 +57,9 @@ class OneUnit:
 
     Args:
         activation: sigma.
-        inputs: X, ``P x k``: prior scales multiplied in, in coordinates of the inputs' row space, one column for the
-            bias if there is one. w is then standard normal.
+        inputs: X, ``P x k``, such that X w with standard normal w has the prior of the unit's pre-activation: of one
+            hidden layer the inputs in coordinates of their row space, prior scales multiplied in, one column for the
+            bias if there is one; above other layers a root of their covariance.
         width: N.
         precision: lambda of the readout.
         noise: A bias of the readout, whose effect the units see; phi is whitened by it, and all that lives on the
@@ -72,6 +73,10 @@ class OneUnit:
     width: float
     precision: float
     noise: SharedNoise = SharedNoise()
+
+    def scaled(self, factor: float) -> OneUnit:
+        """Return the unit with the variance of its readout times a factor."""
+        return replace(self, precision=self.precision / factor)
 
     def features(self, weights: Tensor) -> Tensor:
         """Return phi(w), ``n x P``, in the dtype of the weights ``n x k``."""
@@ -88,12 +93,17 @@ class OneUnit:
         return Tilt(variance, mean, 0.5 * ((self.precision * variance).log() + mean * pull))
 
     def strength(self, features: Tensor, precision: Tensor) -> Tensor:
-        """Return g = phi^T B phi / N of features ``n x P``."""
-        return ((features @ precision) * features).sum(-1) / self.width
+        """Return g = phi^T B phi / N of features ``n x P``, computed in their dtype."""
+        pressed = features @ precision.to(features.dtype)
+        return (pressed.mul_(features).sum(-1) / self.width).to(precision.dtype)
+
+    def strength_of(self, tilt: Tilt) -> Tensor:
+        """Return the g that a tilt came from."""
+        return 1.0 / tilt.variance - self.precision
 
     def pull(self, features: Tensor, field: Tensor) -> Tensor:
-        """Return b = a phi / sqrt(N) of features ``n x P``."""
-        return features @ field / math.sqrt(self.width)
+        """Return b = a phi / sqrt(N) of features ``n x P``, computed in their dtype."""
+        return (features @ field.to(features.dtype) / math.sqrt(self.width)).to(field.dtype)
 
 
 def bin_terms(tilt: Tilt, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -98,6 +98,34 @@ def resample(weights: Tensor, generator: torch.Generator) -> Tensor:
     return torch.searchsorted(weights.cumsum(0), points).clamp_max(size - 1)
 
 
+class Placed(NamedTuple):
+    """Units at their place in a field a, B.
+
+    Attributes:
+        weights: w, ``M x k``.
+        features: phi(w), ``M x P``.
+        strength: g, ``M``.
+        log_weight: Of their tilt, ``M``.
+        slope: Its gradient in w, ``M x k``.
+    """
+
+    weights: Tensor
+    features: Tensor
+    strength: Tensor
+    log_weight: Tensor
+    slope: Tensor
+
+    def energy(self, momentum: Tensor) -> Tensor:
+        """Return the energy of each unit."""
+        return 0.5 * (self.weights.square() + momentum.square()).sum(-1) - self.log_weight
+
+    def where(self, condition: Tensor, other: Placed) -> Placed:
+        """Return these units where the condition holds, and others elsewhere."""
+        rows = condition.unsqueeze(-1)
+        pairs = zip(self, other, strict=True)
+        return Placed(*(torch.where(rows if mine.dim() > 1 else condition, mine, theirs) for mine, theirs in pairs))
+
+
 class Mover:
     r"""Moves units under a fixed field; the prior's part of the motion is exact, a rotation of (w, p).
 
@@ -125,45 +153,45 @@ class Mover:
         zero = torch.zeros(size, dtype=torch.float64, device=weights.device)
         return Generation(weights, self.unit.features(weights), zero)
 
-    def potential(self, weights: Tensor, field: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log weight ``M``, its gradient in w ``M x k``, and features; one backward pass of the activation."""
+    def at(self, weights: Tensor, field: Tensor, precision: Tensor) -> Placed:
+        """Return units at their place in a field; one backward pass of the activation."""
         root = math.sqrt(self.unit.width)
         with torch.enable_grad():
             hidden = (weights @ self.inputs.mT).requires_grad_()
             tracked = self.unit.outputs(hidden)
         features = tracked.detach()
         pressed = features @ precision
-        tilt = self.unit.tilt((pressed * features).sum(-1) / self.unit.width, features @ field / root)
-        push = tilt.mean.unsqueeze(-1) * (field / root)
-        push.sub_(pressed.mul_((tilt.second_moment / self.unit.width).unsqueeze(-1)))
+        strength = (pressed * features).sum(-1) / self.unit.width
+        tilt = self.unit.tilt(strength, features @ field / root)
+        push = pressed.mul_((tilt.second_moment / -self.unit.width).unsqueeze(-1)).addr_(tilt.mean, field / root)
         (slope,) = torch.autograd.grad(tracked, hidden, push)
-        return tilt.log_weight, slope @ self.inputs, features
+        return Placed(weights, features, strength, tilt.log_weight, slope @ self.inputs)
 
-    def move(self, weights: Tensor, field: Tensor, precision: Tensor, trajectories: int) -> tuple[Tensor, Tensor]:
-        """Return units after some trajectories under a, B, and their features."""
+    def move(self, weights: Tensor, field: Tensor, precision: Tensor, trajectories: int) -> Placed:
+        """Return units after some trajectories under a, B."""
         dtype = self.inputs.dtype
         field, precision = field.to(dtype), precision.to(dtype)
-        value, gradient, features = self.potential(weights, field, precision)
+        here = self.at(weights, field, precision)
         for _ in range(trajectories):
             spread = torch.empty(len(weights), 1, dtype=dtype, device=weights.device)
             spread.uniform_(-math.log(2.0), math.log(2.0), generator=self.generator)
             step = (self.step * spread.exp()).clamp_max(2.0 * _LONGEST)
             cosine, sine = step.cos(), step.sin()
             momentum = torch.empty_like(weights).normal_(generator=self.generator)
-            before = value - 0.5 * (weights.square() + momentum.square()).sum(-1)
-            place, slope = weights, gradient
+            before = here.energy(momentum)
+            there = here
             for _ in range(self.steps):
-                momentum = momentum + 0.5 * step * slope
-                place, momentum = cosine * place + sine * momentum, cosine * momentum - sine * place
-                new_value, slope, new_features = self.potential(place, field, precision)
-                momentum = momentum + 0.5 * step * slope
-            after = new_value - 0.5 * (place.square() + momentum.square()).sum(-1)
-            chance = (after - before).clamp_max(0.0).exp().nan_to_num(0.0)
+                momentum = momentum + 0.5 * step * there.slope
+                place, momentum = (
+                    cosine * there.weights + sine * momentum,
+                    cosine * momentum - sine * there.weights,
+                )
+                there = self.at(place, field, precision)
+                momentum = momentum + 0.5 * step * there.slope
+            chance = (before - there.energy(momentum)).clamp_max(0.0).exp().nan_to_num(0.0)
             taken = torch.empty_like(chance).uniform_(generator=self.generator) < chance
-            rows = taken.unsqueeze(-1)
-            weights, gradient = torch.where(rows, place, weights), torch.where(rows, slope, gradient)
-            features, value = torch.where(rows, new_features, features), torch.where(taken, new_value, value)
+            here = there.where(taken, here)
             self.acceptance = float(chance.mean())
             factor = math.exp(0.7 * (self.acceptance - _TARGET))
             self.step = min(_LONGEST, max(_SHORTEST, self.step * factor))
-        return weights, features
+        return here

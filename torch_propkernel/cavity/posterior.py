@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .one_unit import NUM_BINS, RARE, OneUnit, Tilt, bin_factor, bin_terms, weighted_gram
 from .population import Pool, effective_share
-from .solver import Anneal, Solution
+from .self_consistency import Solution
+from .solver import Anneal
 
 _CHUNK = 4_000_000  # features at a time
 _COVERED = 0.25  # effective share of the units under the prior
@@ -37,7 +38,7 @@ class CavityPosterior:
     f is the network's whole output, with the bias of its readout where there is one.
 
     Args:
-        unit: The unit.
+        unit: The unit, as :func:`anneal` took it.
         targets: y, ``P``.
         solved: What :func:`anneal` returned.
         seed: Of the weights orthogonal to the training inputs, drawn anew and alike in every prediction.
@@ -51,7 +52,7 @@ class CavityPosterior:
         >>> x, y = torch.eye(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
         >>> unit, prior = OneUnit(Identity(), x, width=50.0, precision=1.0), x @ x.mT / 50.0
         >>> options = {"num_units": 200, "generator": torch.Generator().manual_seed(0), "dtype": torch.float64}
-        >>> solved = anneal(unit, prior, y, 0.5, is_accurate=lambda whole, blocks: True, **options)
+        >>> solved = anneal(unit, prior, y, 0.5, tolerance=1.0, **options)
         >>> posterior = CavityPosterior(unit, y, solved, seed=0)
         >>> mean, variance = posterior.predict(x, None, prior, prior.diagonal(), joint=False)
         >>> bool((mean - 2 / 3).abs().max() < 0.02), bool((variance - 1 / 3).abs().max() < 0.02)   # near N = inf
@@ -60,7 +61,7 @@ class CavityPosterior:
 
     def __init__(self, unit: OneUnit, targets: Tensor, solved: Anneal, seed: int) -> None:
         """Keep the units without their features."""
-        self.unit, self.targets, self.seed = unit, targets, seed
+        self.scale, self.unit, self.targets, self.seed = solved.scale, unit.scaled(solved.scale), targets, seed
         self.solution: Solution = solved.solution
         self.weights = torch.cat([generation.weights for generation in solved.generations])
         self.log_base = torch.cat([generation.log_base for generation in solved.generations])
@@ -87,13 +88,14 @@ class CavityPosterior:
             inside: Coordinates of the points in the row space (and the bias column), ``m x k``.
             outside: What the row space lacks of them, ``m x d``, with prior scales multiplied in; None if nothing. Its
                 weights keep their prior.
-            cross: Prior covariance of f of one unit with the training points, ``P x m``.
+            cross: Prior covariance of f of one unit with the training points, ``P x m``, as ``prior`` of
+                :func:`anneal`.
             own: Prior variance of f of one unit at the points, ``m`` (joint: covariance ``m x m``).
             joint: Return the covariance.
         """
         unit, solution = self.unit, self.solution
         size, width = len(inside), unit.width
-        cross = unit.noise.whiten(cross.mT).mT
+        cross, own = self.scale * unit.noise.whiten(cross.mT).mT, self.scale * own
         weights, tilt = solution.response.weights, solution.response.tilt
         first = weights * tilt.mean / math.sqrt(width)
         second = weights * tilt.second_moment / width

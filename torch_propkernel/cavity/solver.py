@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ..exceptions import ConvergenceError
 from .closure import Closure
-from .one_unit import Moments, OneUnit, moments
+from .one_unit import OneUnit, moments
 from .population import Generation, Mover, Pool, effective_share, resample
 from .response import Response, solve_response
-from .shared_noise import SharedNoise
+from .self_consistency import Solution, self_consistent
 
-BURN_IN = 25
-"""Steps at the final temperature before units are kept."""
+BURN_IN = 24
+"""Steps at the final temperature before units are kept: a multiple of the generations that the field is made of."""
 
 KEPT = 20
 """Generations that the solution is made of, in BLOCKS groups for its Monte Carlo error."""
@@ -26,8 +26,7 @@ KEPT = 20
 BLOCKS = 5
 
 _MOVING = 4  # generations that the field is made of on the way
-_FIRST_STEPS = 20  # of averaging; doubled until the tolerance is met
-_MOST_STEPS = 160
+_MOST_STEPS = 160  # of averaging
 _LEAST_SHARE = 0.25  # effective share below which a generation is dropped,
 _SAFE_SHARE = 0.5  # that the newest one must keep when the temperature is lowered,
 _GOOD_SHARE = 0.7  # and above which it may be lowered faster
@@ -45,140 +44,175 @@ class Step(NamedTuple):
     acceptance: float
 
 
-class Solution(NamedTuple):
-    """A self-consistent field, and the moments of the weighted units in it.
-
-    Attributes:
-        field: B and C of the field in which the units are.
-        posterior: Those of the units' own V in this field, which differ by ``change``.
-        response: a, and the units' weights.
-        moments: m, E2 and V over the units.
-        change: Relative difference of V between the last two iterations at fixed units.
-        rho: Coefficient of the control variate, see :meth:`Pool.control`.
-        correction: Delta, which is part of the moments, ``P x P``.
-        noise: In whose coordinates all of these are; the methods return what is true of the points themselves.
-    """
-
-    field: Closure
-    posterior: Closure
-    response: Response
-    moments: Moments
-    change: float
-    rho: float
-    correction: Tensor
-    noise: SharedNoise
-
-    def left_out_variance(self) -> Tensor:
-        """Return the variance of f at each training point given the others at a fixed C, ``P``."""
-        return 1.0 / self.precision_diagonal() - self.posterior.temperature
-
-    def precision_diagonal(self) -> Tensor:
-        """Return the diagonal of A^{-1}, ``P``."""
-        vectors = self.noise.whiten(self.posterior.vectors.mT).mT
-        return vectors.square() @ (1.0 / self.posterior.total_values)
-
-    def residuals(self) -> Tensor:
-        """Return A^{-1} (y - N mu) = a - B m, which is (y - E f) / T, ``P``."""
-        return self.noise.whiten(self.response.field - self.field.apply(self.field.field, self.response.mean))
-
-    def training_variance(self) -> Tensor:
-        """Return the variance of f at the training points, ``P``."""
-        temperature = self.posterior.temperature
-        return temperature - temperature**2 * self.precision_diagonal()
-
-    def training_error(self) -> Tensor:
-        """Return E (y - f)^2 averaged over the training points."""
-        return ((self.field.temperature * self.residuals()).square() + self.training_variance()).mean()
-
-    def observable(self) -> float:
-        """Return the mean squared error of a point given the others at a fixed C: its noise is that of predictions."""
-        away = self.residuals() / self.precision_diagonal()
-        return float((away.square() + self.left_out_variance()).mean())
-
-
 class Anneal(NamedTuple):
     """What a solve returns.
 
     Attributes:
         solution: The self-consistent solution over all kept units.
-        blocks: That over each of the BLOCKS groups of generations alone.
         generations: The kept units.
         history: One entry for each step.
         seconds: Time taken.
+        monte_carlo_error: Standard error of the watched sum, relative to it.
         full_change: Relative change of the watched sum with the closure E2 - m m^T, after one iteration.
+        scale: Factor of the readout's variance that the layers below give; 1 without them.
     """
 
     solution: Solution
-    blocks: list[Solution]
     generations: list[Generation]
     history: list[Step]
     seconds: float
+    monte_carlo_error: float
     full_change: float
+    scale: float
 
 
-def self_consistent(
-    unit: OneUnit,
-    pool: Pool,
-    prior: Tensor,
-    targets: Tensor,
-    start: Closure,
-    vector: Tensor,
-    *,
-    full: bool = False,
-    iterations: int = 2,
-    tolerance: float = 1e-3,
-) -> Solution:
-    """Iterate closure and response a few times at fixed units, from a start nearby.
+class _Cooling:
+    """A population of units and the field that it makes, on their way from high temperature to the final one.
 
-    Not more than a few times: a field far from that in which the units were drawn leaves few of them.
+    Every step gives a new field until BURN_IN steps are done at the final temperature. Then B stays for as many steps
+    as it takes to renew all generations, and only a follows in between.
 
-    Args:
-        unit: The unit.
-        pool: Weighted units.
-        prior: Covariance of f of one unit under the prior, ``P x P``, whitened by the unit's noise.
-        targets: y, whitened likewise.
-        start: A closure, whose temperature is kept.
-        vector: First a.
-        full: Close with E2 - m m^T, the whole covariance, instead of that given ``|v|``.
-        iterations: At most so many.
-        tolerance: Of the relative change of V.
-
-    Reference: THEORY.md, eqs. (13) and (14).
-
-    Example:
-        >>> import torch
-        >>> from torch_propkernel.activations import Identity
-        >>> from torch_propkernel.cavity import Closure, OneUnit, self_consistent
-        >>> from torch_propkernel.cavity.population import Mover, Pool
-        >>> x, y = torch.eye(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
-        >>> unit, prior = OneUnit(Identity(), x, width=50.0, precision=1.0), x @ x.mT / 50.0
-        >>> drawn = Mover(unit, torch.float64, torch.Generator().manual_seed(0)).draw(5000)   # from the prior
-        >>> solution = self_consistent(unit, Pool.of([drawn]), prior, y, Closure.of(prior, 0.5, 50.0), 0 * y)
-        >>> solution.change < 0.01, bool((0.5 * solution.residuals() - 1 / 3).abs().max() < 0.02)   # y - f
-        (True, True)
+    Attributes:
+        temperature: The present one.
+        covariance: V, averaged over the last steps.
+        field: a.
+        unit: The unit, with the readout's variance that the layers below leave it.
+        scale: Their factor of it.
+        history: One entry for each step.
+        steps_at_final: Steps since the final temperature was reached.
     """
-    closure, posterior = start, start
-    size = torch.linalg.norm(start.values)
-    response = solve_response(unit, pool, closure, targets, vector)
-    vector = response.field
-    strength = unit.strength(pool.features, closure.precision().to(pool.features.dtype)).double()
-    rho = pool.control(unit, strength, response.weights * response.tilt.second_moment)
-    correction = pool.correction(unit, prior, rho)
-    for iteration in range(iterations + 1):
-        response = solve_response(unit, pool, closure, targets, vector, correction)
-        vector = response.field
-        found = moments(unit, pool.features, response.tilt, response.weights)
-        found = found._replace(mean=response.mean, second=found.second + correction)
-        conditional = found.conditional + correction
-        if full:
-            conditional = found.second - torch.outer(found.mean, found.mean)
-        found = found._replace(conditional=conditional)
-        posterior = Closure.of(conditional, closure.temperature, closure.width)
-        change = float(torch.linalg.norm(conditional - closure.matrix(closure.values)) / size)
-        if change < tolerance or iteration == iterations:
-            break
-        closure = posterior
-    return Solution(closure, posterior, response, found, change, rho, correction, unit.noise)
+
+    def __init__(
+        self,
+        unit: OneUnit,
+        prior: Tensor,
+        targets: Tensor,
+        final: float,
+        num_units: int,
+        generator: torch.Generator,
+        dtype: torch.dtype,
+        lower: Callable[[float], float] | None,
+    ) -> None:
+        """Draw the first generation from the prior."""
+        self.unit, self.targets, self.final = unit, targets, final
+        self._bare, self._lower, self.scale = unit, lower, 1.0
+        self.num_units, self.generator = num_units, generator
+        self.mover = Mover(unit, dtype, generator)
+        self.generations = [self.mover.draw(num_units)]
+        self.temperature = max(final, 1.0, 3.0 * unit.width * float(prior.diagonal().mean()))
+        self.covariance, self.field = prior, torch.zeros_like(targets)
+        self._fastest, self._trajectories = (1.25, 8) if final < 0.05 else (1.8, 4)
+        self._ratio = self._fastest
+        self.history: list[Step] = []
+        self.steps_at_final = 0
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the temperature is the final one."""
+        return self.temperature <= self.final
+
+    def expected_steps(self) -> int:
+        """Return about how many steps it takes to the final temperature."""
+        return math.ceil(math.log(self.temperature / self.final) / math.log(self._fastest)) + 2
+
+    def step(self) -> Generation:
+        """Lower the temperature or keep it, move the newest units in the field, and the field with them."""
+        if self._renewed:
+            self._close()
+        shares = self._shares(self._response)
+        newest = self._move(shares)
+        self.steps_at_final += int(self.arrived)
+        if self._renewed:
+            found = moments(self.unit, Pool.of(self.generations).features, self._response.tilt, self._response.weights)
+            self.covariance = self.covariance + self._gain() * (found.conditional - self.covariance)
+        self._record(shares[-1])
+        if self._renewed and self._lower is not None:  # the next step begins with a new field
+            self._rescale(self._lower)
+        return newest
+
+    @property
+    def _renewed(self) -> bool:
+        """Whether enough units are new for a new B."""
+        return self.steps_at_final <= BURN_IN or self.steps_at_final % _MOVING == 0
+
+    def _gain(self) -> float:
+        """Return the part of a new V that is taken: 0.15 a step in the end, when all generations are new at once."""
+        if not self.arrived or self.steps_at_final > BURN_IN:
+            return 0.5
+        return 0.3 if self.steps_at_final <= BURN_IN - 10 else 0.15
+
+    def _rescale(self, lower: Callable[[float], float]) -> None:
+        """Relax the scale of the layers below as V."""
+        second_moment = float((self._response.weights * self._response.tilt.second_moment).sum())
+        self.scale *= (lower(self._bare.precision * second_moment) / self.scale) ** self._gain()
+        self.mover.unit = self.unit = self._bare.scaled(self.scale)
+
+    def _shares(self, response: Response) -> list[float]:
+        """Return the effective share of each generation."""
+        return [effective_share(w / w.sum()) for w in response.weights.split(self.num_units)]
+
+    def _close(self) -> None:
+        """Close the field with V, at the lowest temperature to which the newest generation can follow."""
+        closure = Closure.of(self.covariance, self.temperature, self.unit.width)
+        pool = Pool.of(self.generations)
+        for _ in range(40):
+            trial = max(self.final, self.temperature / self._ratio) if self.history else self.temperature
+            closure = closure.at(trial)
+            precision = closure.precision()
+            strength = self.unit.strength(pool.features, precision)
+            response = solve_response(self.unit, pool, closure, self.targets, strength, self.field)
+            if not math.isfinite(response.residual):
+                raise ConvergenceError(
+                    f"adaptive theory: expected finite numbers at temperature {trial:.3g}, got a residual of "
+                    f"{response.residual}; use more units or rescaled inputs and targets"
+                )
+            share = self._shares(response)[-1]
+            if self.arrived or share >= _SAFE_SHARE:
+                break
+            if not self.history:
+                self.temperature *= 2.0
+            elif self._ratio <= _SLOWEST:
+                break
+            else:
+                self._ratio = math.sqrt(self._ratio)
+        if not self.arrived and share > _GOOD_SHARE:
+            self._ratio = min(self._fastest, self._ratio**1.3)
+        self.temperature, self.field = trial, response.field
+        self._closure, self._precision, self._response = closure, precision, response
+
+    def _move(self, shares: list[float]) -> Generation:
+        """Return the newest generation, resampled and moved in the field, which then follows it."""
+        unit, newest = self.unit, self.generations[-1]
+        weights = self._response.weights[-self.num_units :]
+        chosen = resample(weights / weights.sum(), self.generator)
+        placed = self.mover.move(newest.weights[chosen], self.field, self._precision, self._trajectories)
+        strength = placed.strength.to(self.field.dtype)
+        log_base = unit.tilt(strength, unit.pull(placed.features, self.field)).log_weight
+        generation = Generation(placed.weights, placed.features, log_base - self._response.log_normalizer)
+        kept = [k for k, share in enumerate(shares) if share >= _LEAST_SHARE][1 - _MOVING :]
+        strengths = unit.strength_of(self._response.tilt).split(self.num_units)
+        self.generations = [*(self.generations[k] for k in kept), generation]
+        pool, strength = Pool.of(self.generations), torch.cat([*(strengths[k] for k in kept), strength])
+        self._response = solve_response(unit, pool, self._closure, self.targets, strength, self.field)
+        self.field = self._response.field
+        return generation
+
+    def _record(self, share: float) -> None:
+        """Add to the history, and check that it goes on."""
+        response = self._response
+        q = self.unit.precision * float((response.weights * response.tilt.second_moment).sum())
+        self.history.append(Step(self.temperature, q, min(share, 1.0), response.residual, self.mover.acceptance))
+        if not math.isfinite(q):
+            raise ConvergenceError(
+                f"adaptive theory: expected a finite order parameter at temperature {self.temperature:.3g}, got {q}; "
+                "use more units"
+            )
+        if len(self.history) > _MOST_ANNEALING and not self.arrived:
+            raise ConvergenceError(
+                f"adaptive theory: the temperature could not be lowered below {self.temperature:.3g} (asked for "
+                f"{self.final:.3g}) in {len(self.history)} steps: the units condense; use more units, a larger width "
+                "or more noise"
+            )
 
 
 def anneal(
@@ -190,7 +224,8 @@ def anneal(
     num_units: int,
     generator: torch.Generator,
     dtype: torch.dtype,
-    is_accurate: Callable[[Solution, list[Solution]], bool],
+    tolerance: float,
+    lower: Callable[[float], float] | None = None,
     time_limit: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Anneal:
@@ -206,8 +241,10 @@ def anneal(
         num_units: Units in a generation.
         generator: For all random numbers.
         dtype: Of the units' motion.
-        is_accurate: Whether the Monte Carlo error, read off the blocks, is small enough; more units are drawn until it
-            is, or until the time or the number of steps is up.
+        tolerance: Of the Monte Carlo error; more units are drawn until it is met, or until the time or the number of
+            steps is up.
+        lower: Finite layers below: the factor that they give the readout's variance, from the product of all order
+            parameters, lambda E v^2. It relaxes with V; None for one.
         time_limit: Seconds after which no more units are drawn.
         progress: Called with (done, total) after every step.
 
@@ -223,113 +260,55 @@ def anneal(
         >>> x, y = torch.eye(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
         >>> unit, prior = OneUnit(Identity(), x, width=50.0, precision=1.0), x @ x.mT / 50.0
         >>> options = {"num_units": 200, "generator": torch.Generator().manual_seed(0), "dtype": torch.float64}
-        >>> solved = anneal(unit, prior, y, 0.5, is_accurate=lambda whole, blocks: True, **options)
+        >>> solved = anneal(unit, prior, y, 0.5, tolerance=1.0, **options)
         >>> len(solved.generations), solved.history[-1].temperature, solved.solution.response.residual < 1e-3
         (20, 0.5, True)
     """
     begin = time.monotonic()
     prior, targets = unit.noise.whiten_both(prior), unit.noise.whiten(targets)
-    mover = Mover(unit, dtype, generator)
-    generations = [mover.draw(num_units)]
-    covariance = prior
-    now = max(temperature, 1.0, 3.0 * unit.width * float(prior.diagonal().mean()))
-    field = torch.zeros_like(targets)
-    gentle = temperature < 0.05
-    fastest, trajectories = (1.25, 8) if gentle else (1.8, 4)
-    ratio, history, started = fastest, [], False
-    kept: list[Generation] = []
-    stride, countdown, done_at_final = 1, 1, 0
-    expected_annealing = math.ceil(math.log(now / temperature) / math.log(fastest)) + 2
-    last_total = expected_annealing + BURN_IN + _FIRST_STEPS
-    steps_wanted = _FIRST_STEPS
-    result: tuple[Solution, list[Solution]] | None = None
-    while True:
-        at_end = now <= temperature
-        closure = Closure.of(covariance, now, unit.width)
-        pool = Pool.of(generations)
-        shares = [0.0]
-        for _ in range(40):
-            trial = now if at_end or not started else max(temperature, now / ratio)
-            response = solve_response(unit, pool, closure.at(trial), targets, field)
-            if not math.isfinite(response.residual):
-                raise ConvergenceError(
-                    f"adaptive theory: expected finite numbers at temperature {trial:.3g}, got a residual of "
-                    f"{response.residual}; use more units or rescaled inputs and targets"
-                )
-            shares = [effective_share(w / w.sum()) for w in response.weights.split(num_units)]
-            if at_end or shares[-1] >= _SAFE_SHARE:
-                break
-            if not started:
-                now *= 2.0
-            elif ratio <= _SLOWEST:
-                break
-            else:
-                ratio = math.sqrt(ratio)
-        if not at_end and shares[-1] > _GOOD_SHARE:
-            ratio = min(fastest, ratio**1.3)
-        started, now, field = True, trial, response.field
-        closure = closure.at(now)
+    cooling = _Cooling(unit, prior, targets, temperature, num_units, generator, dtype, lower)
+    total = cooling.expected_steps() + BURN_IN + KEPT
 
-        newest, precision = generations[-1], closure.precision()
-        newest_weights = response.weights[-num_units:]
-        chosen = resample(newest_weights / newest_weights.sum(), generator)
-        weights, features = mover.move(newest.weights[chosen], field, precision, trajectories)
-        tilt = unit.tilt(
-            unit.strength(features, precision.to(dtype)).double(),
-            unit.pull(features, field.to(dtype)).double(),
-        )
-        generation = Generation(weights, features, tilt.log_weight - response.log_normalizer)
-        recent = zip(generations, shares, strict=True)
-        generations = [old for old, share in recent if share >= _LEAST_SHARE][-(_MOVING - 1) :] + [generation]
-
-        response = solve_response(unit, Pool.of(generations), closure, targets, field)
-        field = response.field
-        found = moments(unit, Pool.of(generations).features, response.tilt, response.weights)
-        gain = 0.5 if now > temperature else (0.3 if done_at_final < BURN_IN - 10 else 0.15)
-        covariance = covariance + gain * (found.conditional - covariance)
-        q = unit.precision * float((response.weights * response.tilt.second_moment).sum())
-        history.append(Step(now, q, min(shares[-1], 1.0), response.residual, mover.acceptance))
-        if not math.isfinite(q):
-            raise ConvergenceError(
-                f"adaptive theory: expected a finite order parameter at temperature {now:.3g}, got {q}; use more units"
-            )
-        if len(history) > _MOST_ANNEALING and now > temperature:
-            raise ConvergenceError(
-                f"adaptive theory: the temperature could not be lowered below {now:.3g} (asked for {temperature:.3g}) "
-                f"in {len(history)} steps: the units condense; use more units, a larger width or more noise"
-            )
+    def step() -> Generation:
+        generation = cooling.step()
         if progress is not None:
-            progress(min(len(history), last_total), last_total)
-        if now > temperature:
-            continue
-        done_at_final += 1
-        if done_at_final <= BURN_IN:
-            continue
-        countdown -= 1
-        if countdown == 0:
-            kept.append(generation)
-            countdown = stride
-        averaged = done_at_final - BURN_IN
-        late = time_limit is not None and time.monotonic() - begin > time_limit and len(kept) >= BLOCKS
-        if averaged < steps_wanted and not late:
-            continue
-        closure = Closure.of(covariance, now, unit.width)
-        whole = self_consistent(unit, Pool.of(kept), prior, targets, closure, field)
-        size = len(kept) // BLOCKS
-        groups = [Pool.of(kept[k * size : (k + 1) * size]) for k in range(BLOCKS)]
-        blocks = [
-            self_consistent(unit, group, prior, targets, whole.posterior, whole.response.field, iterations=1)
-            for group in groups
-        ]
-        result = (whole, blocks)
-        if is_accurate(whole, blocks) or late or averaged >= _MOST_STEPS:
+            progress(min(len(cooling.history), total), total)
+        return generation
+
+    while not cooling.arrived:
+        step()
+    for _ in range(BURN_IN - cooling.steps_at_final):
+        step()
+    kept: list[Generation] = []
+    stride, averaged, wanted, late = 1, 0, KEPT, False
+    while True:
+        while averaged < wanted and not late:
+            generation = step()
+            averaged += 1
+            if averaged % stride == 0:
+                kept.append(generation)
+            late = time_limit is not None and time.monotonic() - begin > time_limit and len(kept) >= BLOCKS
+        closure = Closure.of(cooling.covariance, temperature, unit.width)
+        seen, known = cooling.unit, cooling.scale * prior
+        whole = self_consistent(seen, Pool.of(kept), known, targets, closure, cooling.field)
+        error = _monte_carlo_error(seen, kept, known, targets, whole)
+        if error <= tolerance or late or averaged >= _MOST_STEPS:
             break
-        steps_wanted, stride = 2 * averaged, 2 * stride
-        last_total = len(history) + steps_wanted - averaged
-        kept, countdown = kept[1::2], stride
-    whole, blocks = result
+        total = len(cooling.history) + averaged
+        kept, stride, wanted = kept[1::2], 2 * stride, 2 * averaged
     full = self_consistent(
-        unit, Pool.of(kept), prior, targets, whole.posterior, whole.response.field, full=True, iterations=1
+        seen, Pool.of(kept), known, targets, whole.posterior, whole.response.field, full=True, iterations=1
     )
     full_change = abs(full.observable() / whole.observable() - 1.0)
-    return Anneal(whole, blocks, kept, history, time.monotonic() - begin, full_change)
+    return Anneal(whole, kept, cooling.history, time.monotonic() - begin, error, full_change, cooling.scale)
+
+
+def _monte_carlo_error(unit: OneUnit, kept: list[Generation], prior: Tensor, targets: Tensor, whole: Solution) -> float:
+    """Return the standard error of the watched sum relative to it, from BLOCKS groups of generations."""
+    size = len(kept) // BLOCKS
+    values = []
+    for start in range(0, BLOCKS * size, size):
+        pool = Pool.of(kept[start : start + size])
+        block = self_consistent(unit, pool, prior, targets, whole.posterior, whole.response.field, iterations=1)
+        values.append(block.observable())
+    return float(torch.tensor(values, dtype=torch.float64).std() / math.sqrt(BLOCKS)) / whole.observable()

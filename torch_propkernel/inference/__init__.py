@@ -1,5 +1,6 @@
 """The problem taken from a model, and what conditioning it on its data gives."""
 
+from .blocks import BlocksProblem
 from .conditioned import Blocks, Conditioned, DenseConditioned, Node, SpectralConditioned
 from .error_estimate import ErrorEstimate
 from .observed_outputs_conditioned import ObservedOutputsConditioned
@@ -10,6 +11,7 @@ from .units import Normalization, Units
 
 __all__ = [
     "Blocks",
+    "BlocksProblem",
     "Conditioned",
     "DenseConditioned",
     "ErrorEstimate",

@@ -32,13 +32,19 @@ def last_layer(problem: Problem, x: Tensor) -> LastLayer:
         TypeError: The model's covariance is not one network's.
     """
     own = covariance_of(problem)
-    x = layer_inputs(problem, x)
-    *lower, last = own.kernel.layers()
-    state = own.kernel.input_covariance(x, x)
-    for layer in lower:
-        state = propagate(state, layer, overwrite=True)
+    last = own.kernel.layers()[-1]
     scale = last.weight_variance * own.scale[..., None, None]
-    return LastLayer(last.activation, state.xy, scale, own.bias_variance)
+    return LastLayer(last.activation, pre_activations(problem, x, x), scale, own.bias_variance)
+
+
+def pre_activations(problem: Problem, x1: Tensor, x2: Tensor, *, elementwise: bool = False) -> Tensor:
+    """Return the covariance of the last layer's pre-activations, ``*b x n x m``; elementwise (x1 is x2): ``*b x n``."""
+    kernel = problem.network
+    read = layer_inputs(problem, x1)
+    state = kernel.input_covariance(read, read if x2 is x1 else layer_inputs(problem, x2), elementwise=elementwise)
+    for layer in kernel.layers(elementwise=elementwise)[:-1]:
+        state = propagate(state, layer, overwrite=True)
+    return state.xy
 
 
 def layer_inputs(problem: Problem, x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class ObservedOutputsConditioned(Conditioned):
         problem: The problem.
         output_covariance: Q, ``D x D``, symmetric positive definite.
 
-    Reference: THEORY.md, section 11, eq. (23).
+    Reference: THEORY.md, section 11, eq. (21c).
 
     Example:
         >>> import torch

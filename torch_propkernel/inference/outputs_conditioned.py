@@ -29,7 +29,7 @@ class OutputsConditioned(Conditioned):
         problem: The problem.
         output_covariance: Q, ``D x D``, symmetric positive definite.
 
-    Reference: THEORY.md, section 11, eq. (22).
+    Reference: THEORY.md, section 11, eq. (21b).
 
     Example:
         >>> import torch

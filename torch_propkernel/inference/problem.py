@@ -332,7 +332,7 @@ class Problem:
         if known is not None and known[0] is x:
             return known[1:]
         moved, fixed = self.blocks(x, None if self.kernel is None else self.at_scale(1.0), joint), None
-        if self.kernel is not None and not self.is_multiplicative():
+        if not self.is_multiplicative():
             fixed = self.blocks(x, self.at_scale(0.0), joint)
             moved = Blocks(moved.mean, moved.cross - fixed.cross, moved.prior - fixed.prior)
         if not (torch.is_grad_enabled() and moved.cross.requires_grad):
@@ -394,7 +394,7 @@ class Problem:
         self.check_scalar()
         covariance, residuals = self.unit_covariance, self.residuals()
         one = covariance.new_ones(())
-        if self.kernel is not None and not self.is_multiplicative():
+        if not self.is_multiplicative():
             check_affine(self)
             fixed = self.covariance(self.at_scale(0.0))
             if bool((fixed != 0).any()):

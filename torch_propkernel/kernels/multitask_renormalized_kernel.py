@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from gpytorch.kernels import Kernel
 from linear_operator import to_linear_operator
 from linear_operator.operators import KroneckerProductLinearOperator
 from torch import Tensor
 
-from .._validation import as_width
 from ..activations import Activation
-from ..numerics.symmetric import symmetric_log
-from ..order_parameters import ScalarChain, WishartOrderParameterPrior
+from ..order_parameters import ScalarChain
+from .matrix_order_parameter_kernel import MatrixOrderParameterKernel
 from .nngp_kernel import NNGPKernel, _refuse_last_dim_is_batch
 
 
-class MultitaskRenormalizedKernel(Kernel):
+class MultitaskRenormalizedKernel(MatrixOrderParameterKernel):
     r"""Covariance of a network of finite width with D outputs, renormalized by a D x D matrix for each hidden layer.
 
     .. math:: \mathrm{Cov}[f_a(x), f_b(x')] = Q_{ab}\, K^L(x, x'), \qquad Q = R_1 R_1^T, \quad
@@ -76,57 +74,17 @@ class MultitaskRenormalizedKernel(Kernel):
         """Register the order parameters with the prior that the widths dictate."""
         if isinstance(num_tasks, bool) or not isinstance(num_tasks, int) or num_tasks < 1:
             raise ValueError(f"num_tasks: expected a whole number >= 1, got {num_tasks!r}")
-        widths = as_width(width)
         if "depth" in kwargs:
             raise TypeError("depth: expected one number in width for each hidden layer instead, got depth")
-        batch_shape = torch.broadcast_shapes(torch.Size(batch_shape or []), widths.shape[:-1])
-        widths = widths.expand(*batch_shape, widths.shape[-1])
-        active_dims = kwargs.pop("active_dims", None)
-        super().__init__(active_dims=active_dims, batch_shape=batch_shape)
+        super().__init__(width, num_tasks, batch_shape, kwargs.pop("active_dims", None))
         self.num_tasks = num_tasks
-        self.data_covar_module = _DataKernel(activation, widths.shape[-1], batch_shape=batch_shape, **kwargs)
-        raw = torch.zeros(*widths.shape, num_tasks, num_tasks)
-        self.register_parameter("raw_order_parameter", torch.nn.Parameter(raw))
-        self.register_prior(
-            "order_parameter_prior",
-            WishartOrderParameterPrior(widths, num_tasks),
-            self._get_order_parameter,
-            self._set_order_parameter,
-        )
-
-    @property
-    def width(self) -> Tensor:
-        """Widths N_1, ..., N_L, ``*batch_shape x 1 x L``: the prior's buffer."""
-        return self.order_parameter_prior.width
+        depth = self.width.shape[-1]
+        self.data_covar_module = _DataKernel(activation, depth, batch_shape=self._batch_shape, **kwargs)
 
     @property
     def chain(self) -> ScalarChain:
         """The chain of each eigenvalue of Q, with widths ``*batch_shape x L`` in float64."""
         return ScalarChain(self.width.squeeze(-2).to(torch.float64))
-
-    @property
-    def _logs(self) -> Tensor:
-        """Symmetric logarithms of the order parameters; zero where the width is infinite."""
-        raw = 0.5 * (self.raw_order_parameter + self.raw_order_parameter.mT)
-        finite = torch.isfinite(self.width.squeeze(-2))[..., None, None]
-        return torch.where(finite, raw, torch.zeros_like(raw))
-
-    @property
-    def order_parameter(self) -> Tensor:
-        """Order parameters E_1, ..., E_L, ``*batch_shape x L x D x D``; the identity where the width is infinite."""
-        return torch.matrix_exp(self._logs)
-
-    @order_parameter.setter
-    def order_parameter(self, value: Any) -> None:
-        raw = self.raw_order_parameter
-        value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
-        size = self.num_tasks
-        if value.shape[-2:] != (size, size):
-            raise ValueError(f"order_parameter: expected shape (..., {size}, {size}), got {tuple(value.shape)}")
-        symmetric = torch.allclose(value, value.mT, rtol=1e-5, atol=1e-8)
-        if not symmetric or not bool((torch.linalg.eigvalsh(value) > 0).all()):
-            raise ValueError(f"order_parameter: expected symmetric positive definite matrices, got {value.tolist()}")
-        self.initialize(raw_order_parameter=symmetric_log(value).expand_as(raw))
 
     @property
     def output_covariance(self) -> Tensor:
@@ -150,28 +108,6 @@ class MultitaskRenormalizedKernel(Kernel):
             return (points.unsqueeze(-1) * outputs.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)).flatten(-2)
         points = to_linear_operator(self.data_covar_module.forward(x1, x2))
         return KroneckerProductLinearOperator(points, to_linear_operator(outputs))
-
-    def __getitem__(self, index: Any) -> Kernel:
-        """Index the batch dimensions of every parameter and of the width together."""
-        kernel = super().__getitem__(index)
-        if kernel is not self:
-            index = index if isinstance(index, tuple) else (index,)
-            kernel.order_parameter_prior.width = self.width[index]
-        return kernel
-
-    def expand_batch(self, *sizes: torch.Size | tuple[int, ...]) -> Kernel:
-        """Expand the batch dimensions of every parameter and of the width together."""
-        kernel = super().expand_batch(*sizes)
-        if kernel is not self:
-            batch = kernel.raw_order_parameter.shape[:-3]
-            kernel.order_parameter_prior.width = self.width.expand(*batch, *self.width.shape[-2:])
-        return kernel
-
-    def _get_order_parameter(self, module: MultitaskRenormalizedKernel) -> Tensor:
-        return module.order_parameter
-
-    def _set_order_parameter(self, module: MultitaskRenormalizedKernel, value: Tensor) -> None:
-        module.order_parameter = value
 
 
 class _DataKernel(NNGPKernel):

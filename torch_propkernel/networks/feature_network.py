@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._validation import as_values, check_floating, check_same_kind, positive_number
+from .._validation import as_values, check_floating, check_same_kind, positive_number, whole_number
 from ..activations import Activation, get_activation
 
 Layers = list[tuple[Tensor, Tensor | None]]
@@ -258,18 +258,6 @@ class FeatureNetwork(torch.nn.Module, ABC):
         outputs = "" if self.num_outputs is None else f", num_outputs={self.num_outputs}"
         batch = f", batch_shape={tuple(self.batch_shape)}" if self.batch_shape else ""
         return f"{self.activation}, input_dim={self.input_dim}, width={self.width}{outputs}{batch}"
-
-
-def whole_number(name: str, value: Any, hint: str = "") -> int:
-    """Return ``value`` as an int if it is a whole number >= 1."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not 1 <= value < math.inf
-        or value != int(value)
-    ):
-        raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}{hint}")
-    return int(value)
 
 
 def _variances(name: str, value: Any, size: int, allow_zero: bool = False) -> Tensor:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._validation import whole_number
 from ..activations import Activation
-from .feature_network import FeatureNetwork, whole_number
+from .feature_network import FeatureNetwork
 
 
 class FiniteNetwork(FeatureNetwork):

@@ -22,18 +22,23 @@ def to_coordinates(matrix: Tensor) -> Tensor:
     norm of the coordinates is that of the matrix.
     """
     row, column = torch.tril_indices(matrix.shape[-1], matrix.shape[-1], device=matrix.device)
-    return matrix[..., row, column] * torch.where(row == column, 1.0, _ROOT_TWO).to(matrix)
+    return matrix[..., row, column] * _lengths(row, column, matrix)
 
 
 def from_coordinates(coordinates: Tensor, size: int) -> Tensor:
     """Return the symmetric matrices ``*b x D x D`` of coordinates; differentiable."""
     row, column = torch.tril_indices(size, size, device=coordinates.device)
-    entries = coordinates / torch.where(row == column, 1.0, _ROOT_TWO).to(coordinates)
+    entries = coordinates / _lengths(row, column, coordinates)
     index = torch.zeros(size, size, dtype=torch.long, device=coordinates.device)
     number = torch.arange(len(row), device=coordinates.device)
     index[row, column] = number
     index[column, row] = number
     return entries[..., index]
+
+
+def _lengths(row: Tensor, column: Tensor, like: Tensor) -> Tensor:
+    """Return the Frobenius norms of the basis of symmetric matrices, exact in the dtype of a tensor."""
+    return torch.where(row == column, like.new_ones(()), like.new_tensor(_ROOT_TWO))
 
 
 def symmetric_log(matrix: Tensor) -> Tensor:

@@ -10,15 +10,25 @@ from gpytorch.kernels import ConstantKernel, Kernel
 from torch import Tensor
 
 from .._validation import check_inputs, check_same_kind, check_targets, positive_number
-from ..kernels import Composition, MultitaskRenormalizedKernel, NNGPKernel, RenormalizedNNGPKernel
+from ..kernels import (
+    Composition,
+    ConvolutionalRenormalizedKernel,
+    MultitaskRenormalizedKernel,
+    RenormalizedNNGPKernel,
+)
 from ..kernels.compositions import get_composition
 from ..models import MultitaskNetworkGP, NetworkGP
+from ..networks.convolutional import ConvolutionalNetwork
 from ..networks.feature_network import FeatureNetwork
 from ..networks.finite_network import FiniteNetwork
 
 
 def model_from_network(
-    network: FiniteNetwork, x: Tensor, y: Tensor, temperature: float, composition: str | Composition = "outer"
+    network: FiniteNetwork | ConvolutionalNetwork,
+    x: Tensor,
+    y: Tensor,
+    temperature: float,
+    composition: str | Composition = "outer",
 ) -> NetworkGP:
     r"""Return the Gaussian process model of a finite network on training data: the network's prior, its widths, T.
 
@@ -26,24 +36,29 @@ def model_from_network(
     ARD weights and active columns, a ConstantKernel added to it for a bias of the readout, its likelihood a Gaussian
     one with noise T, its mean zero. :func:`fit_order_parameters` then predicts what the network's posterior does,
     without sampling it. The network's present weights and batch shape do not enter. An ``input_scale`` of mean other
-    than one goes into w_0. A network with ``num_outputs`` becomes a :class:`MultitaskNetworkGP` with a
+    than one goes into w_0. A convolutional network has a :class:`ConvolutionalRenormalizedKernel`, which the theories
+    :class:`InfiniteWidth`, :class:`FreeScale` and :class:`SaddlePoint` take.
+
+    A fully connected network with ``num_outputs`` becomes a :class:`MultitaskNetworkGP` with a
     :class:`MultitaskRenormalizedKernel`.
 
-    Not included: convolutional layers, whose kernels do not exist yet, and a bias of several outputs' readout.
+    Not included: several outputs of a convolutional network, and a bias of several outputs' readout.
 
     Shapes: x is ``P x d``, y is ``P``, or ``P x D`` with ``num_outputs``. Values are exact to rounding; dtype and
     device are the network's.
 
     Args:
-        network: The network.
+        network: The network, fully connected or with a convolutional layer.
         x: Training inputs.
         y: Training targets.
         temperature: T > 0, the variance of the noise.
-        composition: How several order parameters enter; several outputs have "outer" only.
+        composition: How several order parameters enter; several outputs have "outer" only, a convolutional network has
+            one.
 
     Raises:
-        TypeError: Not a FiniteNetwork; data of another dtype.
-        NotImplementedError: A convolutional network, several outputs with a readout bias or another composition.
+        TypeError: Neither a FiniteNetwork nor a ConvolutionalNetwork; data of another dtype.
+        NotImplementedError: Several outputs of a convolutional network, with a readout bias or another composition;
+            another network.
         ValueError: Shapes that do not fit, NaN or infinite data, T <= 0, an ``input_scale`` with a zero.
 
     Reference: Pacelli et al. (2023), arXiv:2209.04882; THEORY.md, sections 0 and 4.
@@ -58,28 +73,47 @@ def model_from_network(
         >>> torch.allclose(network_from_model(model).weight_variance, network.weight_variance)
         True
     """
-    if isinstance(network, FeatureNetwork) and not isinstance(network, FiniteNetwork):
-        raise NotImplementedError(
-            f"network: expected a FiniteNetwork, got {type(network).__name__}: there is no renormalized kernel for it "
-            "here yet"
-        )
-    if not isinstance(network, FiniteNetwork):
-        raise TypeError(f"network: expected a FiniteNetwork, got {type(network).__name__}")
+    if not isinstance(network, (FiniteNetwork, ConvolutionalNetwork)):
+        known = "network: expected a FiniteNetwork or ConvolutionalNetwork, got"
+        if isinstance(network, FeatureNetwork):
+            raise NotImplementedError(f"{known} {type(network).__name__}: there is no renormalized kernel for it here")
+        raise TypeError(f"{known} {type(network).__name__}")
     num_outputs = network.num_outputs
     if num_outputs is not None:
-        if float(network.readout_bias_variance) > 0 or get_composition(composition) != get_composition("outer"):
+        plain = isinstance(network, FiniteNetwork) and get_composition(composition) == get_composition("outer")
+        if not plain or float(network.readout_bias_variance) > 0:
             raise NotImplementedError(
-                f"network: expected no readout bias and composition 'outer' for num_outputs={num_outputs}, got "
-                f"readout_bias_variance={float(network.readout_bias_variance):g} and {composition!r}"
+                f"network: expected a FiniteNetwork, no readout bias and composition 'outer' for num_outputs="
+                f"{num_outputs}, got {type(network).__name__}, readout_bias_variance="
+                f"{float(network.readout_bias_variance):g} and {composition!r}"
             )
         if y.dim() != 2 or y.shape[-1] != num_outputs:
             raise ValueError(f"y: expected shape ({x.shape[-2]}, {num_outputs}), got {tuple(y.shape)}")
     check_inputs(x)
     check_targets(y if num_outputs is None else y.mT, x.shape[-2])
     check_same_kind(x=x, y=y, weights=network.hidden)
-    if network.active_dims is None and x.shape[-1] != network.input_dim:
+    if getattr(network, "active_dims", None) is None and x.shape[-1] != network.input_dim:
         raise ValueError(f"x: expected {network.input_dim} columns, got shape {tuple(x.shape)}")
     temperature = positive_number("temperature", temperature)
+    if isinstance(network, FiniteNetwork):
+        kernel: Kernel = _fully_connected(network, composition)
+    else:
+        kernel = _convolutional(network)
+    if num_outputs is not None:
+        return MultitaskNetworkGP.with_temperature(x, y, kernel, temperature)
+    if float(network.readout_bias_variance) > 0:
+        constant = ConstantKernel().to(network.hidden)
+        constant.constant = network.readout_bias_variance.to(network.hidden)
+        kernel = kernel + constant
+    noise_constraint = gpytorch.constraints.Positive()
+    likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=noise_constraint).to(network.hidden)
+    likelihood.noise = torch.as_tensor(temperature, dtype=torch.float64).to(network.hidden)
+    return NetworkGP(x, y, likelihood, kernel)
+
+
+def _fully_connected(
+    network: FiniteNetwork, composition: str | Composition
+) -> RenormalizedNNGPKernel | MultitaskRenormalizedKernel:
     weights, scale = network.weight_variance.clone(), network.input_scale
     if scale is not None:
         if not bool((scale > 0).all()):
@@ -92,25 +126,32 @@ def model_from_network(
         "active_dims": None if network.active_dims is None else network.active_dims.cpu(),
     }
     widths = list(network.width)
-    covariance: Kernel
-    kernel: NNGPKernel
-    if num_outputs is None:
-        kernel = covariance = RenormalizedNNGPKernel(network.activation, widths, composition, **options)
+    kernel: RenormalizedNNGPKernel | MultitaskRenormalizedKernel
+    if network.num_outputs is None:
+        kernel = RenormalizedNNGPKernel(network.activation, widths, composition, **options).to(network.hidden)
     else:
-        covariance = MultitaskRenormalizedKernel(network.activation, widths, num_outputs, **options)
-        kernel = covariance.data_covar_module
-    covariance.to(network.hidden)
+        kernel = MultitaskRenormalizedKernel(network.activation, widths, network.num_outputs, **options)
+        kernel = kernel.to(network.hidden)
+    data = kernel.data_covar_module if isinstance(kernel, MultitaskRenormalizedKernel) else kernel
     # Parameters are built in torch's default dtype: set them again after the conversion, without its rounding.
-    kernel.weight_variance, kernel.bias_variance = weights, network.bias_variance
+    data.weight_variance, data.bias_variance = weights, network.bias_variance
     if scale is not None:
-        kernel.ard_weights = scale
-    if num_outputs is not None:
-        return MultitaskNetworkGP.with_temperature(x, y, covariance, temperature)
-    if float(network.readout_bias_variance) > 0:
-        constant = ConstantKernel().to(network.hidden)
-        constant.constant = network.readout_bias_variance.to(network.hidden)
-        covariance = kernel + constant
-    noise_constraint = gpytorch.constraints.Positive()
-    likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=noise_constraint).to(network.hidden)
-    likelihood.noise = torch.as_tensor(temperature, dtype=torch.float64).to(network.hidden)
-    return NetworkGP(x, y, likelihood, covariance)
+        data.ard_weights = scale
+    return kernel
+
+
+def _convolutional(network: ConvolutionalNetwork) -> ConvolutionalRenormalizedKernel:
+    patches = network.patches
+    kernel = ConvolutionalRenormalizedKernel(
+        network.activation,
+        float(network.width[0]),
+        patches.image_shape,
+        patches.kernel_size,
+        stride=patches.stride,
+        padding=patches.padding,
+        readout="pooled" if network.pooled else "dense",
+        weight_variance=network.weight_variance.cpu(),
+        bias_variance=network.bias_variance.cpu(),
+    ).to(network.hidden)
+    kernel.blocks.weight_variance, kernel.blocks.bias_variance = network.weight_variance, network.bias_variance
+    return kernel

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .._validation import as_values, positive_number
-from ..networks.feature_network import whole_number
+from .._validation import as_values, positive_number, whole_number
 
 _PARAMETRIZATIONS = ("standard", "scaled")
 

@@ -1,4 +1,4 @@
-"""The adaptive theory: hidden units that learn, one treated exactly in the field of all others."""
+"""The adaptive theory: units of the last hidden layer that learn, one treated exactly in the field of all others."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from .._validation import positive_number
-from ..cavity import Anneal, CavityPosterior, LeftOut, OneUnit, SharedNoise, Solution, anneal
+from ..cavity import Anneal, CavityPosterior, LeftOut, OneUnit, SharedNoise, anneal
 from ..exceptions import ConvergenceError
 from ..inference import Conditioned, ErrorEstimate, Problem
-from ..inference.last_layer import last_layer, layer_inputs
-from ..networks.row_space import row_space
+from ..inference.last_layer import last_layer
 from .base import FittedTheory, Theory
+from .unit_inputs import LinearInputs, UnitInputs, unit_inputs
 
 _SINGLE = 1e5
 """Bound on P / T, above which units move in float64: g = phi^T B phi / N would suffer from rounding in float32.
@@ -43,32 +43,42 @@ class Adaptive(Theory):
     activation is kept exactly, so the kernel adapts to the data beyond a factor: relevances of the inputs and preferred
     directions are learned. For Gaussian units it agrees with :class:`SaddlePoint` up to O(1/N).
 
-    One hidden layer of any width N >= 2, any activation, biases, ARD, in ScaleKernels or not; homoskedastic noise; no
-    batch dimensions. A ConstantKernel that is added is a bias of the readout, of any variance, which the units see as
-    noise that all points share. At infinite width it is :class:`InfiniteWidth`.
+    Any activation, widths N >= 2, biases, ARD, in ScaleKernels or not; homoskedastic noise; no batch dimensions. A
+    ConstantKernel that is added is a bias of the readout, of any variance, which the units see as noise that all points
+    share. At infinite width it is :class:`InfiniteWidth`.
+
+    With more hidden layers the units of the last one are adapted. Those below keep their prior, but for one scale each,
+    as in the outer form of the saddle: :math:`N_l (q_l - 1)` is the same for all layers and q_1 ... q_{L-1} multiplies
+    the readout's variance; the kernel's composition is to be ``"outer"``. Features that lower layers learn are missed.
+    This shows where inputs have few dominant directions: on images of two digits (erf, widths 20 and 20, T = 0.05) the
+    test error was 28 % too high, the saddle's 62 %.
 
     The units are a population of samples, annealed from high temperature and moved by Hamiltonian Monte Carlo. All of
     it is deterministic given ``seed``, up to the rounding of the machine. Units are added until the Monte Carlo error
     of the mean squared error of a left-out training point (bias and variance, at the fixed adapted kernel) is below
     ``tolerance``: unlike the training error, it is as noisy as predictions are.
 
-    ``order_parameters``: ``"q"``, the posterior mean of ``lambda_1 |v|^2 / N``, which is ``readout_norm`` too.
-    ``log_evidence`` is good where the units stay near their prior; it is too high at small lambda_1 and where the
-    units' law has several modes. ``stats``: ``converged``, ``monte_carlo_error`` (relative), ``tolerance_reached``,
-    ``residual`` (of the equation for a, relative to ``|y|``), ``change`` (relative, of V in the last iteration),
-    ``effective_share`` of the units, ``kl_per_unit`` and ``log_width``, ``variance_trusted`` (the first below the
-    second: beyond it units specialize, and the variance has been too small by factors of 1 to 4, while the mean and q
-    held), ``ep_consistency`` (relative change of the watched error if the whole covariance E2 - m m^T closed the
-    equations), ``history`` (a tuple ``(temperature, order_parameter, effective_share, residual, acceptance)`` for each
-    step), ``seconds``.
+    ``order_parameters``: ``"q"``, the posterior mean of ``lambda_1 |v|^2 / N``, which is ``readout_norm`` too; q_1,
+    ..., q_L with more layers. ``log_evidence``, None with more layers, is good where the units stay near their prior;
+    it is too high at small lambda_1 and where the units' law has several modes. ``stats``: ``converged``,
+    ``monte_carlo_error`` (relative), ``tolerance_reached``, ``residual`` (of the equation for a, relative to
+    ``|y|``), ``change`` (relative, of V in the last iteration), ``effective_share`` of the units, ``kl_per_unit`` and
+    ``log_width``, ``variance_trusted`` (the first below the second: beyond it units specialize, and the variance has
+    been too small by factors of 1 to 4, while the mean and q held), ``ep_consistency`` (relative change of the watched
+    error if the whole covariance E2 - m m^T closed the equations), ``history`` (a tuple ``(temperature,
+    order_parameter, effective_share, residual, acceptance)`` for each step), ``seconds``.
 
     Accuracy on 27 sampled networks (``examples/benchmarks/results/adaptive_reference.md``): the test error is off by
-    0.7 % in the median, where the saddle has 2 %, and by 10 % at worst, where the saddle has 115 %. Cost: some 70 steps
-    of ``num_units`` P^2 operations, whatever N is: P = 100 three seconds, P = 400 half a minute, P = 1000 three to four
-    minutes.
+    0.6 % in the median, where the saddle has 2 %, and by 10 % at worst, where the saddle has 115 %; on 11 with two
+    hidden layers by 1.0 and 14.5 %, the saddle by 1.6 and 19 %. Cost: 50 to 70 steps, more where the noise is large,
+    each of some 30 ``num_units`` P^2 operations (50 below T = 0.05), whatever N is, and 40 to 70 eigendecompositions of
+    P x P. On one thread P = 100 took 1.4 s, P = 400 10 s, P = 1000 a minute, P = 2000 four minutes and 1.9 GiB
+    (``examples/benchmarks/adaptive_speed.py``); P = 5000 would take 37 minutes and 8 GiB, extrapolated. With more
+    layers it is two to four times as much: units have P coordinates and are four times as many.
 
     Args:
-        num_units: Units in a generation, of which 20 are kept; by default 8 P, between 500 and 1000.
+        num_units: Units in a generation, of which 20 are kept; by default 8 P, between 500 and 1000, and four times as
+            many with more hidden layers.
         tolerance: Of the relative Monte Carlo error.
         seed: Of all random numbers.
         time_limit: Seconds after which no more units are added.
@@ -76,8 +86,8 @@ class Adaptive(Theory):
 
     Raises:
         TypeError: Options of the wrong kind, a covariance that is not one network's.
-        ValueError: More than one hidden layer, a width below 2, a batch of models, noise that differs between points;
-            options out of range.
+        ValueError: A width below 2, an infinite last layer above finite ones, several layers in another composition
+            than the outer one, a batch of models, noise that differs between points; options out of range.
         ConvergenceError: The temperature cannot be lowered.
 
     Reference: derived for this package; THEORY.md, eqs. (12) to (17).
@@ -124,64 +134,70 @@ class Adaptive(Theory):
     def _check(self, problem: Problem) -> None:
         kernel = problem.network
         layer = last_layer(problem, problem.inputs[..., :1, :])
-        if kernel.depth != 1:
-            raise ValueError(f"width: {self!r} expected one hidden layer, got {kernel.depth}")
         if problem.targets.dim() != 1 or problem.inputs.dim() != 2 or layer.scale.numel() != 1:
             got = tuple(problem.targets.shape)
             raise ValueError(f"model: {self!r} expected no batch dimensions, got targets of shape {got}")
         if problem.temperature is None:
             raise ValueError(f"likelihood: {self!r} expected one noise variance for all points, got several")
-        if not float(kernel.width) >= 2:
-            raise ValueError(f"width: {self!r} expected at least 2, got {float(kernel.width):g}")
+        problem.check_scalar()
+        width, infinite = kernel.width.flatten(), torch.isinf(kernel.width.flatten())
+        if not bool((width >= 2).all()):
+            raise ValueError(f"width: {self!r} expected at least 2 in each layer, got {width.tolist()}")
+        if bool(infinite[-1]) and not bool(infinite.all()):
+            raise ValueError(f"width: {self!r} expected a finite last layer above finite ones, got {width.tolist()}")
 
     def _fit(self, problem: Problem) -> FittedTheory:
-        layer, inputs = last_layer(problem, problem.inputs[:1]), _Inputs(problem)
-        width = float(problem.layers.width)
+        layer, inputs, chain = last_layer(problem, problem.inputs[:1]), unit_inputs(problem), problem.layers
+        *lower, width = chain.width.tolist()
         if math.isinf(width):
             one, wide = torch.ones_like(problem.targets[0]), problem.infinite_width
             evidence = wide.log_likelihoods().squeeze(-1)
             message = "Infinite width: units keep their prior, there is nothing to solve."
-            return FittedTheory(self, problem, wide, {"q": one}, one, message, {"converged": True}, evidence)
+            q = one.expand(len(lower) + 1) if lower else one
+            return FittedTheory(self, problem, wide, {"q": q}, one, message, {"converged": True}, evidence)
         targets, prior = problem.residuals().double(), problem.scalar().kernel_matrix.double() / width
         temperature = float(problem.temperature)  # type: ignore[arg-type]
         noise = SharedNoise(temperature, float(layer.bias_variance), len(targets))
         seen = inputs.coordinates(problem.inputs)[0]
         unit = OneUnit(layer.activation, seen, width, 1.0 / float(layer.scale), noise)
-        errors: list[float] = []
 
-        def is_accurate(whole: Solution, blocks: list[Solution]) -> bool:
-            errors.append(_monte_carlo_error(whole, blocks))
-            return errors[-1] <= self.tolerance
+        def layers_below(product: float) -> float:
+            logs = chain.at_log_scale(chain.width.new_tensor(product).log()).log_order_parameter
+            return float(logs[:-1].sum().exp())
 
         solved = anneal(
             unit,
             prior,
             targets,
             temperature,
-            num_units=self.num_units or min(1000, max(500, 8 * len(targets))),
+            num_units=self.num_units or _num_units(len(targets), bool(lower)),
             generator=torch.Generator(device=targets.device).manual_seed(self.seed),
             dtype=torch.float64
             if len(targets) * max(1.0, noise.bias_variance) > _SINGLE * temperature
             else torch.float32,
-            is_accurate=is_accurate,
+            tolerance=self.tolerance,
+            lower=layers_below if lower else None,
             time_limit=self.time_limit,
             progress=self.progress,
         )
         posterior = CavityPosterior(unit, targets, solved, self.seed)
         conditioned = CavityConditioned(problem, posterior, inputs)
-        stats = _stats(posterior, solved, errors[-1], self.tolerance)
+        stats = _stats(posterior, solved, self.tolerance)
         one = problem.targets.new_ones(())
-        q, evidence = posterior.order_parameter() * one, posterior.log_evidence() * one
-        if not bool(torch.isfinite(q) & torch.isfinite(evidence)):
-            raise ConvergenceError(f"{self!r}: expected finite results, got q = {q} and log evidence {evidence}")
-        return FittedAdaptive(self, problem, conditioned, {"q": q}, q, _message(stats, self), stats, evidence)
+        last, evidence = posterior.order_parameter() * one, posterior.log_evidence() * one
+        if not bool(torch.isfinite(last) & torch.isfinite(evidence)):
+            raise ConvergenceError(f"{self!r}: expected finite results, got q = {last} and log evidence {evidence}")
+        q = chain.at_log_scale(torch.log(solved.scale * last.double())).order_parameter.to(last) if lower else last
+        message = _message(stats, self)
+        return FittedAdaptive(self, problem, conditioned, {"q": q}, last, message, stats, None if lower else evidence)
 
 
 class FittedAdaptive(FittedTheory):
     """:class:`FittedTheory` of :class:`Adaptive`, with what the units have learned.
 
     ``directions`` and ``relevances`` are about the inputs as the kernel reads them, bias apart, whitened: w_j is
-    divided by its prior deviation.
+    divided by its prior deviation. They exist for one hidden layer: units of a deeper one do not read the inputs, and
+    a ``ValueError`` says so.
 
     Example:
         >>> import gpytorch, torch
@@ -211,6 +227,9 @@ class FittedAdaptive(FittedTheory):
 
     def _learned(self) -> tuple[Tensor, Tensor]:
         posterior, inputs = self.conditioned.posterior, self.conditioned.inputs  # type: ignore[attr-defined]
+        if not isinstance(inputs, LinearInputs):
+            got = f"{self.problem.network.depth} hidden layers"
+            raise ValueError(f"width: relevances and directions expected units that read the inputs, got {got}")
         rank = inputs.basis.shape[-1]
         return inputs.basis, posterior.input_moment()[:rank, :rank]
 
@@ -220,38 +239,16 @@ class FittedAdaptive(FittedTheory):
         return self.conditioned.left_out  # type: ignore[attr-defined]
 
 
-class _Inputs:
-    """A model's inputs as its units read them: coordinates in the row space of the training inputs, and the rest."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.basis = row_space(self._scaled(problem.inputs))
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        return self.problem.network.scaled_inputs(layer_inputs(self.problem, x)).double()
-
-    def coordinates(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return coordinates with a column for the bias, ``m x k``, and what the row space lacks, ``m x d``."""
-        x, bias = self._scaled(x), self.problem.network.bias_variance.double().reshape(())
-        inside = x @ self.basis
-        outside = None
-        if self.basis.shape[0] > self.basis.shape[1]:
-            outside = x - inside @ self.basis.mT
-        if bool(bias > 0):
-            inside = torch.cat([inside, bias.sqrt().expand(len(inside), 1)], -1)
-        return inside, outside
-
-
 class CavityConditioned(Conditioned):
     """The adaptive posterior at any points: one Gaussian process, from weighted units.
 
     Args:
         problem: What was fitted.
         posterior: The solution.
-        inputs: How units read inputs.
+        inputs: What units read.
     """
 
-    def __init__(self, problem: Problem, posterior: CavityPosterior, inputs: _Inputs) -> None:
+    def __init__(self, problem: Problem, posterior: CavityPosterior, inputs: UnitInputs) -> None:
         """Store the solution."""
         super().__init__(problem)
         self.posterior, self.inputs = posterior, inputs
@@ -264,7 +261,7 @@ class CavityConditioned(Conditioned):
             mean, spread = (torch.stack(column).unflatten(0, x.shape[:-2]) for column in zip(*each, strict=True))
             return mean, spread
         _, prior = self.problem.affine_blocks(x, joint)
-        inside, outside = self.inputs.coordinates(x)
+        inside, outside = self.inputs.coordinates(x, joint)
         width = self.posterior.unit.width
         cross, own = prior.cross.double() / width, prior.prior.double() / width
         mean, spread = self.posterior.predict(inside, outside, cross, own, joint)
@@ -302,13 +299,12 @@ class CavityConditioned(Conditioned):
         return self.problem.units.mean_variance(error).to(self.problem.targets.dtype)
 
 
-def _monte_carlo_error(whole: Solution, blocks: list[Solution]) -> float:
-    """Return the standard error of the watched sum, relative to it."""
-    values = torch.tensor([block.observable() for block in blocks], dtype=torch.float64)
-    return float(values.std() / math.sqrt(len(blocks))) / whole.observable()
+def _num_units(num_data: int, deep: bool) -> int:
+    """Return the units of a generation: above other layers they have P coordinates, and four times as many are due."""
+    return (4 if deep else 1) * min(1000, max(500, 8 * num_data))
 
 
-def _stats(posterior: CavityPosterior, solved: Anneal, error: float, tolerance: float) -> dict[str, Any]:
+def _stats(posterior: CavityPosterior, solved: Anneal, tolerance: float) -> dict[str, Any]:
     """Return the numbers of the solve."""
     solution, width = posterior.solution, posterior.unit.width
     response = solution.response
@@ -316,8 +312,8 @@ def _stats(posterior: CavityPosterior, solved: Anneal, error: float, tolerance: 
     divergence = posterior.divergence()
     return {
         "converged": share >= _POOR and solution.change <= _CHANGED and response.residual <= 2e-3,
-        "monte_carlo_error": error,
-        "tolerance_reached": error <= tolerance,
+        "monte_carlo_error": solved.monte_carlo_error,
+        "tolerance_reached": solved.monte_carlo_error <= tolerance,
         "residual": response.residual,
         "change": solution.change,
         "effective_share": share,

@@ -28,7 +28,8 @@ class Auto(Theory):
       those of :class:`Adaptive`, which learns features; else :class:`Adaptive` where it converged, reached its
       tolerance and its variance is to be trusted; else :class:`Sampled`;
     - two relu layers without biases: :class:`Gated`;
-    - other networks: :class:`Sampled`.
+    - other networks: :class:`Sampled`; :class:`Adaptive` describes them too, but nothing in the training data tells
+      where the features of lower layers are missed.
 
     The result is that theory's own :class:`FittedTheory`; ``fitted.theory`` and ``fitted.message`` say which it is and
     why, ``stats["considered"]`` has the leave-one-out and training errors that were compared. On 27 sampled networks

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._validation import check_targets
 from ..inference import Conditioned, ErrorEstimate, Problem
+from ..inference.blocks import BlocksProblem, find_block_kernel
 from ..inference.conditioned import check_chunk_size, expected_errors
 from ..inference.outputs import OutputsProblem, has_outputs
 from ..kernels import RenormalizedNNGPKernel
@@ -26,9 +27,10 @@ class Theory(ABC):
 
     Attributes:
         name: Name in the table of theories, in reports and on the command line.
-        needs_order_parameters: Whether the model must hold a :class:`RenormalizedNNGPKernel`.
+        needs_order_parameters: Whether the model must hold a kernel with order parameters.
         has_leave_one_out: Whether a fit has errors of points that are left out.
         has_outputs: Whether it takes models of several outputs, with a :class:`MultitaskRenormalizedKernel`.
+        has_blocks: Whether it takes models with a :class:`BlockRenormalizedKernel`.
 
     Example:
         >>> from torch_propkernel.theories import InfiniteWidth, Mixture
@@ -40,13 +42,15 @@ class Theory(ABC):
     needs_order_parameters: ClassVar[bool] = True
     has_leave_one_out: ClassVar[bool] = True
     has_outputs: ClassVar[bool] = False
+    has_blocks: ClassVar[bool] = False
 
     @torch.no_grad()
     def fit(self, model: Any) -> FittedTheory:
         """Return the theory's order parameters for the model's training data; the model is not changed.
 
         Args:
-            model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`. A copy is kept: later changes of the
+            model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`, or for some theories
+                (``has_outputs``, ``has_blocks``) one of the kernels with matrices. A copy is kept: later changes of the
                 model do not reach the fitted theory. Or a :class:`Problem` from :meth:`Problem.frozen`: several
                 theories of one problem share its kernel matrix and reduction.
 
@@ -88,6 +92,10 @@ class Theory(ABC):
             model = OutputsProblem.of_outputs(model)
         if isinstance(model, OutputsProblem) and not self.has_outputs:
             raise ValueError(f"model: {self!r} expected one output, got {model.num_outputs}")
+        if find_block_kernel(model.model if isinstance(model, Problem) else model) is not None:
+            model = BlocksProblem.of_blocks(model)
+        if isinstance(model, BlocksProblem) and not self.has_blocks:
+            raise ValueError(f"model: {self!r} expected a RenormalizedNNGPKernel, got a BlockRenormalizedKernel")
         return Problem.frozen(model, needs_order_parameters=self.needs_order_parameters)
 
     def _check(self, problem: Problem) -> None:  # noqa: B027  (most theories apply to every network)

@@ -21,10 +21,11 @@ class FreeScale(Theory):
     with everything else of the model as it is: the baseline that a fitted order parameter has to face. A finite-width
     prediction that it beats is no evidence for the width, since the order parameter is such a scale with a prior that
     the width dictates. ``order_parameters["r"]`` and ``readout_norm`` are the scale, ``stats["at_edge"]`` says whether
-    it is at an end of the interval that was searched, so that there may be no maximum. Models without a renormalized
-    kernel have the scale of their whole covariance fitted. Several outputs have a scale each, ``r`` and ``at_edge`` are
-    ``D``: every scale is that of its own output's targets and noise, and the outputs are independent but for correlated
-    noise. No batch of models. Cost: one reduction of the kernel and one Cholesky factorization.
+    it is at an end of the interval that was searched, so that there may be no maximum. Of a
+    :class:`BlockRenormalizedKernel` it is the scale at E = 1; models without a renormalized kernel have the scale of
+    their whole covariance fitted. Several outputs have a scale each, ``r`` and ``at_edge`` are ``D``: every scale is
+    that of its own output's targets and noise, and the outputs are independent but for correlated noise. No batch of
+    models. Cost: one reduction of the kernel and one Cholesky factorization.
 
     Raises:
         ValueError: A batch of models, T = 0.
@@ -46,6 +47,7 @@ class FreeScale(Theory):
     name = "free_scale"
     needs_order_parameters = False
     has_outputs = True
+    has_blocks = True
 
     def _fit(self, problem: Problem) -> FittedTheory:
         if isinstance(problem, OutputsProblem):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..inference import OutputsProblem, Problem
+from ..inference import BlocksProblem, OutputsProblem, Problem
 from .base import FittedTheory, Theory
 from .outputs import fit_at
 
@@ -34,6 +34,7 @@ class InfiniteWidth(Theory):
     name = "infinite_width"
     needs_order_parameters = False
     has_outputs = True
+    has_blocks = True
 
     def _fit(self, problem: Problem) -> FittedTheory:
         message = "Infinite width: the order parameters are one, there is nothing to solve."
@@ -49,5 +50,7 @@ class InfiniteWidth(Theory):
         if kernel is not None:
             values["q"] = torch.ones_like(kernel.width.squeeze(-2))
             one = values["q"][..., -1]
+        if isinstance(problem, BlocksProblem):
+            values = problem.values(problem.at_scale(1.0))
         evidence = conditioned.log_likelihoods().squeeze(-1)
         return FittedTheory(self, problem, conditioned, values, one, message, log_evidence=evidence)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 
 from ..actions.evidence import laplace_evidence
+from ..actions.solve_block_order_parameters import solve_block_order_parameters
 from ..actions.solve_matrix_order_parameters import solve_matrix_order_parameters
-from ..inference import OutputsProblem, Problem
+from ..inference import BlocksProblem, OutputsProblem, Problem
 from ..reliability import Reliability
 from ..reliability.score import assess
 from .base import FittedTheory, Theory
@@ -26,10 +27,15 @@ class SaddlePoint(Theory):
     the problem has one dimension, else None. It does not warn: look at ``reliability``, which is computed when it is
     read.
 
+    A kernel with matrices (:class:`MultitaskRenormalizedKernel`, :class:`BlockRenormalizedKernel`) has them in
+    ``order_parameters["E"]``, their product or the covariance of the blocks in ``["Q"]``, and neither evidence nor
+    reliability. Of blocks, ``readout_norm`` is tr E / r, the posterior mean of the mean squared readout weight.
+
     Raises:
         ConvergenceError: The solve did not converge.
 
-    Reference: Pacelli et al. (2023), arXiv:2209.04882, results (i) and (ii); THEORY.md, eqs. (2), (6), (7), (8b).
+    Reference: Pacelli et al. (2023), arXiv:2209.04882, results (i) and (ii); THEORY.md, eqs. (2), (6), (7), (8b),
+    (20), (23).
 
     Example:
         >>> import gpytorch, torch
@@ -45,10 +51,13 @@ class SaddlePoint(Theory):
 
     name = "saddle"
     has_outputs = True
+    has_blocks = True
 
     def _fit(self, problem: Problem) -> FittedTheory:
         if isinstance(problem, OutputsProblem):
             return self._fit_outputs(problem)
+        if isinstance(problem, BlocksProblem):
+            return self._fit_blocks(problem)
         solution = solve_problem(problem).raise_if_failed()
         q = solution.order_parameter
         evidence = None
@@ -75,6 +84,15 @@ class SaddlePoint(Theory):
         )
         stats = found.stats | {"solution": found}
         return fit_at(self, problem, found.order_parameter.to(problem.targets), found.message, stats)
+
+    def _fit_blocks(self, problem: BlocksProblem) -> FittedTheory:
+        blocks, base = problem.training_blocks()
+        width = problem.block_kernel.width.flatten().double()
+        found = solve_block_order_parameters(blocks, problem.residuals(), width=width, temperature=1.0, base=base)
+        order_parameter = found.order_parameter.to(problem.targets)
+        values, norm = problem.values(order_parameter), order_parameter.diagonal(dim1=-2, dim2=-1).mean()
+        conditioned = problem.conditioned(order_parameter)
+        return FittedTheory(self, problem, conditioned, values, norm, found.message, found.stats | {"solution": found})
 
 
 class FittedSaddlePoint(FittedTheory):

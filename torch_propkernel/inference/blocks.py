@@ -1,0 +1,168 @@
+"""The problem of a network over blocks, such as the patches of images, whose order parameter is a matrix."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import gpytorch
+import torch
+from torch import Tensor
+
+from .._memory import available_memory
+from .._views import replaced
+from ..actions.block_action import BlockMatrices, DenseBlocks
+from ..kernels import BlockRenormalizedKernel
+from ..numerics.symmetric import from_coordinates, num_coordinates
+from .conditioned import Conditioned, DenseConditioned
+from .problem import KernelNode, Problem, _is_multiplicative, _one_at_a_time, check_affine, to_dense
+
+_DENSE = 2**31
+"""Bytes of the blocks of the training points up to which they are held; beyond, and where less memory is free, they are
+computed again at each step."""
+
+
+def find_block_kernel(model: Any) -> BlockRenormalizedKernel | None:
+    """Return the model's one :class:`BlockRenormalizedKernel`, None if it has none.
+
+    Raises:
+        ValueError: More than one.
+    """
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    kernels = [module for module in modules if isinstance(module, BlockRenormalizedKernel)]
+    if len(kernels) > 1:
+        raise ValueError(f"model: expected one BlockRenormalizedKernel in its covariance, got {len(kernels)}")
+    return kernels[0] if kernels else None
+
+
+class BlocksProblem(Problem):
+    r"""A model whose covariance has a :class:`BlockRenormalizedKernel`, taken apart.
+
+    .. math:: A(E) = \text{noise} + \text{fixed terms} + K_R(E), \qquad K_R \text{ linear in } E
+
+    As a :class:`Problem` it is that of the infinitely wide network, E = 1. Order parameters are E, ``1 x r x r``. The
+    kernel may stand inside a ScaleKernel, a product, or a sum with other kernels, whose covariance stays fixed.
+
+    Attributes:
+        block_kernel: The block kernel.
+
+    Raises:
+        TypeError, ValueError: No such kernel, or several, also a :class:`RenormalizedNNGPKernel`; a batch of models;
+            and as :class:`Problem`.
+
+    Example:
+        >>> import gpytorch, torch
+        >>> from torch_propkernel import NetworkGP, NNGPKernel
+        >>> from torch_propkernel.inference import BlocksProblem
+        >>> from torch_propkernel.kernels import BlockRenormalizedKernel
+        >>> kernel = BlockRenormalizedKernel([[NNGPKernel("identity")]], width=4)
+        >>> likelihood = gpytorch.likelihoods.GaussianLikelihood()
+        >>> likelihood.noise = 1.0
+        >>> problem = BlocksProblem.of_blocks(NetworkGP(torch.ones(1, 1), 3 * torch.ones(1), likelihood, kernel))
+        >>> round(problem.conditioned(torch.full((1, 1, 1), 2.0)).predict(torch.ones(1, 1))[0].item(), 5)   # 3 * 2 / 3
+        2.0
+    """
+
+    block_kernel: BlockRenormalizedKernel
+    _own_model: Any
+
+    @classmethod
+    @torch.no_grad()
+    def of_blocks(cls, model: Any) -> BlocksProblem:
+        """Take a deep copy of a model apart."""
+        problem = cls.frozen(model, needs_order_parameters=False)
+        if not isinstance(problem, BlocksProblem):
+            raise TypeError(f"model: expected an ExactGP-like model or a BlocksProblem, got {type(problem).__name__}")
+        kernel = find_block_kernel(problem.model)
+        if kernel is None or problem.kernel is not None:
+            got = "none" if kernel is None else "a RenormalizedNNGPKernel beside it"
+            raise ValueError(f"model: expected one BlockRenormalizedKernel in its covariance, got {got}")
+        if problem.targets.dim() != 1 or problem.inputs.dim() != 2 or kernel.raw_order_parameter.dim() != 3:
+            raise ValueError(
+                f"model: expected no batch dimensions for several blocks, got targets {tuple(problem.targets.shape)} "
+                f"and order parameters {tuple(kernel.raw_order_parameter.shape)}"
+            )
+        problem.model.requires_grad_(False)
+        problem.block_kernel = kernel
+        problem._own_model = problem.model
+        problem.model = problem._at(problem.at_scale(1.0))
+        return problem
+
+    def at_scale(self, scale: float | Tensor) -> Tensor:
+        """Return the identity times ``scale``, ``1 x r x r``."""
+        raw = self.block_kernel.raw_order_parameter
+        return torch.diag_embed(torch.ones_like(raw[..., 0])) * scale
+
+    def _in_double(self) -> BlocksProblem:
+        """Return a copy whose covariances are in double precision."""
+        made = copy.deepcopy(self)
+        made._own_model.double()
+        made.inputs = made.inputs.double()
+        made.model = made._at(made.at_scale(1.0))
+        made.__dict__.pop("_unit_covariance", None)
+        return made
+
+    def _at(self, order_parameter: Tensor) -> Any:
+        """Return the model with another order parameter."""
+        kernel = self.block_kernel
+        return replaced(self._own_model, kernel, kernel.at(order_parameter))
+
+    @_one_at_a_time
+    def prior(self, x: Tensor, order_parameter: Tensor | None = None) -> gpytorch.distributions.MultivariateNormal:
+        """Return the model's prior at ``x`` with given order parameters, or those of infinite width."""
+        return (self.model if order_parameter is None else self._at(order_parameter)).forward(x)
+
+    @_one_at_a_time
+    def covariance(self, order_parameter: Tensor | None = None, rows: int | None = None) -> Tensor:
+        """Return the prior covariance of the training points (of the first ``rows`` ones), dense and without noise."""
+        if order_parameter is None and rows is None:
+            return self._unit_covariance
+        return to_dense(self.prior(self.inputs[:rows], order_parameter).lazy_covariance_matrix)
+
+    def is_multiplicative(self) -> bool:
+        """Whether the whole covariance is known to be proportional to the block kernel."""
+        return _is_multiplicative(getattr(self._own_model, "covar_module", None), self.block_kernel)
+
+    def conditioned(self, order_parameter: Tensor | None = None) -> Conditioned:
+        """Condition on the training data at E, ``1 x r x r``, or at the identity."""
+        return DenseConditioned(self, [KernelNode(self, order_parameter)])
+
+    def values(self, order_parameter: Tensor) -> dict[str, Tensor]:
+        """Return E, ``1 x r x r``, and Q = R E R^T, ``B x B``, by name."""
+        return {"E": order_parameter, "Q": self.block_kernel.covariance_of_blocks(order_parameter)}
+
+    def training_blocks(self) -> tuple[BlockMatrices, Tensor]:
+        """Return the map from E to the moving part of the training points' covariance, and noise plus fixed terms.
+
+        In double precision, whatever the model's.
+
+        Raises:
+            ValueError: The covariance is not affine in the block kernel.
+        """
+        if self.inputs.dtype != torch.float64:
+            return self._in_double().training_blocks()
+        unit = self.unit_covariance
+        fixed = torch.zeros_like(unit)
+        if not self.is_multiplicative():
+            check_affine(self)
+            fixed = self.covariance(self.at_scale(0.0))
+        size = self.block_kernel.raw_order_parameter.shape[-1]
+        needed = 2.0 * num_coordinates(size) * unit.numel() * unit.element_size()  # they are stacked
+        free = available_memory(unit.device)
+        blocks: BlockMatrices = _Streamed(self, fixed)
+        if needed <= _DENSE and (free is None or needed <= 0.5 * free):
+            basis = from_coordinates(torch.eye(num_coordinates(size), dtype=unit.dtype, device=unit.device), size)
+            blocks = DenseBlocks(torch.stack([blocks(matrix) for matrix in basis]))
+        return blocks, fixed + self.noise_covariance(unit)
+
+
+class _Streamed:
+    """The blocks of the training points, computed again at each call."""
+
+    def __init__(self, problem: BlocksProblem, fixed: Tensor) -> None:
+        self.problem, self.fixed = problem, fixed
+        self.num_blocks = problem.block_kernel.raw_order_parameter.shape[-1]
+
+    def __call__(self, order_parameter: Tensor) -> Tensor:
+        given = order_parameter.to(self.fixed).unsqueeze(0)
+        return self.problem.covariance(given) - self.fixed
