@@ -6,7 +6,7 @@ DIR holds mnist10k.npz (images uint8 n x 28 x 28, labels). One hidden layer, T =
 in [0, 1] with mean and deviation of all training pixels taken out. P = 1,000 training images and the 9,000 others: the
 accuracy of the predictor (the largest posterior mean), that of the left-out training points (which needs no test
 labels), the expected accuracy of one posterior network, and the squared error by output. At P = 200 the same numbers
-stand beside networks that are sampled (1,000 test images). About a quarter of an hour on one core.
+stand beside networks that are sampled (1,000 test images). About a quarter of an hour on one core, 10 GB of memory.
 """
 
 from __future__ import annotations
