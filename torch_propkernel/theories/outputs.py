@@ -15,7 +15,9 @@ from ..inference import ErrorEstimate, ObservedOutputsConditioned, OutputsCondit
 from ..inference.conditioned import check_chunk_size
 from .base import FittedTheory
 
-_DRAWS = 1024
+DRAWS = 1024
+"""Networks that are drawn for the shares of classes."""
+
 _NUMBERS = 10**7  # drawn at a time
 
 
@@ -99,8 +101,8 @@ class FittedOutputs(FittedTheory):
             >>> SaddlePoint().fit(model).class_probabilities(x).argmax(-1).tolist()
             [0, 1, 2]
         """
-        count, number = _DRAWS * self._shares(x), self.problem.num_outputs
-        return (count + 0.5) / (_DRAWS + 0.5 * number)
+        count, number = DRAWS * self._shares(x), self.problem.num_outputs
+        return (count + 0.5) / (DRAWS + 0.5 * number)
 
     @torch.no_grad()
     def accuracy(self, x: Tensor, y: Tensor, chunk_size: int = 1000) -> Tensor:
@@ -123,17 +125,25 @@ class FittedOutputs(FittedTheory):
     def _shares(self, x: Tensor, chunk_size: int = 1000) -> Tensor:
         """Return the shares of draws in which each output is the largest, ``m x D``."""
         x, number = self.problem.points(x), self.problem.num_outputs
-        uniform = torch.quasirandom.SobolEngine(number, scramble=True, seed=0).draw(_DRAWS, dtype=torch.float64)
-        normal = torch.special.ndtri(uniform.clamp_min(torch.finfo(torch.float64).eps)).to(x)
-        chunk_size = min(chunk_size, max(1, _NUMBERS // (_DRAWS * number)))
-        shares = []
-        for rows in x.split(chunk_size):
+        normal, shares = standard_normals(number, x), []
+        for rows in x.split(chunk_of_classes(chunk_size, number)):
             mean = self.conditioned.predict(rows)[0].mT
             values, vectors = torch.linalg.eigh(self.conditioned.covariances(rows))
             root = (vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)) @ vectors.mT
             largest = (mean.unsqueeze(-2) + normal @ root).argmax(-1)
             shares.append(one_hot(largest, number).to(x.dtype).mean(-2))
         return torch.cat(shares)
+
+
+def standard_normals(number: int, like: Tensor) -> Tensor:
+    """Return quasi-random normal numbers, ``DRAWS x number``, always the same."""
+    uniform = torch.quasirandom.SobolEngine(number, scramble=True, seed=0).draw(DRAWS, dtype=torch.float64)
+    return torch.special.ndtri(uniform.clamp_min(torch.finfo(torch.float64).eps)).to(like)
+
+
+def chunk_of_classes(chunk_size: int, number: int) -> int:
+    """Return how many test points are drawn at a time."""
+    return min(chunk_size, max(1, _NUMBERS // (DRAWS * number)))
 
 
 def fit_at(

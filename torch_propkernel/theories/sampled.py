@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._validation import positive_number
-from ..inference import Conditioned, Problem
-from ..inference.conditioned import left_out_densities
-from ..networks import ReadoutLaw, estimate
+from ..inference import OutputsProblem, Problem
+from ..networks import estimate
 from ..networks.annealing import Annealing, Draws, Population
-from ..networks.feature_network import FeatureNetwork
-from ..numerics.pareto import TRUSTED, smooth_log_weights
+from ..numerics.pareto import TRUSTED
 from .base import FittedTheory, Theory
-from .from_model import network_from_model
+from .sampled_conditioned import SampledConditioned, columns_of, network_of, temperature_of
+from .sampled_outputs import FittedSampledOutputs, SampledOutputsConditioned
 
-_LARGEST = 2**22  # numbers of one batch of features
 _AGREE = 1.1  # R-hat of chains that have not converged to each other, but agree
 
 
@@ -35,7 +31,8 @@ class Sampled(Theory):
     ``num_draws`` states of each are kept. The readout is integrated out, in sampling and in predictions. Any depth and
     activation; the covariance must be one fully connected network's (a RenormalizedNNGPKernel, possibly in
     ScaleKernels; a ConstantKernel that is added is a bias of the readout, integrated out with it), whose order
-    parameters and composition play no part; any mean.
+    parameters and composition play no part; any mean. A model with a :class:`MultitaskRenormalizedKernel` is a network
+    with several outputs (:class:`FittedOutputs`).
 
     ``order_parameters["q"]`` is the posterior mean of ``lambda_L |v|^2 / N_L``. ``log_evidence`` is log p(y | T), with
     ``stats["log_evidence_error"]``; on average it is too low, most so where chains do not follow. ``stats`` has the
@@ -75,6 +72,7 @@ class Sampled(Theory):
     """
 
     name = "sampled"
+    has_outputs = True
 
     def __init__(
         self,
@@ -94,6 +92,7 @@ class Sampled(Theory):
 
     def _check(self, problem: Problem) -> None:
         temperature_of(problem)
+        columns_of(problem)
         network_of(problem)
 
     def _fit(self, problem: Problem) -> FittedTheory:
@@ -117,7 +116,7 @@ class Sampled(Theory):
         return Annealing(
             network_of(problem),
             problem.inputs.double(),
-            problem.residuals().double(),
+            columns_of(problem) if isinstance(problem, OutputsProblem) else problem.residuals().double(),
             num_chains=self.num_chains,
             spread=self.spread,
             seed=self.seed,
@@ -125,12 +124,15 @@ class Sampled(Theory):
             progress=self.progress,
         )
 
-    def drawn(self, problem: Problem, annealing: Annealing, population: Population) -> FittedSampled:
+    def drawn(
+        self, problem: Problem, annealing: Annealing, population: Population
+    ) -> FittedSampled | FittedSampledOutputs:
         """Draw from the posterior at the population's temperature, which is to be the problem's."""
         draws = annealing.draw(population, self.num_draws, self.every)
         network = network_of(problem)
         states = annealing.target.complete(draws.states.flatten(0, 1).double(), annealing.generator)
-        conditioned = SampledConditioned(problem, network, states)
+        kind = SampledOutputsConditioned if isinstance(problem, OutputsProblem) else SampledConditioned
+        conditioned = kind(problem, network, states)
         q = draws.order_parameter.mean()
         stats = _statistics(draws, conditioned) | {
             "log_evidence_error": population.error,
@@ -150,83 +152,11 @@ class Sampled(Theory):
             )
         evidence = torch.tensor(population.log_evidence, dtype=torch.float64)
         like = problem.targets
-        return FittedSampled(
-            self, problem, conditioned, {"q": q.to(like)}, q.to(like), message, stats, evidence.to(like.device)
-        )
-
-
-class SampledConditioned(Conditioned):
-    """Networks drawn from a posterior: each a Gaussian process in its readout, conditioned on the data.
-
-    Args:
-        problem: What is conditioned; independent noise.
-        network: Architecture and prior.
-        states: Whitened hidden weights of the draws, ``S x num_hidden``.
-        log_weights: Normalized log weights ``S``; all alike if None.
-
-    Example:
-        >>> import gpytorch, torch
-        >>> from torch_propkernel import NetworkGP, RenormalizedNNGPKernel
-        >>> from torch_propkernel.inference import Problem
-        >>> x, likelihood = torch.ones(1, 1, dtype=torch.float64), gpytorch.likelihoods.GaussianLikelihood()
-        >>> likelihood.noise = 1.0
-        >>> kernel = RenormalizedNNGPKernel("identity", width=1).double()
-        >>> problem = Problem.frozen(NetworkGP(x, x[:, 0], likelihood, kernel).double())
-        >>> two = SampledConditioned(problem, network_of(problem), torch.tensor([[1.0], [-1.0]], dtype=torch.float64))
-        >>> [round(v.item(), 6) for v in two.predict(x)]   # w = +-1: k = T = 1
-        [0.5, 0.5]
-    """
-
-    def __init__(
-        self, problem: Problem, network: FeatureNetwork, states: Tensor, log_weights: Tensor | None = None
-    ) -> None:
-        """Store the draws."""
-        if log_weights is None:
-            log_weights = torch.full_like(states[:, 0], -math.log(len(states)))
-        super().__init__(problem, log_weights)
-        self.network, self.states = network, states
-
-    def _laws(self, points: int) -> Iterator[tuple[Tensor, ReadoutLaw]]:
-        """Yield the draws in batches, with the readout's law of each; ``points`` are those of the call."""
-        x, y = self.problem.inputs.double(), self.problem.residuals().double().unsqueeze(-1)
-        temperature, variances = temperature_of(self.problem), self.network.readout_prior
-        size = max(1, _LARGEST // (max(points, len(x)) * self.network.num_features))
-        for states in self.states.split(size):
-            yield states, ReadoutLaw(self.network.features(x, states), y, temperature, *variances)
-
-    def moments(self, x: Tensor, joint: bool = False) -> tuple[Tensor, Tensor]:
-        """Return means and (co)variances of the draws."""
-        own, means, spreads = self.problem.prior(x).loc, [], []
-        rows = x.double().unsqueeze(-3)  # every draw at every batch of points
-        for states, law in self._laws(x.shape[:-1].numel()):
-            features = self.network.features(rows, states)
-            mean, variance = law.predict(features)
-            means.append(mean.squeeze(-1))
-            spreads.append(law.covariance(features) if joint else variance)
-        mean, spread = torch.cat(means, -2), torch.cat(spreads, -3 if joint else -2)
-        return own.unsqueeze(-2) + mean.to(x.dtype), spread.to(x.dtype)
-
-    @cached_property
-    def _left_out_terms(self) -> tuple[Tensor, Tensor]:
-        pairs = [law.left_out_terms() for _, law in self._laws(0)]
-        weights, precision = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        return weights.squeeze(-1), precision
-
-    def left_out_terms(self) -> tuple[Tensor, Tensor]:
-        """Return A^{-1} (y - m) and the diagonal of A^{-1} of each draw."""
-        return self._left_out_terms
-
-    def log_likelihoods(self) -> Tensor:
-        """Return log p(y | w) of each draw."""
-        return torch.cat([law.log_likelihood for _, law in self._laws(0)])
-
-    @staticmethod
-    def _smooth(lifted: Tensor) -> Tensor:
-        return smooth_log_weights(lifted.mT)[0].mT
-
-    def left_out_shape(self) -> Tensor:
-        """Return the shape k of the weights' tail for each point that is left out, ``P``."""
-        return smooth_log_weights(-left_out_densities(*self.left_out_terms()).mT)[1]
+        if isinstance(problem, OutputsProblem):
+            q = conditioned.readout_gram()
+        values, evidence = {"q": q.to(like)}, evidence.to(like.device)
+        fitted = FittedSampledOutputs if isinstance(problem, OutputsProblem) else FittedSampled
+        return fitted(self, problem, conditioned, values, values["q"], message, stats, evidence)
 
 
 class FittedSampled(FittedTheory):
@@ -255,29 +185,6 @@ class FittedSampled(FittedTheory):
         return bool((self.left_out_shape > TRUSTED).double().mean() <= 0.02)
 
 
-def network_of(problem: Problem) -> FeatureNetwork:
-    """Return the network whose prior is a problem's covariance, in float64.
-
-    Raises:
-        TypeError, ValueError: Another covariance, an infinite width, a batch of models.
-    """
-    if problem.targets.dim() != 1 or problem.inputs.dim() != 2:
-        raise ValueError(f"model: expected no batch dimensions, got targets of shape {tuple(problem.targets.shape)}")
-    covariance = getattr(problem.model, "covar_module", None)
-    return network_from_model(covariance, input_dim=problem.inputs.shape[-1]).double()
-
-
-def temperature_of(problem: Problem) -> float:
-    """Return the noise variance of a problem.
-
-    Raises:
-        ValueError: Noise that differs between points, or zero.
-    """
-    if problem.temperature is None:
-        raise ValueError("likelihood: expected a GaussianLikelihood, whose noise is one number, got another noise")
-    return positive_number("likelihood.noise", float(problem.temperature.detach()))
-
-
 def _statistics(draws: Draws, conditioned: SampledConditioned) -> dict[str, Any]:
     """R-hat of scalars, and the error of the means at the training points over their spread."""
     scalars = torch.stack([draws.log_likelihood, draws.order_parameter, draws.training_error], -1)
@@ -285,9 +192,9 @@ def _statistics(draws: Draws, conditioned: SampledConditioned) -> dict[str, Any]
     chains, count = draws.states.shape[:2]
     x = conditioned.problem.inputs
     means, variances = conditioned.moments(x[: min(len(x), 200)])
-    grouped = means.unflatten(0, (chains, count)).mean(1)
-    error = grouped.var(0).mean() / chains
-    spread = (variances.mean(0) + means.var(0)).mean()
+    grouped = means.unflatten(-2, (chains, count)).mean(-2)
+    error = grouped.var(-2).mean() / chains
+    spread = (variances.mean(-2) + means.var(-2)).mean()
     return {
         "r_hat": float(r_hat.max()),
         "monte_carlo_error": float((error / spread).sqrt()),

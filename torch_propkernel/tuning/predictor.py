@@ -19,7 +19,7 @@ from ..inference import Problem
 from ..models import NetworkGP
 from ..networks.annealing import Annealing, Population
 from ..theories import FittedTheory, InfiniteWidth, Sampled, Theory, get_theory
-from ..theories.sampled import SampledConditioned, network_of
+from ..theories.sampled_conditioned import SampledConditioned, network_of
 from .auto import NetworkFit, Numbers, fit_network
 
 WIDTH = 50
