@@ -86,6 +86,13 @@ def double_precision() -> Iterator[None]:
 
 
 @pytest.fixture
+def in_double_precision() -> Iterator[None]:
+    """Models are built in float64."""
+    with double_precision():
+        yield
+
+
+@pytest.fixture
 def make_model():
     """make_model(X, y, activation, widths, T, ...) -> ExactGP (zero mean, renormalized kernel) in double precision.
 

@@ -15,13 +15,7 @@ from torch_propkernel import NetworkGP, NNGPKernel, RenormalizedNNGPKernel
 from torch_propkernel.actions import solve_block_order_parameters
 from torch_propkernel.kernels import BlockKernel, BlockRenormalizedKernel, KernelBlocks, block_kernel
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("in_double_precision")
 
 
 def points(number=6, columns=4, seed=0):

@@ -13,13 +13,7 @@ from torch_propkernel.activations import Sign
 from torch_propkernel.kernels import ConvolutionalNNGPKernel, ConvolutionalRenormalizedKernel, Patches, block_kernel
 from torch_propkernel.networks import ConvolutionalNetwork
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("in_double_precision")
 
 
 def points(number, columns, seed=0):

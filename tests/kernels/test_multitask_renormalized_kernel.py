@@ -16,15 +16,9 @@ from torch_propkernel.kernels import MultitaskRenormalizedKernel
 from torch_propkernel.models import MultitaskNetworkGP
 from torch_propkernel.order_parameters import OrderParameterPrior, WishartOrderParameterPrior
 
+pytestmark = pytest.mark.usefixtures("in_double_precision")
+
 DOUBLE = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(DOUBLE)
-    yield
-    torch.set_default_dtype(before)
 
 
 def points(number=6, columns=4, seed=0):

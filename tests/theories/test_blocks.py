@@ -16,13 +16,7 @@ from torch_propkernel.inference import BlocksProblem, Problem, blocks
 from torch_propkernel.kernels import BlockRenormalizedKernel, ConvolutionalNNGPKernel, ConvolutionalRenormalizedKernel
 from torch_propkernel.theories import FreeScale, Gated, InfiniteWidth, Mixture, SaddlePoint
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("in_double_precision")
 
 
 def problem(readout="dense", wrap=lambda kernel: kernel):

@@ -11,13 +11,7 @@ from torch_propkernel.kernels import MultitaskRenormalizedKernel
 from torch_propkernel.models import MultitaskNetworkGP
 from torch_propkernel.theories import FreeScale, Gated, InfiniteWidth, SaddlePoint
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("in_double_precision")
 
 
 def problem(num_outputs=3, width=(15.0, 25.0), temperature=0.1, mean=0.0):

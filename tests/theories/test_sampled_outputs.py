@@ -14,16 +14,10 @@ from torch_propkernel.kernels import MultitaskRenormalizedKernel
 from torch_propkernel.models import MultitaskNetworkGP
 from torch_propkernel.theories import Mixture, Sampled
 
+pytestmark = pytest.mark.usefixtures("in_double_precision")
+
 WIDTH, TEMPERATURE = 4.0, 0.3
 FEW = Sampled(num_chains=40, num_draws=30, seed=1)
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 def model(num_outputs=2, activation="identity"):
