@@ -57,6 +57,12 @@ BENCHMARKS = {
     "classes": Benchmark(
         "classes.py", ("--splits 5 --markdown {page}",), "--splits 1 --markdown {page}", "accuracy|log loss|Brier"
     ),
+    "mnist_classes": Benchmark(
+        "mnist_classes.py",
+        ("--data {uci}/.. --markdown {page}",),
+        "--data {uci}/.. --no-sampling --markdown {page}",
+        "left out|predictor|one network|error",
+    ),
     "count_work": Benchmark("count_work.py", ("--markdown {page}",), "--markdown {page}", ".*"),
     "evidence_vs_brute_force": Benchmark("evidence_vs_brute_force.py", ("",), "--only accuracy --problems 3", ".*"),
     "solve_and_predict": Benchmark("solve_and_predict.py", ("",), "--only sweep --repeats 1", ".*"),
