@@ -12,12 +12,12 @@ import torch
 from gpytorch.distributions import MultivariateNormal
 from linear_operator import to_linear_operator
 from linear_operator.operators import DiagLinearOperator
-from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
 from .._validation import check_targets
 from ..distributions import ScaleMixtureMultivariateNormal
 from ..numerics.autocast import outside_autocast
+from ..numerics.cholesky import safe_cholesky
 from ..spectra import Spectrum
 from .error_estimate import ErrorEstimate
 
@@ -268,7 +268,7 @@ class DenseConditioned(Conditioned):
             raise ValueError(f"log_weights: expected one for each of {len(nodes)} nodes, got {log_weights}")
         super().__init__(problem, log_weights)
         self.nodes = list(nodes)
-        self.factors = [psd_safe_cholesky(problem.add_noise(node.covariance())) for node in self.nodes]
+        self.factors = [safe_cholesky(problem.add_noise(node.covariance())) for node in self.nodes]
         self.whitened = [
             torch.linalg.solve_triangular(factor, node.residuals().unsqueeze(-1), upper=False)
             for factor, node in zip(self.factors, self.nodes, strict=True)
@@ -282,7 +282,7 @@ class DenseConditioned(Conditioned):
             half = torch.linalg.solve_triangular(factor, cross, upper=False)
             means.append(prior_mean + (half.transpose(-1, -2) @ whitened).squeeze(-1))
             if joint:
-                spreads.append(prior - half.transpose(-1, -2) @ half)
+                spreads.append(_without_negative_variances(prior - half.transpose(-1, -2) @ half))
             else:
                 spreads.append((prior - half.square().sum(-2)).clamp_min(0.0))
         return torch.stack(means, -2), torch.stack(spreads, -3 if joint else -2)
@@ -375,7 +375,7 @@ class SpectralConditioned(Conditioned):
                 factor, weight = r[..., node, :, None], spread[..., node, :].sqrt().unsqueeze(-1)
                 half = (factor * cross if still is None else still + factor * cross) * weight
                 taken.append(half.transpose(-1, -2) @ half)
-            return mean.to(x.dtype), (own - torch.stack(taken, -3)).to(x.dtype)
+            return mean.to(x.dtype), _without_negative_variances(own - torch.stack(taken, -3)).to(x.dtype)
         reduction = r.square() * (spread @ cross.square())
         if still is not None:
             reduction = reduction + spread @ still.square() + 2.0 * r * (spread @ (still * cross))
@@ -394,6 +394,14 @@ class SpectralConditioned(Conditioned):
     def left_out_terms(self) -> tuple[Tensor, Tensor]:
         """Return A^{-1} (y - m) and the diagonal of A^{-1}."""
         return self._left_out_terms
+
+
+def _without_negative_variances(covariance: Tensor) -> Tensor:
+    """Return a covariance whose diagonal, the difference of terms that may be huge, is not negative by rounding."""
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+    if not bool((diagonal < 0).any()):
+        return covariance
+    return covariance - torch.diag_embed(diagonal.clamp_max(0.0))
 
 
 def spectral_left_out_terms(spectrum: Spectrum, spread: Tensor) -> tuple[Tensor, Tensor]:

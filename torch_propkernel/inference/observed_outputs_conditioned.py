@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
+from ..numerics.cholesky import safe_cholesky
 from .conditioned import Conditioned
 from .error_estimate import ErrorEstimate
 
@@ -53,7 +53,7 @@ class ObservedOutputsConditioned(Conditioned):
         self.output_covariance = output_covariance.double()
         self.noise = entries.noise(problem.noise_covariance_of_a_point)
         prior = entries.between_points(problem.unit_covariance.double())
-        self.factor = psd_safe_cholesky(entries.between_outputs(self.output_covariance) * prior + self.noise)
+        self.factor = safe_cholesky(entries.between_outputs(self.output_covariance) * prior + self.noise)
         y = entries.select(problem.residuals().mT.double()).unsqueeze(-1)
         self.whitened = torch.linalg.solve_triangular(self.factor, y, upper=False)
 

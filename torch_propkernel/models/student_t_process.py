@@ -10,13 +10,13 @@ import torch
 from gpytorch import settings
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.models import ExactGP
-from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
 from .._validation import check_finite, check_floating, check_inputs, check_same_kind, check_targets
 from ..distributions.normal_given_scale import at_unit_scale
 from ..likelihoods import LatentStudentT, StudentTProcessLikelihood
 from ..numerics.autocast import outside_autocast
+from ..numerics.cholesky import safe_cholesky
 from .rebuilt_fantasies import RebuiltFantasies
 from .snapshot import Snapshot
 
@@ -144,7 +144,7 @@ class StudentTProcess(RebuiltFantasies, ExactGP):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
             prior = self._prior(*self.train_inputs, **kwargs)
             check_targets(self.train_targets, prior.event_shape[0], "train_targets")
-            cholesky = psd_safe_cholesky(self.likelihood.noisy_covariance(prior))
+            cholesky = safe_cholesky(self.likelihood.noisy_covariance(prior))
             error = (self.train_targets - prior.mean).unsqueeze(-1)
             residual = torch.linalg.solve_triangular(cholesky, error, upper=False).squeeze(-1)
         found = _Conditioned(cholesky, residual, Snapshot.of(self))
