@@ -17,8 +17,8 @@ from torch import Tensor
 from .._validation import check_targets
 from ..distributions import ScaleMixtureMultivariateNormal
 from ..numerics.autocast import outside_autocast
-from ..numerics.cholesky import safe_cholesky
 from ..spectra import Spectrum
+from .cholesky import safe_cholesky
 from .error_estimate import ErrorEstimate
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..numerics.cholesky import safe_cholesky
+from .cholesky import safe_cholesky
 from .conditioned import Conditioned
 from .error_estimate import ErrorEstimate
 

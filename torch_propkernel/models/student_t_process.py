@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .._validation import check_finite, check_floating, check_inputs, check_same_kind, check_targets
 from ..distributions.normal_given_scale import at_unit_scale
+from ..inference.cholesky import safe_cholesky
 from ..likelihoods import LatentStudentT, StudentTProcessLikelihood
 from ..numerics.autocast import outside_autocast
-from ..numerics.cholesky import safe_cholesky
 from .rebuilt_fantasies import RebuiltFantasies
 from .snapshot import Snapshot
 
