@@ -63,9 +63,9 @@ class Adaptive(Theory):
     it is too high at small lambda_1 and where the units' law has several modes. ``stats``: ``converged``,
     ``monte_carlo_error`` (relative), ``tolerance_reached``, ``residual`` (of the equation for a, relative to
     ``|y|``), ``change`` (relative, of V in the last iteration), ``effective_share`` of the units, ``kl_per_unit`` and
-    ``log_width``, ``variance_trusted`` (the first below the second: beyond it units specialize, and the variance has
-    been too small by factors of 1 to 4, while the mean and q held), ``ep_consistency`` (relative change of the watched
-    error if the whole covariance E2 - m m^T closed the equations), ``history`` (a tuple ``(temperature,
+    ``log_width``, ``variance_trusted`` (converged, and the first below the second: beyond it units specialize, and the
+    variance has been too small by factors of 1 to 4, while the mean and q held), ``ep_consistency`` (relative change of
+    the watched error if the whole covariance E2 - m m^T closed the equations), ``history`` (a tuple ``(temperature,
     order_parameter, effective_share, residual, acceptance)`` for each step), ``seconds``.
 
     Accuracy on 27 sampled networks (``examples/benchmarks/results/adaptive_reference.md``): the test error is off by
@@ -310,8 +310,9 @@ def _stats(posterior: CavityPosterior, solved: Anneal, tolerance: float) -> dict
     response = solution.response
     share = float(1.0 / (response.weights.square().sum() * len(response.weights)))
     divergence = posterior.divergence()
+    converged = share >= _POOR and solution.change <= _CHANGED and response.residual <= 2e-3
     return {
-        "converged": share >= _POOR and solution.change <= _CHANGED and response.residual <= 2e-3,
+        "converged": converged,
         "monte_carlo_error": solved.monte_carlo_error,
         "tolerance_reached": solved.monte_carlo_error <= tolerance,
         "residual": response.residual,
@@ -319,7 +320,7 @@ def _stats(posterior: CavityPosterior, solved: Anneal, tolerance: float) -> dict
         "effective_share": share,
         "kl_per_unit": divergence,
         "log_width": math.log(width),
-        "variance_trusted": divergence <= math.log(width),
+        "variance_trusted": converged and divergence <= math.log(width),
         "ep_consistency": solved.full_change,
         "history": solved.history,
         "seconds": solved.seconds,
