@@ -42,8 +42,8 @@ class Sampled(Theory):
     modes or still drift; they are all in the mixture. Leave-one-out weighs the draws anew for every point, with
     Pareto-smoothed weights; ``left_out_shape`` tells for which points that holds.
 
-    A finite width is needed. Cost on one CPU thread: about 20 s for P = 400, N = 50 at T = 0.01; it grows with
-    P N min(P, N). Memory: S states, and batches of bounded size in predictions.
+    A finite width is needed. Cost on one CPU thread: about 10 s for P = 400, N = 50 at T = 0.01, 30 s for P = 1000; it
+    grows with P N min(P, N). Memory: S states, and batches of bounded size in predictions.
 
     Args:
         num_chains: Chains, moved as one batch.
