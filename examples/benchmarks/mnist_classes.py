@@ -118,7 +118,9 @@ def sampled_row(case: tuple[str, int], data: tuple[Tensor, Tensor, Tensor, Tenso
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fit, sample, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=default_folder().parent, help="default: $PROPKERNEL_DATA")
+    folder = default_folder()
+    folder = folder.parent if folder.name == "uci" else folder
+    parser.add_argument("--data", type=Path, default=folder, help="default: $PROPKERNEL_DATA")
     parser.add_argument("--no-sampling", action="store_true", help="theories alone")
     results = Path(__file__).resolve().parent / "results"
     parser.add_argument("--markdown", type=Path, default=results / "mnist_classes.md")

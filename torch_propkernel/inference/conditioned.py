@@ -398,10 +398,8 @@ class SpectralConditioned(Conditioned):
 
 def _without_negative_variances(covariance: Tensor) -> Tensor:
     """Return a covariance whose diagonal, the difference of terms that may be huge, is not negative by rounding."""
-    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
-    if not bool((diagonal < 0).any()):
-        return covariance
-    return covariance - torch.diag_embed(diagonal.clamp_max(0.0))
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0.0)
+    return torch.diagonal_scatter(covariance, diagonal, dim1=-2, dim2=-1)
 
 
 def spectral_left_out_terms(spectrum: Spectrum, spread: Tensor) -> tuple[Tensor, Tensor]:

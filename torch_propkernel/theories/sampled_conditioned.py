@@ -42,6 +42,8 @@ class SampledConditioned(Conditioned):
         [0.5, 0.5]
     """
 
+    log_weights: Tensor
+
     def __init__(
         self, problem: Problem, network: FeatureNetwork, states: Tensor, log_weights: Tensor | None = None
     ) -> None:
@@ -49,7 +51,6 @@ class SampledConditioned(Conditioned):
         if log_weights is None:
             log_weights = torch.full_like(states[:, 0], -math.log(len(states)))
         super().__init__(problem, log_weights)
-        self.normalized_log_weights = log_weights
         self.network, self.states = network, states
 
     def _laws(self, points: int) -> Iterator[tuple[Tensor, ReadoutLaw]]:
@@ -99,8 +100,7 @@ class SampledConditioned(Conditioned):
         """Return the mean over draws of the posterior mean of lambda_L v^T v / N_L, ``D x D``."""
         return torch.cat([law.order_parameter() for _, law in self._laws(0)]).mean(0)
 
-    @staticmethod
-    def _smooth(lifted: Tensor) -> Tensor:
+    def _smooth(self, lifted: Tensor) -> Tensor:
         return smooth_log_weights(lifted.mT)[0].mT
 
     def left_out_shape(self) -> Tensor:

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ..inference import ErrorEstimate, OutputsProblem
+from ..inference import OutputsProblem
+from ..inference.conditioned import left_out_densities
 from ..numerics.pareto import smooth_log_weights
 from .outputs import DRAWS, FittedOutputs, chunk_of_classes, standard_normals
 from .sampled_conditioned import SampledConditioned
-
-_LOG_TWO_PI = 1.8378770664093453
 
 
 class SampledOutputsConditioned(SampledConditioned):
@@ -65,47 +64,24 @@ class SampledOutputsConditioned(SampledConditioned):
         return (mixed + own).reshape(number * len(x), -1)
 
     def _weights(self, like: Tensor) -> Tensor:
-        return self.normalized_log_weights.exp().to(like)
+        return self.log_weights.exp().to(like)
 
     @cached_property
-    def _left_out(self) -> tuple[Tensor, Tensor, Tensor]:
-        """A^{-1} y of each draw ``S x P x D``, the diagonal of A^{-1}, and log p(y_i | y_-i) of all outputs."""
+    def _left_out_terms(self) -> tuple[Tensor, Tensor]:
         weights, precision = self.readout_terms()
-        each = 0.5 * (precision.log().unsqueeze(-1) - weights.square() / precision.unsqueeze(-1) - _LOG_TWO_PI)
-        return weights, precision, each.sum(-1)
+        return weights.movedim(-1, 0), precision
 
-    def left_out_terms(self) -> tuple[Tensor, Tensor]:
-        """Refuse: :meth:`leave_one_out` leaves out all outputs of a point."""
-        raise ValueError("left_out_terms: expected one output; use leave_one_out, which leaves out a whole point")
+    def _smooth(self, lifted: Tensor) -> Tensor:
+        """Return log weights of the draws given the other points, ``S x P``, from those of each output, ``D x S x P``.
+
+        A point is left out of all outputs: the densities of its targets are multiplied.
+        """
+        own = self.log_weights.unsqueeze(-1)
+        return super()._smooth(own + (lifted - own).sum(0))
 
     def left_out_shape(self) -> Tensor:
         """Return the shape k of the weights' tail for each point that is left out, ``P``."""
-        return smooth_log_weights(-self._left_out[2].mT)[1]
-
-    def leave_one_out(self) -> ErrorEstimate:
-        """Return errors at each training point given the others, all its outputs left out, ``D x P``."""
-        weights, precision, density = self._left_out
-        lifted = self.normalized_log_weights.unsqueeze(-1) - density
-        share = torch.log_softmax(self._smooth(lifted), 0).exp().unsqueeze(-1)
-        noise = self.problem.noise_scale.to(precision)
-        deviation, total = weights / precision.unsqueeze(-1), 1.0 / precision.unsqueeze(-1)
-        away = (share * deviation).sum(0)
-        variance = (share * ((total - noise).clamp_min(0.0) + (deviation - away).square())).sum(0)
-        each = share.log() - 0.5 * (deviation.square() / total + total.log() + _LOG_TWO_PI)
-        units, targets = self.problem.units, self.problem.targets.to(away)
-        return ErrorEstimate(
-            units.value(targets - away.mT),
-            units.deviation(away.mT).square(),
-            units.variance(variance.mT),
-            log_density=units.log_density(torch.logsumexp(each, 0).mT),
-        )
-
-    def training_error(self) -> Tensor:
-        """Return E (1/P) sum (y - f)^2 over the posterior, ``D``."""
-        weights, precision, _ = self._left_out
-        noise = self.problem.noise_scale.to(precision)
-        each = (noise.square() * (weights.square() - precision.unsqueeze(-1)) + noise).mean(-2)
-        return self.problem.units.mean_variance(self._weights(each) @ each).to(self.problem.targets.dtype)
+        return smooth_log_weights(-left_out_densities(*self.left_out_terms()).sum(0).mT)[1]
 
 
 class FittedSampledOutputs(FittedOutputs):
