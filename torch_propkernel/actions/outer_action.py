@@ -12,10 +12,12 @@ from .._validation import as_temperature, positive_number
 from ..exceptions import NotPositiveDefiniteError
 from ..order_parameters import ScalarChain
 from ..order_parameters.chain import StationaryLayers
-from ..spectra.spectrum import Spectrum
+from ..spectra.spectrum import Spectrum, TridiagonalSpectrum
 
 _BLOCK = 2**16
 _INFINITE = 1e300
+_FEW = 16
+"""Problems up to which tridiagonal solves are cheaper than all projections on eigenvectors."""
 
 
 class OuterAction:
@@ -36,7 +38,7 @@ class OuterAction:
 
     Args:
         eigenvalues: k >= 0.
-        squared_projections: z^2, summed over outputs.
+        squared_projections: z^2, summed over outputs; or what sums over them without knowing them.
         chain: The layers, widths ``n x L``, may hold infinities.
         temperature: ``n``; all positive or all zero.
         counts: n_i; one each if None.
@@ -47,14 +49,14 @@ class OuterAction:
     def __init__(
         self,
         eigenvalues: Tensor,
-        squared_projections: Tensor,
+        squared_projections: Tensor | TridiagonalSpectrum,
         chain: ScalarChain,
         temperature: Tensor,
         counts: Tensor | None = None,
     ) -> None:
         """Store the problems."""
         self.eigenvalues = eigenvalues
-        self.squared_projections = squared_projections
+        self._labels = squared_projections
         self.chain = chain
         self.temperature = temperature
         self.counts = counts
@@ -91,14 +93,25 @@ class OuterAction:
                 "duplicate or zero rows?); T = 0 needs a non-singular K"
             )
         number = math.prod(shape)
+        own = ScalarChain(widths.expand(*shape, -1).reshape(number, -1))
+        temperature = temperature.expand(shape).reshape(number)
+        few = number <= _FEW and precision == 1.0
+        if few and isinstance(spectrum, TridiagonalSpectrum) and spectrum.is_resolved and not spectrum.is_projected:
+            counts = spectrum.multiplicities
+            counts = None if counts is None else counts.unsqueeze(0)
+            return cls(spectrum.eigenvalues.unsqueeze(0), spectrum, own, temperature, counts), shape
         columns = [spectrum.eigenvalues / precision, spectrum.squares, spectrum.multiplicities]
         if spectrum.batch_shape.numel() == 1:
             flat = [None if v is None else v.reshape(1, -1) for v in columns]
         else:
             flat = [None if v is None else v.expand(*shape, -1).reshape(number, -1) for v in columns]
         k, z2, counts = flat
-        own = ScalarChain(widths.expand(*shape, -1).reshape(number, -1))
-        return cls(k, z2, own, temperature.expand(shape).reshape(number), counts), shape  # type: ignore[arg-type]
+        return cls(k, z2, own, temperature, counts), shape  # type: ignore[arg-type]
+
+    @property
+    def squared_projections(self) -> Tensor:
+        """z^2, summed over outputs, ``n x M`` or ``1 x M``."""
+        return self._labels if isinstance(self._labels, Tensor) else self._labels.squares.unsqueeze(0)
 
     @property
     def width(self) -> Tensor:
@@ -119,16 +132,16 @@ class OuterAction:
         """Return the problems at ``index`` (with repetitions), sharing a common spectrum."""
         shared = self.eigenvalues.shape[0] == 1
         k, z2, counts = (
-            v if v is None or shared else v[index] for v in (self.eigenvalues, self.squared_projections, self.counts)
+            v if v is None or shared else v[index] for v in (self.eigenvalues, self._labels, self.counts)  # type: ignore[index]
         )
         return OuterAction(k, z2, ScalarChain(self.width[index]), self.temperature[index], counts)  # type: ignore[arg-type]
 
-    def _rows(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return k, z^2 and counts of some problems."""
+    def _rows(self, rows: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return k, z^2 (None where it is not known) and counts of some problems."""
         rows = slice(None) if self.eigenvalues.shape[0] == 1 else rows
         return (
             self.eigenvalues[rows],
-            self.squared_projections[rows],
+            self._labels[rows] if isinstance(self._labels, Tensor) else None,
             None if self.counts is None else self.counts[rows],
         )
 
@@ -157,13 +170,16 @@ class OuterAction:
         tables = []
         for row in range(self.eigenvalues.shape[0]):
             k, z2, counts = (None if v is None else v[row : row + 1] for v in self._rows(slice(None)))
-            tables.append(OuterAction(k, z2, self.chain, self.temperature, counts)._sums(ratio))  # type: ignore[arg-type]
+            labels = self._labels if z2 is None else z2
+            tables.append(OuterAction(k, labels, self.chain, self.temperature, counts)._sums(ratio))  # type: ignore[arg-type]
         h1, h2, d1, d2 = (torch.stack(columns) for columns in zip(*tables, strict=True))
         cold = 1.0 / self.temperature.unsqueeze(-1)
         return h1 - h2 * cold, d1 - d2 * cold
 
     def _label(self) -> Tensor:
         """Return sum_i z_i^2 / k_i, the b of zero temperature; nodes that carry no target do not count."""
+        if isinstance(self._labels, TridiagonalSpectrum):
+            return self._labels.label_terms(self.temperature[:1], torch.ones_like(self.temperature[:1]))
         k, z2 = self.eigenvalues, self.squared_projections
         return torch.where(z2 > 0, z2 / torch.where(z2 > 0, k, 1.0), 0.0).sum(-1)
 
@@ -184,7 +200,10 @@ class OuterAction:
             filled = x.mul_(inverse)  # x / (1 + x)
             occupied = inverse.mul_(filled)  # x / (1 + x)^2
             h1, d1 = (v.sum(-1) if counts is None else total(v, counts) for v in (filled, occupied))
-            h2, curved = total(occupied, z2), total(filled.mul_(occupied), z2)
+            if isinstance(self._labels, TridiagonalSpectrum):
+                h2, curved = self._labels.label_sums(ratio[part])
+            else:
+                h2, curved = total(occupied, z2), total(filled.mul_(occupied), z2)
             sums.append((h1, h2, d1, h2 - 2.0 * curved))
         h1, h2, d1, d2 = (torch.cat(columns) for columns in zip(*sums, strict=True))
         return h1, h2, d1, d2
@@ -196,8 +215,11 @@ class OuterAction:
             k, z2, counts = self._rows(part)
             spread = self.temperature[part, None] + torch.exp(u[part, None]) * k
             logs = spread.log() if counts is None else counts * spread.log()
-            sums.append((z2 / spread).add_(logs).sum(-1))
-        return torch.cat(sums)
+            sums.append(logs.sum(-1) if z2 is None else (z2 / spread).add_(logs).sum(-1))
+        data = torch.cat(sums)
+        if isinstance(self._labels, TridiagonalSpectrum):
+            data = data + self._labels.label_terms(self.temperature, torch.exp(u))
+        return data
 
     # Both parts ---------------------------------------------------------------------------------------------------
 
@@ -229,7 +251,9 @@ class OuterAction:
             balance = (self._label().expand(self.num_problems) / self.num_data).clamp_min(1e-300).log()
             return balance.clamp_max(0.0) - 1e-9, balance.clamp_min(0.0) + 1e-9
         log_temperature = self.temperature.log()
-        squares = self.squared_projections.sum(-1).expand(self.num_problems)
+        labels = self._labels
+        squares = labels.sum(-1) if isinstance(labels, Tensor) else labels.rotated.square().sum()
+        squares = squares.expand(self.num_problems)
         mu_max = (squares.clamp_min(1e-300).log() - log_temperature).exp() / 4.0
         high = torch.log1p(mu_max.unsqueeze(-1) / self.width).sum(-1)
         k = self.eigenvalues if self.counts is None else self.counts * self.eigenvalues

@@ -282,7 +282,7 @@ class DenseConditioned(Conditioned):
             half = torch.linalg.solve_triangular(factor, cross, upper=False)
             means.append(prior_mean + (half.transpose(-1, -2) @ whitened).squeeze(-1))
             if joint:
-                spreads.append(_without_negative_variances(prior - half.transpose(-1, -2) @ half))
+                spreads.append(without_negative_variances(prior - half.transpose(-1, -2) @ half))
             else:
                 spreads.append((prior - half.square().sum(-2)).clamp_min(0.0))
         return torch.stack(means, -2), torch.stack(spreads, -3 if joint else -2)
@@ -375,7 +375,7 @@ class SpectralConditioned(Conditioned):
                 factor, weight = r[..., node, :, None], spread[..., node, :].sqrt().unsqueeze(-1)
                 half = (factor * cross if still is None else still + factor * cross) * weight
                 taken.append(half.transpose(-1, -2) @ half)
-            return mean.to(x.dtype), _without_negative_variances(own - torch.stack(taken, -3)).to(x.dtype)
+            return mean.to(x.dtype), without_negative_variances(own - torch.stack(taken, -3)).to(x.dtype)
         reduction = r.square() * (spread @ cross.square())
         if still is not None:
             reduction = reduction + spread @ still.square() + 2.0 * r * (spread @ (still * cross))
@@ -396,7 +396,7 @@ class SpectralConditioned(Conditioned):
         return self._left_out_terms
 
 
-def _without_negative_variances(covariance: Tensor) -> Tensor:
+def without_negative_variances(covariance: Tensor) -> Tensor:
     """Return a covariance whose diagonal, the difference of terms that may be huge, is not negative by rounding."""
     diagonal = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0.0)
     return torch.diagonal_scatter(covariance, diagonal, dim1=-2, dim2=-1)
