@@ -56,7 +56,12 @@ def hessian_by_differences(function: Callable[[Tensor], Tensor], logs: Tensor, g
 
 
 def minimize(
-    function: Callable[[Tensor], Tensor], start: Tensor, free: Tensor, scale: Tensor, tolerance: float = 1e-11
+    function: Callable[[Tensor], Tensor],
+    start: Tensor,
+    free: Tensor,
+    scale: Tensor,
+    tolerance: float = 1e-11,
+    hessian_of: Callable[[Tensor], Tensor] | None = None,
 ) -> LocalMinimum:
     """Descend from ``start`` to a local minimum for each batch element.
 
@@ -69,6 +74,7 @@ def minimize(
         free: Which components move, broadcastable to ``*b x L``.
         scale: Size of the terms of the gradient, ``*b``; converged where |gradient| <= tolerance * scale.
         tolerance: Relative tolerance.
+        hessian_of: Second derivatives ``*b x L x L`` at a point; from differences of gradients if None.
     """
     logs = torch.where(free, start, torch.zeros_like(start))
     pinned = torch.diag_embed(torch.where(free, 0.0, 1.0).to(logs).expand_as(logs))
@@ -77,7 +83,8 @@ def minimize(
     while True:
         value, gradient = value_and_gradient(function, logs)
         if moved > _NEAR:  # closer than this the last Hessian serves: each step still gains three digits
-            hessian = hessian_by_differences(function, logs, gradient)
+            exact = None if hessian_of is None else hessian_of(logs)
+            hessian = hessian_by_differences(function, logs, gradient) if exact is None else exact
             hessian = torch.where(both.expand_as(hessian), hessian, torch.zeros_like(hessian)) + pinned
         gradient = torch.where(free, gradient, torch.zeros_like(gradient))
         # A value that is not finite has no usable derivatives: such a start has failed.

@@ -111,7 +111,7 @@ def solve_matrix_order_parameters(
     noise = None if output_noise is None else _checked_noise(output_noise, size).to(device)
     action = pose(widths, temperature.expand(shape).reshape(-1), noise)
     free = torch.isfinite(widths).any(-1, keepdim=True)
-    runs = [minimize(action, start, free.expand_as(start), action.scale()) for start in action.starts()]
+    runs = _descents(action, free)
     best, agreeing, num_minima = lowest_minimum(runs)
     u, vectors = torch.linalg.eigh(from_coordinates(best.logs, size))
     order_parameter = action.chain.at_log_scale(u).order_parameter.mT  # n x L x D
@@ -125,7 +125,7 @@ def solve_matrix_order_parameters(
         value.reshape(shape),
         _result(best, free, size),
         stats={
-            "iterations": sum(run.iterations for run in runs),
+            "iterations": max(run.iterations for run in runs),
             "residual": (best.gradient.abs().amax(-1) / action.scale()).reshape(shape),
             "num_minima": num_minima.reshape(shape),
             "alpha": (action.num_data / widths).reshape(*shape, layers),
@@ -162,6 +162,18 @@ def _problem(
     if spectrum.batch_shape:
         raise ValueError(f"kernel matrix: expected no batch dimensions, got {tuple(spectrum.batch_shape)}")
     return partial(OutputAction, spectrum), spectrum.num_outputs, spectrum.eigenvalues.device
+
+
+def _descents(action: OutputAction, free: Tensor) -> list[LocalMinimum]:
+    """Descend from every start: all at once, with exact second derivatives, where no target is missing."""
+    starts = action.starts()
+    if action.num_missing:
+        return [minimize(action, start, free.expand_as(start), action.scale()) for start in starts]
+    together, first = action.repeated(len(starts)), torch.cat(starts)
+    free = free.repeat(len(starts), 1).expand_as(first)
+    run = minimize(together, first, free, together.scale(), hessian_of=together.hessian)
+    parts = (run.logs, run.value, run.gradient, run.hessian, run.converged)
+    return [LocalMinimum(*each, run.iterations) for each in zip(*(v.chunk(len(starts)) for v in parts), strict=True)]
 
 
 def _checked_noise(covariance: Tensor, size: int) -> Tensor:
