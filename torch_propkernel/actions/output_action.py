@@ -200,7 +200,7 @@ class OutputAction:
 
 
 def _quadratic_form(directions: Tensor, blocks: Tensor, diagonal: Tensor) -> Tensor:
-    """Return sum_abc blocks_cab S_ca S'_cb + sum_ca diagonal_ca S_ca S'_ca of all pairs of directions, ``n x C x C``."""
+    """Return sum_abc blocks_cab S_ca S'_cb + sum_ca diagonal_ca S_ca S'_ca for pairs of directions, ``n x C x C``."""
     bent = torch.einsum("ncab,njcb->njca", blocks, directions) + diagonal.unsqueeze(-3) * directions
     return directions.flatten(-2) @ bent.flatten(-2).mT
 

@@ -173,7 +173,11 @@ def _descents(action: OutputAction, free: Tensor) -> list[LocalMinimum]:
     free = free.repeat(len(starts), 1).expand_as(first)
     run = minimize(together, first, free, together.scale(), hessian_of=together.hessian)
     parts = (run.logs, run.value, run.gradient, run.hessian, run.converged)
-    return [LocalMinimum(*each, run.iterations) for each in zip(*(v.chunk(len(starts)) for v in parts), strict=True)]
+    logs, value, gradient, hessian, converged = (v.chunk(len(starts)) for v in parts)
+    return [
+        LocalMinimum(logs[i], value[i], gradient[i], hessian[i], converged[i], run.iterations)
+        for i in range(len(starts))
+    ]
 
 
 def _checked_noise(covariance: Tensor, size: int) -> Tensor:

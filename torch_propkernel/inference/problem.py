@@ -342,7 +342,7 @@ class Problem:
         return fixed, moved
 
     def rotated_blocks(self, spectrum: TridiagonalSpectrum, x: Tensor, joint: bool) -> tuple[Blocks | None, Blocks]:
-        """Return :meth:`affine_blocks` in float64, their covariances with the training points rotated by a reduction."""
+        """Return :meth:`affine_blocks` in float64, covariances with the training points rotated by a reduction."""
         fixed, moved = self.affine_blocks(x, joint)
         known = self._turned.get(joint)
         if known is not None and known[0] is spectrum and known[1] is moved:

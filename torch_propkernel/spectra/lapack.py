@@ -59,7 +59,7 @@ def _bidiagonal_singular_values(diagonal: Array, off_diagonal: Array, columns: A
 
 
 def rotated_by_eigenvectors(diagonal: Array, off_diagonal: Array, columns: Array) -> Array:
-    """Return U^T C, ``P x D``, for eigenvectors U of a positive semi-definite tridiagonal matrix, eigenvalues ascending.
+    """Return U^T C, ``P x D``, with the eigenvectors U of a positive semi-definite tridiagonal matrix, in rising order.
 
     The matrix is shifted to be positive definite and factored into a bidiagonal B with B B^T = T, whose QR sweeps are
     applied to C: O(P^2) for each column. Signs are arbitrary, as those of eigenvectors are.

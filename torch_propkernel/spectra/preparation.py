@@ -57,14 +57,17 @@ class BaseFactor:
         self.factor = base.sqrt()
 
     def log_det(self) -> Tensor:
+        """Return logdet B."""
         return 2.0 * (self.factor.diagonal(dim1=-2, dim2=-1) if self.dense else self.factor).log().sum(-1)
 
     def whiten(self, value: Tensor) -> Tensor:
+        """Return L^{-1} V."""
         if self.dense:
             return torch.linalg.solve_triangular(self.factor, value, upper=False)
         return value / self.factor.unsqueeze(-1)
 
     def whiten_transposed(self, value: Tensor) -> Tensor:
+        """Return L^{-T} V."""
         if self.dense:
             return torch.linalg.solve_triangular(self.factor.transpose(-1, -2), value, upper=True)
         return value / self.factor.unsqueeze(-1)

@@ -249,7 +249,7 @@ class TridiagonalSpectrum(Spectrum):
         )
 
     @cached_property
-    def projections(self) -> Tensor:  # type: ignore[override]
+    def projections(self) -> Tensor:
         """Projections of the targets on the eigenvectors, ``P x D``; computed once."""
         return self.reduction.rotate_to_eigenvectors(self.rotated)
 

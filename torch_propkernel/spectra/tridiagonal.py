@@ -99,7 +99,9 @@ class Tridiagonal:
         whole = np.zeros((size, size), order="F")
         whole[0, 0] = 1.0
         if size > 1:
-            formed, _, _ = lapack.dorgqr(self._reflectors.copy(order="F"), self._tau, lwork=_BLOCK * size, overwrite_a=1)
+            formed, _, _ = lapack.dorgqr(
+                self._reflectors.copy(order="F"), self._tau, lwork=_BLOCK * size, overwrite_a=1
+            )
             whole[1:, 1:] = formed[:-1]
         return torch.from_numpy(whole)
 
@@ -132,7 +134,7 @@ class Tridiagonal:
         return torch.from_numpy(rotated_by_eigenvectors(self.diagonal, self.off_diagonal, columns.numpy()))
 
     def label_sums(self, rotated: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
-        """Return w^T x M s^-2 w and w^T (x M)^2 s^-3 w, s = 1 + x M, at ratios x of shape ``n``, summed over columns w."""
+        """Return sums over columns w of w^T x M s^-2 w and w^T (x M)^2 s^-3 w, s = 1 + x M, at ratios x, ``n``."""
         columns, sums = rotated.numpy(), []
         for x in ratio.tolist():
             solve = self.factor(1.0, x)
