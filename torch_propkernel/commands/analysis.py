@@ -132,7 +132,7 @@ def analyze(
             left_out.append("adaptive")
     with steps(len(theories) + 1 + (table is not None)) as step, torch.no_grad():
         if scalar:
-            problem.reduction()  # answers everything below
+            problem.spectrum(eigenvectors=True)  # answers everything below
         for name, each in theories.items():
             step(name)
             with timed(seconds, name):

@@ -14,6 +14,7 @@ from ..exceptions import NotPositiveDefiniteError
 from .lapack import Array, rotated_by_eigenvectors
 
 _BLOCK = 64  # LAPACK's largest block of reflectors
+_ROOM = (_BLOCK + 1) * _BLOCK  # what it needs beside them
 
 
 class Tridiagonal:
@@ -81,8 +82,11 @@ class Tridiagonal:
             return columns
         work = np.zeros(columns.shape, order="F")
         work[:-1] = columns[1:]
-        lwork = _BLOCK * max(1, columns.shape[1])
-        work, _, info = lapack.dormqr("L", transpose, self._reflectors, self._tau, work, lwork, overwrite_c=1)
+        # In blocks reflectors are only read; a few of them LAPACK writes and restores, which other threads would see.
+        few = len(columns) - 1 <= _BLOCK
+        reflectors = self._reflectors.copy(order="F") if few else self._reflectors
+        lwork = _BLOCK * max(1, columns.shape[1]) + _ROOM
+        work, _, info = lapack.dormqr("L", transpose, reflectors, self._tau, work, lwork, overwrite_c=1)
         assert info == 0
         work[1:] = work[:-1]
         work[0] = columns[0]

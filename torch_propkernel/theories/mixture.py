@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..inference import Problem
+from ..inference import Problem, SpectralConditioned
 from ..mixing import posterior_of_scale
 from ..mixing.law_of_widths import law_of_widths
 from ..mixing.scale_integral import ScalePosterior
@@ -57,14 +57,14 @@ class Mixture(Theory):
 
     def _fit(self, problem: Problem) -> FittedTheory:
         temperature = problem.scalar().temperature
-        spectrum, width = problem.reduction(), problem.layers.width
+        spectrum, width = problem.spectrum(eigenvectors=True), problem.layers.width
         posterior = posterior_of_scale(spectrum, law_of_widths(width), temperature).without_empty_nodes(KEPT)
         q = _mean_order_parameters(width, posterior)
         stats = {"error": posterior.error, "nodes": posterior.log_scale.shape[-1], "posterior": posterior}
         return FittedTheory(
             self,
             problem,
-            problem.conditioned_at_scales(posterior.scale, posterior.log_weights),
+            SpectralConditioned(problem, posterior.scale, posterior.log_weights),
             {"r": posterior.mean, "q": q},
             q[..., -1],
             "The scale was integrated over its posterior.",

@@ -138,7 +138,7 @@ def width_sweep(
     width = width.expand(width.shape[0], problem.layers.num_layers)
     if problem.network.is_scalar:
         problem.single()
-        problem.reduction()
+        problem.spectrum(eigenvectors=True)
     elif problem.targets.dim() > 1:
         raise ValueError(f"model: expected no batch dimensions, got targets of shape {tuple(problem.targets.shape)}")
     fitted = [theory.fit(problem.with_width(each)) for each in width]
