@@ -70,8 +70,9 @@ def solve_matrix_order_parameters(
     measure): it is minimized, and ``stats["narrow"]`` is True.
 
     Shapes: K ``P x P``, Y ``P x D``, width and temperature as in :func:`solve_order_parameters`, ``*p`` problems.
-    Cost: one ``eigh``; then D (D + 1) / 2 gradients of P D^2 operations for a Newton step, some twenty of
-    them: with P = 400 on one core 0.5 s for ten outputs, 7 s for thirty, 32 s for fifty.
+    Cost: one reduction with projections (:class:`Spectrum`); then about five Newton steps of all starts at once with
+    exact second derivatives, P D^3 + D^6 operations each: with P = 400 on one core 0.05 s for ten outputs, 1.2 s for
+    thirty, about 30 s for fifty.
 
     Args:
         kernel_matrix: K (1/lambda_L included), or a :class:`Spectrum` with D outputs.

@@ -71,10 +71,11 @@ class Conditioned(ABC):
     .. math:: p(f_* | y) = \sum_n w_n N(f_*; \Gamma_n, \Sigma_n), \qquad
               \Gamma = m_* + k_*^T A^{-1} (y - m), \quad \Sigma = k_{**} - k_*^T A^{-1} k_*
 
-    A subclass says how the nodes are factorized (:class:`DenseConditioned`, :class:`SpectralConditioned`), by two
-    methods: :meth:`moments` at test points, and :meth:`left_out_terms` at the training points. Everything that is asked
-    of a posterior follows here, once: mean, variance, covariance, distribution, errors, leave-one-out, training error,
-    accuracy. :meth:`moments`, :meth:`predict` and :meth:`distribution` are in the model's units, errors in the user's.
+    A subclass says how the nodes are factorized (:class:`DenseConditioned`, :class:`TridiagonalConditioned`,
+    :class:`SpectralConditioned`), by two methods: :meth:`moments` at test points, and :meth:`left_out_terms` at the
+    training points. Everything that is asked of a posterior follows here, once: mean, variance, covariance,
+    distribution, errors, leave-one-out, training error, accuracy. :meth:`moments`, :meth:`predict` and
+    :meth:`distribution` are in the model's units, errors in the user's.
 
     Shapes: x is ``*b x m x d``, prepared by :meth:`Problem.points`; nodes stand behind the batch, ``*b x n``.
 

@@ -453,7 +453,7 @@ class Problem:
     def reduction(self) -> Spectrum:
         """Return a reduction of K and y that predicts at every scale.
 
-        One tridiagonal reduction for a single problem on the CPU, else one with eigenvectors.
+        That with eigenvectors if there is one; else a tridiagonal one for a single problem on the CPU.
         """
         problem = self.scalar()
         single = True not in self._spectra and problem.kernel_matrix.dim() == 2 and problem.residuals.dim() == 1

@@ -31,8 +31,8 @@ class Spectrum:
 
     Shapes: a kernel ``*b x P x P`` and targets ``*b x P`` give M = P nodes and D = 1.
     Accuracy: backward stable, eigenvalues to a few rounding errors of the largest. All arithmetic is in float64.
-    Cost: without eigenvectors about 6 to 7 Cholesky factorizations (CPU; tridiagonal reduction), with them one
-    ``eigh``.
+    Cost: on the CPU a tridiagonal reduction, about 4 to 5 Cholesky factorizations (:class:`TridiagonalSpectrum`: it
+    predicts too), and the projections 2 to 3 more when they are first read; with eigenvectors one ``eigh``.
 
     Attributes:
         eigenvalues: k, ascending, ``*b x M``; zero where they are not resolved above the rounding of K.
@@ -77,7 +77,8 @@ class Spectrum:
             kernel_matrix: K, ``*b x P x P``, symmetric positive semi-definite.
             targets: y, ``*b x P``, with the mean subtracted; ``*b x P x D`` with ``num_outputs=D``.
             base: B of A = T B + r K: a matrix ``*b x P x P`` or a diagonal ``*b x P``; the identity if None.
-            eigenvectors: Keep the eigenvectors (needed for predictions of many widths and for leave-one-out).
+            eigenvectors: Keep the eigenvectors, by which predictions and leave-one-out errors of many widths, or of
+                a mixture, are cheapest.
             num_outputs: Number D of outputs that share A; None for one, without a dimension of its own.
         """
         columns = as_columns(kernel_matrix, targets, num_outputs)
