@@ -24,8 +24,8 @@ class OutputsConditioned(Conditioned):
               \sim GP(0, \rho_d K) \text{ with targets } (Y B)_d \text{ and noise } T \text{ are independent}
 
     and :math:`f = (f B) (R B)^T`; R is the noise of a point in units of T, the identity where all outputs have the same
-    (B is then orthogonal). No matrix of D P rows is formed. Shapes: outputs stand in the batch, ``D x m``. Cost: that of D
-    nodes of :class:`TridiagonalConditioned`; with eigenvectors away from the CPU.
+    (B is then orthogonal). No matrix of D P rows is formed. Shapes: outputs stand in the batch, ``D x m``. Cost: that
+    of D nodes of :class:`TridiagonalConditioned`; with eigenvectors away from the CPU.
 
     Args:
         problem: The problem.
