@@ -107,6 +107,26 @@ def test_one_block_is_the_scalar_theory():
     torch.testing.assert_close(run.logs.exp(), scalar.order_parameter, rtol=1e-9, atol=0)
 
 
+def test_a_descent_ends_at_a_minimum_that_is_known_and_only_there():
+    """(x^2 - 1)^2 has its minima at 1 and -1."""
+    calls = []
+
+    def double_well(point):
+        calls.append(point)
+        return (point.square() - 1.0).square().sum()
+
+    def descend(start, earlier=()):
+        calls.clear()
+        run = quasi_newton(double_well, torch.full((1,), start, dtype=DOUBLE), torch.ones(()), 8.0, earlier)
+        return run, len(calls)
+
+    first, alone = descend(1.7)
+    again, known = descend(1.7, [first])
+    assert torch.equal(again.logs, first.logs) and known < alone
+    other, _ = descend(-1.7, [first])
+    assert bool(other.converged) and other.logs.item() == pytest.approx(-1.0, abs=1e-9)
+
+
 def test_permuted_and_rotated_blocks_have_permuted_and_rotated_order_parameters():
     blocks, y = data()
     first = solve_block_order_parameters(blocks, y, width=9.0, temperature=0.1)

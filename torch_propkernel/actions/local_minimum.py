@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -114,25 +115,36 @@ def minimize(
 
 
 def quasi_newton(
-    function: Callable[[Tensor], Tensor], start: Tensor, scale: Tensor, curvature: float, tolerance: float = 1e-11
+    function: Callable[[Tensor], Tensor],
+    start: Tensor,
+    scale: Tensor,
+    curvature: float,
+    earlier: Sequence[LocalMinimum] = (),
+    tolerance: float = 1e-11,
 ) -> LocalMinimum:
     """Descend from ``start`` to a local minimum by BFGS: for many variables, one problem at a time.
 
-    The Hessian starts at ``curvature`` times the identity and learns from every step that curves upward; steps are at
-    most one in every variable, and halved until the value drops. Cost: one gradient for each step.
+    The Hessian starts at that of the last minimum that was found, else at ``curvature`` times the identity, and learns
+    from every step that curves upward; steps are at most one in every variable, and halved until the value drops. A
+    descent that comes within a thousandth of a minimum found before ends there. Cost: one gradient for each step.
 
     Args:
         function: Maps a point ``C`` to a value; infinity marks a point outside the domain.
         start: First point, ``C``.
         scale: Size of the terms of the gradient; converged where |gradient| <= tolerance * scale.
         curvature: First guess of the second derivatives, positive.
+        earlier: Descents from other starts.
         tolerance: Relative tolerance.
     """
     x, fresh = start, curvature * torch.eye(len(start), dtype=start.dtype, device=start.device)
     value, gradient = value_and_gradient(function, x)
     size, bound = float(gradient.abs().max()), tolerance * float(scale)
-    hessian, iterations, misses = fresh, 0, 0
+    known = [run for run in earlier if bool(run.converged)]
+    hessian, iterations, misses = known[-1].hessian if known else fresh, 0, 0
     while size > bound and iterations < _MAX_QUASI_NEWTON:
+        for run in known:
+            if bool((run.logs - x).abs().max() <= _NEAR):
+                return dataclasses.replace(run, iterations=iterations)
         iterations += 1
         direction = -torch.linalg.solve(hessian, gradient)
         direction = direction * (_MAX_STEP / direction.abs().max().clamp_min(_MAX_STEP))

@@ -18,6 +18,7 @@ from ..inference import Problem
 from ..inference.last_layer import has_known_units
 from ..inference.problem import warn_if_not_identifiable
 from ..numerics.first_derivatives import first_derivatives_only
+from ..numerics.gaussian_terms import log_det_and_quadratic
 from ..reliability import Reliability
 from ..reliability.score import assess
 
@@ -168,11 +169,8 @@ def _solve_local(problem: Problem) -> Solution:
         """N_L S as a function of log q; infinite where the covariance is not positive definite."""
         order_parameter = torch.exp(logs).to(kernel.raw_order_parameter.dtype)
         covariance = problem.covariance(order_parameter).to(torch.float64)
-        factor, info = torch.linalg.cholesky_ex(covariance + problem.noise_covariance(covariance).to(torch.float64))
-        half = torch.linalg.solve_triangular(factor, residuals.unsqueeze(-1), upper=False)
-        data = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + half.square().sum((-2, -1))
-        value = (counted * (torch.exp(logs) - logs)).sum(-1) + data
-        return torch.where(info > 0, torch.inf, value)
+        noisy = covariance + problem.noise_covariance(covariance).to(torch.float64)
+        return (counted * (torch.exp(logs) - logs)).sum(-1) + log_det_and_quadratic(noisy, residuals)
 
     with torch.no_grad():
         residuals = problem.residuals().to(torch.float64)
