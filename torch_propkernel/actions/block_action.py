@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..numerics.gaussian_terms import log_det_and_quadratic
+from ..numerics.gaussian_terms import log_det_and_square
 from ..numerics.symmetric import from_coordinates, num_coordinates, to_coordinates
 
 
@@ -123,7 +123,7 @@ class BlockAction:
 
     def data(self, order_parameter: Tensor) -> Tensor:
         """Return log det A + y^T A^{-1} y at E, ``r x r``; infinite where A is not positive definite."""
-        return log_det_and_quadratic(self.base + self.blocks(order_parameter).to(self.base), self.targets)
+        return log_det_and_square(self.base + self.blocks(order_parameter).to(self.base), self.targets)
 
     @property
     def scale(self) -> Tensor:

@@ -57,12 +57,18 @@ def hessian_by_differences(function: Callable[[Tensor], Tensor], logs: Tensor, g
 
 
 def minimize(
-    function: Callable[[Tensor], Tensor], start: Tensor, free: Tensor, scale: Tensor, tolerance: float = 1e-11
+    function: Callable[[Tensor], Tensor],
+    start: Tensor,
+    free: Tensor,
+    scale: Tensor,
+    tolerance: float = 1e-11,
+    earlier: Sequence[LocalMinimum] = (),
 ) -> LocalMinimum:
     """Descend from ``start`` to a local minimum for each batch element.
 
     Newton directions from the Hessian with its eigenvalues made positive, steps of at most one in log q, halved until
-    the value drops. A function value of infinity marks a point outside the domain.
+    the value drops. A function value of infinity marks a point outside the domain. The first step takes the Hessian of
+    the last of the earlier descents, and one that comes within a thousandth of an earlier minimum goes there at once.
 
     Args:
         function: Maps log order parameters ``*b x L`` to values ``*b``.
@@ -70,14 +76,24 @@ def minimize(
         free: Which components move, broadcastable to ``*b x L``.
         scale: Size of the terms of the gradient, ``*b``; converged where |gradient| <= tolerance * scale.
         tolerance: Relative tolerance.
+        earlier: Descents from other starts.
     """
     logs = torch.where(free, start, torch.zeros_like(start))
     pinned = torch.diag_embed(torch.where(free, 0.0, 1.0).to(logs).expand_as(logs))
     both = free.unsqueeze(-1) & free.unsqueeze(-2)
     iterations, moved, hessian = 0, torch.inf, pinned
+    if earlier and bool(earlier[-1].converged.all()):
+        moved, hessian = 0.0, earlier[-1].hessian
     while True:
+        met = torch.zeros(logs.shape[:-1], dtype=torch.bool, device=logs.device)
+        for run in earlier:
+            there = run.converged & ((logs - run.logs).abs() <= _NEAR).all(-1)
+            logs = torch.where(there.unsqueeze(-1), run.logs, logs)
+            hessian = torch.where(there[..., None, None], run.hessian, hessian)
+            met = met | there
         value, gradient = value_and_gradient(function, logs)
-        if moved > _NEAR:  # closer than this the last Hessian serves: each step still gains three digits
+        # Closer than this the last Hessian serves: each step still gains three digits.
+        if moved > _NEAR and not bool(met.all()):
             hessian = hessian_by_differences(function, logs, gradient)
             hessian = torch.where(both.expand_as(hessian), hessian, torch.zeros_like(hessian)) + pinned
         gradient = torch.where(free, gradient, torch.zeros_like(gradient))

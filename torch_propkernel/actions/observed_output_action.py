@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics.gaussian_terms import log_det_and_quadratic
+from ..numerics.gaussian_terms import log_det_and_square
 from ..numerics.symmetric import to_coordinates
 from ..order_parameters import ScalarChain
 from ..spectra.spectrum import Spectrum
@@ -78,7 +78,7 @@ class ObservedOutputAction(OutputAction):
             matrix.requires_grad_(True)
             covariance = self.entries.between_outputs(matrix) * self.observed_kernel
             noisy = covariance + self.temperature[:, None, None] * self.noise
-            data = log_det_and_quadratic(noisy, self.entries.select(self.targets))
+            data = log_det_and_square(noisy, self.entries.select(self.targets))
             (slope,) = torch.autograd.grad(data.sum(), matrix)
         return data.detach(), vectors.mT @ (0.5 * (slope + slope.mT)) @ vectors
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def log_det_and_quadratic(covariance: Tensor, targets: Tensor) -> Tensor:
+def log_det_and_square(covariance: Tensor, targets: Tensor) -> Tensor:
     r"""Return log det A + y^T A^{-1} y, ``*b``; infinite where A is not positive definite, without a useful gradient.
 
     .. math:: \frac{\partial}{\partial A} = A^{-1} - \alpha \alpha^T, \qquad
@@ -25,7 +25,7 @@ def log_det_and_quadratic(covariance: Tensor, targets: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> A, y = torch.full((1, 1), 2.0, requires_grad=True), torch.full((1,), 4.0)
-        >>> value = log_det_and_quadratic(A, y)   # log 2 + 16 / 2
+        >>> value = log_det_and_square(A, y)   # log 2 + 16 / 2
         >>> torch.autograd.grad(value, A)[0].item()   # 1/2 - (4/2)^2
         -3.5
     """

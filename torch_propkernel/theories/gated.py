@@ -14,7 +14,7 @@ from ..activations import ReLU
 from ..exceptions import ConvergenceError
 from ..inference import Blocks, DenseConditioned, Problem
 from ..kernels.recursion import dual_covariance
-from ..numerics.gaussian_terms import log_det_and_quadratic
+from ..numerics.gaussian_terms import log_det_and_square
 from .base import FittedTheory, Theory, bare_kernel, kernel_inputs
 
 _RESOLVED = 1e-8
@@ -98,7 +98,7 @@ class Gated(Theory):
             """Action less N_1 at (log q_1, log A/A_0, log B/B_0); infinite out of reach."""
             rate = prior.rate(A_0 * logs[..., 1].exp(), B_0 * logs[..., 2].exp())
             covariance = noise + _combine(logs, linear, rest)
-            data = log_det_and_quadratic(covariance, residuals)
+            data = log_det_and_square(covariance, residuals)
             layers = counted[..., 0] * (torch.expm1(logs[..., 0]) - logs[..., 0]) + 2.0 * counted[..., 1] * rate.value
             return torch.where(rate.gradient > _RESOLVED, torch.inf, layers + data)
 

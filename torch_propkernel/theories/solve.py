@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..actions.local_minimum import lowest_minimum, minimize
+from ..actions.local_minimum import LocalMinimum, lowest_minimum, minimize
 from ..actions.solution import Solution, SolveResult
 from ..actions.solve_order_parameters import solve_order_parameters
 from ..exceptions import PrecisionWarning, ReliabilityWarning
@@ -18,7 +18,7 @@ from ..inference import Problem
 from ..inference.last_layer import has_known_units
 from ..inference.problem import warn_if_not_identifiable
 from ..numerics.first_derivatives import first_derivatives_only
-from ..numerics.gaussian_terms import log_det_and_quadratic
+from ..numerics.gaussian_terms import log_det_and_square
 from ..reliability import Reliability
 from ..reliability.score import assess
 
@@ -170,7 +170,7 @@ def _solve_local(problem: Problem) -> Solution:
         order_parameter = torch.exp(logs).to(kernel.raw_order_parameter.dtype)
         covariance = problem.covariance(order_parameter).to(torch.float64)
         noisy = covariance + problem.noise_covariance(covariance).to(torch.float64)
-        return (counted * (torch.exp(logs) - logs)).sum(-1) + log_det_and_quadratic(noisy, residuals)
+        return (counted * (torch.exp(logs) - logs)).sum(-1) + log_det_and_square(noisy, residuals)
 
     with torch.no_grad():
         residuals = problem.residuals().to(torch.float64)
@@ -184,7 +184,9 @@ def _solve_local(problem: Problem) -> Solution:
         zero = torch.zeros(shape, dtype=torch.float64, device=residuals.device)
         starts = [outer.to(zero).expand(shape), zero, zero - 0.7, zero + 0.7]
         scale = residuals.shape[-1] + counted.amax(-1).expand(batch)
-        runs = [minimize(total_action, start, finite, scale) for start in starts]
+        runs: list[LocalMinimum] = []
+        for start in starts:
+            runs.append(minimize(total_action, start, finite, scale, earlier=runs))
     best, agreeing, num_minima = lowest_minimum(runs)
     order_parameter, value = torch.exp(best.logs), best.value
     if differentiable:
