@@ -52,6 +52,30 @@ SECONDS = 3.0  # of CPU time for the rounds of one row
 ROUNDS = 5
 
 
+NOTES = """
+## How the tasks were matched, and where answers differ
+
+- **deepbays.** Its `l0` and `l1` are one over our weight variances (all are 1 here); kernels, action and order
+  parameters are defined alike, and differences are the tolerance of its optimizer. `FC_deep` is
+  `composition="nested"`. It follows one start, where this package compares four (one width: all stationary points),
+  and it forms a P x P inverse at every step; `FC_1HL` takes the eigendecomposition of a general matrix, `CONV_1HL`
+  computes its kernels again at every step. What is wrong in version 0.1.11: `FC_1HL_multiclass` stores the kernel
+  matrix in `self.D`, which was the number of outputs, and cannot run. `FC_1HL_nonodd` subtracts the number q - 1/(1 +
+  s) from every entry of the covariance, without the outer product of the means; its mean of a relu unit is sqrt(c
+  pi/2), where sqrt(c/(2 pi)) is right; and its prediction multiplies matrices of other shapes unless there are as
+  many test points as training points. The package imports cupy, which it does not require; the benchmark puts an
+  empty module there.
+- **GPyTorch.** The host is the same and so are the steps; only the kernel differs, so that no answers are compared.
+  Our kernel needs a matrix product and an arc sine for each entry, RBF a distance and an exponential.
+- **scikit-learn.** The same matrix, noise and points. "Matrix given" takes the kernel from memory, which ours
+  computes. The finite network has no counterpart there: on top come the reduction of the matrix to a spectrum, in
+  which q is solved, and the score of the reliability from 200 rows, whose share is largest where P is small.
+- **BoTorch.** Its kernel ends with the bias of a readout, which is added to ours. Off the diagonal both agree to
+  rounding; on it BoTorch's is 1e-7 too small, because it clamps the cosine at 1 - 1e-7 (`acos_eps`).
+- **neural-tangents.** `Dense(1, W_std, b_std)` has our variances W_std^2 and b_std^2. Compilation is not timed.
+"""
+
+
 class Row(NamedTuple):
     """One task: what this package and the peer do, and what both return as numbers."""
 
@@ -365,13 +389,13 @@ def machine() -> str:
     return f"{model}, one thread"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure all peers that are installed and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000])
     parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--markdown", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -399,7 +423,7 @@ def main() -> None:
             for row in PEERS[name](Problem(size)):
                 lines.append(measure(row, size))
                 print(lines[-1], file=sys.stderr, flush=True)
-    page = "\n".join(lines) + "\n"
+    page = "\n".join(lines) + "\n" + NOTES
     if options.markdown is None:
         print(page)
     else:
