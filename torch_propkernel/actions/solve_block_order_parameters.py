@@ -42,8 +42,8 @@ def solve_block_order_parameters(
     ``stats["narrow"]`` is True.
 
     Shapes: ``order_parameter`` is ``*p x 1 x r x r`` for ``*p`` problems (widths and temperatures, solved one by one).
-    Cost: for each problem some 25 to 50 gradients for four blocks, each about four Cholesky factorizations and a pass
-    over the blocks, forward and backward; four times as many for sixteen blocks.
+    Cost: for each problem some 25 to 75 gradients for four to sixteen blocks, each about four Cholesky factorizations
+    and a pass over the blocks, forward and backward.
 
     Args:
         blocks: K_ab, ``r x r x P x P`` with K_ba the transpose of K_ab, or a :class:`BlockMatrices`, which need not
