@@ -12,7 +12,7 @@ import torch
 
 from torch_propkernel import ConvergenceError, solve_order_parameters
 from torch_propkernel.actions import BlockAction, DenseBlocks, solve_block_order_parameters
-from torch_propkernel.actions.local_minimum import quasi_newton
+from torch_propkernel.actions.local_minimum import lowest_minimum, minimize, quasi_newton
 from torch_propkernel.numerics.symmetric import from_coordinates, to_coordinates
 
 DOUBLE = torch.float64
@@ -125,6 +125,22 @@ def test_a_descent_ends_at_a_minimum_that_is_known_and_only_there():
     assert torch.equal(again.logs, first.logs) and known < alone
     other, _ = descend(-1.7, [first])
     assert bool(other.converged) and other.logs.item() == pytest.approx(-1.0, abs=1e-9)
+
+
+def test_newtons_descents_do_so_for_each_problem_of_a_batch():
+    def double_wells(points):
+        return (points.square() - 1.0).square().sum(-1)
+
+    def descend(*starts, earlier=()):
+        start, scale = torch.tensor(starts, dtype=DOUBLE).unsqueeze(-1), torch.ones(len(starts), dtype=DOUBLE)
+        return minimize(double_wells, start, torch.ones_like(start, dtype=torch.bool), scale, earlier=earlier)
+
+    first = descend(1.7, 1.7)
+    second = descend(1.6, -1.6, earlier=[first])
+    assert bool(second.converged.all()) and second.logs[0] == first.logs[0]
+    assert second.logs[1].item() == pytest.approx(-1.0, abs=1e-9)
+    _, agreeing, minima = lowest_minimum([first, second])
+    assert agreeing.tolist() == [2, 1] and minima.tolist() == [1, 2]
 
 
 def test_permuted_and_rotated_blocks_have_permuted_and_rotated_order_parameters():
