@@ -1,13 +1,12 @@
 """Time and memory of the solver, as ratios in one run: Cholesky factorizations, one eigendecomposition, matrices.
 
-    python examples/benchmarks/solve_and_predict.py                  # the four tables, one thread, float64
+    python examples/benchmarks/solve_and_predict.py                  # the three tables, one thread, float64
     python examples/benchmarks/solve_and_predict.py --only memory
 
 1. d = 784, erf, one hidden layer: kernel, order parameter and predictions at 200 points for a plain GPyTorch model,
    infinite width included, in units of one Cholesky factorization of the same matrix.
 2. 100 widths x 20 temperatures against one eigendecomposition of the same matrix, the reduction included.
-3. Ten outputs against one, and the search for their matrix order parameter against one eigendecomposition.
-4. Peak resident memory of solve + predict above the inputs in a fresh process, P = 4000, in units of one P x P matrix.
+3. Peak resident memory of solve + predict above the inputs in a fresh process, P = 4000, in units of one P x P matrix.
 
 Every time is the smallest CPU time of ``--repeats`` rounds (of two at P = 4000).
 """
@@ -38,15 +37,9 @@ from torch_propkernel import (  # noqa: E402
     generalization_error,
     solve_order_parameters,
 )
-from torch_propkernel.actions import solve_matrix_order_parameters  # noqa: E402
 from torch_propkernel.inference import Problem  # noqa: E402
-from torch_propkernel.kernels import MultitaskRenormalizedKernel  # noqa: E402
-from torch_propkernel.models import MultitaskNetworkGP  # noqa: E402
 from torch_propkernel.reliability import assess  # noqa: E402
-from torch_propkernel.theories import SaddlePoint  # noqa: E402
 from torch_propkernel.theories.solve import solve_problem  # noqa: E402
-
-OUTPUTS = 10
 
 
 class Model(gpytorch.models.ExactGP):
@@ -141,33 +134,6 @@ def time_of_sweep(size: int, repeats: int) -> dict[str, float]:
     return best(steps, repeats)
 
 
-def time_of_outputs(size: int, repeats: int) -> dict[str, float]:
-    """A column of table 3: ten classes by a linear teacher."""
-    x, y, _, _ = problem(size)
-    teacher = torch.randn(x.shape[-1], OUTPUTS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    targets = torch.nn.functional.one_hot((x @ teacher).argmax(-1), OUTPUTS).double() - 1.0 / OUTPUTS
-    kernel = MultitaskRenormalizedKernel(Erf(), width=size / 4.0, num_tasks=OUTPUTS).double()
-    several = MultitaskNetworkGP.with_temperature(x, targets, kernel, temperature=0.1)
-    one = Model(x, y, size / 4.0)
-    with torch.no_grad():
-        matrix = one.covar_module(x).to_dense()
-    spectrum = Spectrum.from_kernel(matrix, targets, num_outputs=OUTPUTS)
-
-    def solve():
-        solve_matrix_order_parameters(spectrum, width=size / 4.0, temperature=0.1)
-
-    solve()  # which projects the targets
-    steps = {
-        "one eigendecomposition": lambda: torch.linalg.eigh(matrix),
-        "reduction": lambda: Spectrum.from_kernel(matrix, targets, num_outputs=OUTPUTS),
-        "reduction with projections": lambda: Spectrum.from_kernel(matrix, targets, num_outputs=OUTPUTS).projections,
-        "matrix order parameter of ten outputs": solve,
-        "whole fit of one output, with its evidence": lambda: SaddlePoint().fit(one),
-        "whole fit of ten outputs": lambda: SaddlePoint().fit(several),
-    }
-    return best(steps, repeats)
-
-
 def peak_memory() -> int:
     """Peak resident memory of this process so far, bytes, from the kernel's own high-water mark."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -196,7 +162,7 @@ def memory_of_pipeline(size: int) -> None:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["pipeline", "sweep", "outputs", "memory"])
+    parser.add_argument("--only", choices=["pipeline", "sweep", "memory"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000, 4000], help="P of the first table")
     parser.add_argument("--size", type=int, default=4000, help="P of the memory table")
@@ -216,9 +182,6 @@ def main() -> None:
     if options.only in (None, "sweep"):
         title = "100 widths x 20 temperatures; units of one eigendecomposition"
         print_ratios(title, columns(time_of_sweep, 500, 1000), "one eigendecomposition")
-    if options.only in (None, "outputs"):
-        title = "Ten outputs, d = 784, erf, one hidden layer; units of one eigendecomposition"
-        print_ratios(title, columns(time_of_outputs, 1000, 2000), "one eigendecomposition")
     if options.only == "memory":
         memory_of_pipeline(options.size)
     elif options.only is None:
