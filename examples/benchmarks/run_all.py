@@ -63,6 +63,12 @@ BENCHMARKS = {
         "--data {uci}/.. --no-sampling --markdown {page}",
         "left out|predictor|one network|error",
     ),
+    "hidden_kernels_vs_networks": Benchmark(
+        "hidden_kernels_vs_networks.py",
+        ("--markdown {page}",),
+        "--cases 2 --markdown {page}",
+        "moved|saddle|first|Monte Carlo",
+    ),
     "count_work": Benchmark("count_work.py", ("--markdown {page}",), "--markdown {page}", ".*"),
     "evidence_vs_brute_force": Benchmark("evidence_vs_brute_force.py", ("",), "--only accuracy --problems 3", ".*"),
     "solve_and_predict": Benchmark("solve_and_predict.py", ("",), "--only sweep --repeats 1", ".*"),
