@@ -11,7 +11,7 @@ import torch
 from torch_propkernel import NetworkGP, NNGPKernel, RenormalizedNNGPKernel
 from torch_propkernel.kernels import BlockRenormalizedKernel, TransferKernel
 from torch_propkernel.networks import ConvolutionalNetwork, FiniteNetwork
-from torch_propkernel.theories import SaddlePoint, Sampled
+from torch_propkernel.theories import Adaptive, SaddlePoint, Sampled
 
 pytestmark = pytest.mark.usefixtures("in_double_precision")
 OPTIONS = {"weight_variance": [1.5, 0.7], "bias_variance": 0.3}
@@ -110,6 +110,25 @@ def test_features_that_were_learned_help_a_related_task():
         errors.append(fitted.error(test_x, 2 * torch.sin(2 * index(test_x))).mean_bias.item())
     best = max(range(3), key=densities.__getitem__)
     assert errors[best] < 0.6 * errors[0]
+
+
+def test_units_of_the_adaptive_theory_are_a_source():
+    """Of a source task with fewer points than inputs: against its sampled networks, with and without a bias."""
+    x, test_x = points(12, 16), points(8, 16, seed=4)
+    likelihood = gpytorch.likelihoods.GaussianLikelihood()
+    likelihood.noise = 0.1
+    for bias in (0.0, 0.5):
+        task = NetworkGP(x, 3 * x[:, 0], likelihood, RenormalizedNNGPKernel("erf", width=30, bias_variance=bias))
+        sampled = Sampled(num_chains=16, num_draws=30).fit(task)
+        units = Adaptive(num_units=1000).fit(task).draw_units(20_000)
+        kernels = [
+            TransferKernel(FiniteNetwork("erf", 16, 1, bias_variance=bias), units),
+            TransferKernel(sampled.conditioned.network, sampled.conditioned.states),
+            NNGPKernel("erf", bias_variance=bias),
+        ]
+        cheap, exact, prior = (kernel(torch.cat([x, test_x])).to_dense() for kernel in kernels)
+        # 14,400 units of 16 chains, and 1,000 of the theory
+        assert (cheap - exact).norm() < 0.25 * (prior - exact).norm()
 
 
 def test_other_networks_kinds_and_gradients(network, source):

@@ -45,7 +45,8 @@ class TransferKernel(Kernel):
     Args:
         network: A :class:`FeatureNetwork`: architecture and prior.
         source: Whitened hidden weights of the source's networks, ``... x num_hidden``; such as
-            ``Sampled().fit(source_model).conditioned.states``, or ``SampledPosterior.hidden``.
+            ``Sampled().fit(source_model).conditioned.states``, ``SampledPosterior.hidden``, or, for a network of width
+            1, ``Adaptive().fit(source_model).draw_units(4096)``.
         coupling: c, from 0 to 1; an attribute that can be set later.
         num_fresh: Draws of xi for each w_s.
         seed: Seed of xi.
