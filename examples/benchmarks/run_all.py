@@ -69,6 +69,18 @@ BENCHMARKS = {
         "--cases 2 --markdown {page}",
         "moved|saddle|first|Monte Carlo",
     ),
+    "transfer_vs_networks": Benchmark(
+        "transfer_vs_networks.py",
+        ("--data {uci}/.. --markdown {page}",),
+        "--data {uci}/.. --tasks 1 --draws 50 --markdown {page}",
+        "^q$|left out|error|right|one draw",
+    ),
+    "softmax_classes": Benchmark(
+        "softmax_classes.py",
+        ("--splits 2 --data {uci}/.. --markdown {page}",),
+        "--splits 1 --no-mnist --markdown {page}",
+        "accuracy|log loss|Brier",
+    ),
     "count_work": Benchmark("count_work.py", ("--markdown {page}",), "--markdown {page}", ".*"),
     "evidence_vs_brute_force": Benchmark("evidence_vs_brute_force.py", ("",), "--only accuracy --problems 3", ".*"),
     "solve_and_predict": Benchmark("solve_and_predict.py", ("",), "--only sweep --repeats 1", ".*"),

@@ -156,6 +156,31 @@ def test_theories_of_one_output_agree_with_the_sampled_network():
     )
 
 
+@pytest.mark.parametrize("theory", [InfiniteWidth(), SaddlePoint()])
+def test_scales_columns_and_missing_targets(theory):
+    """A scale around the kernel is a part of the readout; columns that are not read and a mean change nothing."""
+    x, y = data(8, 2)
+    wide = torch.cat([torch.ones(8, 1), x], -1)
+    plain = hidden_kernels(theory.fit(one(x, y[:, 0], "erf", [10], 0.3)))
+    model = one(wide, y[:, 0] + 4.0, "erf", [10], 0.3, active_dims=[1, 2, 3])
+    model.covar_module.readout_variance = WEIGHTS[1] / 3.0
+    model.covar_module = gpytorch.kernels.ScaleKernel(model.covar_module)
+    model.covar_module.outputscale = 3.0
+    model.mean_module = gpytorch.means.ConstantMean()
+    model.mean_module.constant = 4.0
+    found = hidden_kernels(theory.fit(model))
+    torch.testing.assert_close(found.mean, plain.mean, rtol=1e-6, atol=1e-8)  # the solver's tolerance
+    both = several(wide, y, "erf", [10], 0.3, active_dims=[1, 2, 3]), several(x, y, "erf", [10], 0.3)
+    found, plain = (hidden_kernels(theory.fit(each), each.train_inputs[0][:2]) for each in both)
+    torch.testing.assert_close(found.mean, plain.mean, rtol=1e-6, atol=1e-8)
+    if isinstance(theory, SaddlePoint):
+        missing = y.clone()
+        missing[1, 0] = math.nan
+        partly = hidden_kernels(theory.fit(several(x, missing, "erf", [10], 0.3)), x[:2])
+        moved = (plain.mean - plain.infinite_width).norm()
+        assert 0 < (partly.mean - plain.mean).norm() < moved  # of 16 targets one is not known
+
+
 def test_measured_kernels_of_the_prior_are_those_of_infinite_width():
     network = FiniteNetwork("relu", 3, [30, 300], bias_variance=0.3, weight_variance=[1.0, 2.0, 5.0])
     hidden = torch.randn(4, 200, network.num_hidden, generator=torch.Generator().manual_seed(0))
