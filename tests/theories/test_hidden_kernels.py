@@ -204,6 +204,11 @@ def test_bad_input_is_refused():
         hidden_kernels(SaddlePoint().fit(model))
     with pytest.raises(ValueError, match="expected an odd activation"):
         hidden_kernels(SaddlePoint().fit(several(x, y, "relu", [5], 0.3)))
+    biased = one(x, y[:, 0], "erf", [5], 0.3)
+    biased.covar_module = biased.covar_module + gpytorch.kernels.ConstantKernel()
+    with pytest.raises(ValueError, match="got a readout bias"):
+        hidden_kernels(SaddlePoint().fit(biased))
+    assert hidden_kernels(InfiniteWidth().fit(biased), num_units=80).mean.shape == (1, 4, 4)
     with pytest.raises(ValueError, match="at least 2, one unit for each output"):
         hidden_kernels(SaddlePoint().fit(several(x, y, "erf", [1], 0.3)))
     missing = y.clone()

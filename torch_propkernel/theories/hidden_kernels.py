@@ -80,7 +80,7 @@ def hidden_kernels(
         TypeError: Another theory, a covariance that is not one network's.
         ValueError: Batches of models; for the first order targets that are missing or noise that differs between
             outputs; for the saddle an activation that is not odd, several layers of another than the identity, hidden
-            biases beyond the first layer, or fewer units than outputs.
+            biases beyond the first layer, a readout bias, or fewer units than outputs.
 
     Reference: Zavatone-Veth et al. (2021), arXiv:2106.00651; THEORY.md, section 13.
 
@@ -167,6 +167,8 @@ def _at_saddle(fitted: FittedTheory, x: Tensor) -> HiddenKernels:
         raise ValueError(f"model: expected an odd activation for the saddle point's hidden kernels, got {activation!r}")
     if len(prior.layers) > 1 and not (is_linear and all(layer.bias_variance is None for layer in prior.layers)):
         raise ValueError("model: expected one hidden layer, or identity activations and no biases beyond the first")
+    if bool(covariance_of(fitted.problem).bias_variance != 0):
+        raise ValueError("covar_module: expected no ConstantKernel, got a readout bias, which is no part of the units")
     matrices, mean, spread = _outputs(fitted, x)
     number = mean.shape[-1]
     if min(prior.widths) < number:
