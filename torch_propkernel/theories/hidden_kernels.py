@@ -140,6 +140,7 @@ def _first_order(problem: Problem, x: Tensor, num_units: int, seed: int) -> Hidd
     prior = _prior(problem, torch.cat([problem.inputs, x]))
     factor = torch.linalg.cholesky(problem.add_noise(problem.unit_covariance).double())
     weights = torch.cholesky_solve(y, factor)
+    # The derivative of log det G in every entry is the inverse itself: it is not a way to solve here.
     gradient = torch.zeros_like(prior.covariances[0])
     gradient[:size, :size] = weights @ weights.mT - y.shape[-1] * torch.cholesky_inverse(factor)
     groups = torch.stack(
@@ -179,7 +180,8 @@ def _at_saddle(fitted: FittedTheory, x: Tensor) -> HiddenKernels:
         above = 0.5 * (above @ matrix + matrix @ above)  # they commute
         factor = torch.linalg.cholesky(above)
         whitened = torch.linalg.solve_triangular(factor, mean.mT, upper=False)
-        inner = torch.einsum("iajb,ab->ij", spread, torch.cholesky_inverse(factor))
+        inner = torch.cholesky_solve(spread.permute(1, 3, 0, 2).flatten(1), factor)  # D x (D n n)
+        inner = inner.unflatten(-1, (number, *mean.shape[:1] * 2)).diagonal(dim1=0, dim2=1).sum(-1)
         seen.insert(0, whitened.mT @ whitened + inner)
     scales = torch.tensor(prior.weight_variances, dtype=torch.float64, device=x.device).flip(0).cumprod(0).flip(0)
     current, found = scales[0] * prior.kernels[0], []
