@@ -50,7 +50,7 @@ def hidden_kernel_response(
         For each layer ``G x n x n``: the answers by each of eight groups of units, whose mean is the result; G = 1
         where it is exact.
 
-    Reference: Zavatone-Veth et al. (2021), arXiv:2106.00651; derived here for any activation; THEORY.md, eq. (25).
+    Reference: Zavatone-Veth et al. (2021), arXiv:2106.00651; derived here for any activation; THEORY.md, eq. (27).
 
     Example:
         >>> import torch
