@@ -115,7 +115,7 @@ def _colors(departure: Tensor) -> Any:
 def _draw_matrix(ax: Axes, departure: Tensor, colors: Any, labels: list[str]) -> None:
     ax.imshow(departure.numpy(), cmap=colors.cmap, norm=colors.norm)
     ax.figure.colorbar(colors, ax=ax, label="Q − 1 (0 at infinite width)")
-    ax.set_xticks(range(len(labels)), labels, rotation=90 if max(map(len, labels)) > 3 else 0, fontsize="small")
+    ax.set_xticks(range(len(labels)), labels, rotation=90 if sum(map(len, labels)) > 40 else 0, fontsize="small")
     ax.set_yticks(range(len(labels)), labels, fontsize="small")
     ax.set_xlabel("block")
     ax.set_ylabel("block")
