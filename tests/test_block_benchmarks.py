@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from torch_propkernel import NNGPKernel
+
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 pytestmark = pytest.mark.filterwarnings("ignore::linear_operator.utils.warnings.NumericalWarning")
 
@@ -25,6 +27,48 @@ def load(monkeypatch):
         return module
 
     return run
+
+
+def test_feature_blocks_are_kernels_of_one_column_each(load):
+    example = load("uci_additive")
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    options = {"weight_variance": [2.0, 0.3], "bias_variance": 0.5}
+    blocks = example.FeatureBlocks(NNGPKernel("erf", **options), 3).double()
+    weights = torch.tensor([[2.0, 0.7, 0.0], [0.7, 1.0, 0.0], [0.0, 0.0, 0.5]], dtype=torch.float64)
+    parts = [NNGPKernel("erf", active_dims=[a], **options).double()(x).to_dense() for a in range(3)]
+    expected = 2.0 * parts[0] + parts[1] + 0.5 * parts[2]  # blocks of different features are independent
+    torch.testing.assert_close(blocks.weighted(x, x, weights), expected, rtol=1e-12, atol=1e-14)
+    diagonal = blocks.weighted(x, x, weights, diag=True)
+    torch.testing.assert_close(diagonal, expected.diagonal(), rtol=1e-12, atol=1e-14)
+
+
+def test_additive_page_finds_the_feature_that_matters(load, tmp_path, monkeypatch, capsys):
+    example = load("uci_additive")
+    monkeypatch.setitem(example.FEATURES, "toy", ("matters", "does not"))
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 2))
+    np.savetxt(folder / "data.csv.gz", np.column_stack([x, np.sin(2.0 * x[:, 0])]), delimiter=",")
+    mask = np.stack([np.arange(40) % 4 == k for k in (0, 1)], axis=1)
+    np.savetxt(folder / "test_mask.csv.gz", mask.astype(int), delimiter=",", fmt="%d")
+    fits, page = tmp_path / "fits.jsonl", tmp_path / "page.md"
+    options = ["--data", str(tmp_path), "--sets", "toy", "--splits", "1", "--json", str(fits), "--markdown", str(page)]
+    example.main(options)
+    text = page.read_text(encoding="utf-8")
+    assert capsys.readouterr().out.strip() in text and all(f"| {model} |" in text for model in example.MODELS)
+    weights = {}
+    for line in text.splitlines():
+        name, *cells = (cell.strip() for cell in line.strip("| ").split("|"))
+        if name in example.FEATURES["toy"]:
+            weights[name] = [float(cell) for cell in cells]  # Q at both widths, and the free scales
+    assert len(weights["matters"]) == 3
+    for matters, not_so in zip(weights["matters"], weights["does not"], strict=True):
+        assert matters > 1.0 > not_so
+    before = fits.read_text()
+    example.main(options)  # nothing is missing: nothing is fitted
+    assert fits.read_text() == before
+    assert torch.get_default_dtype() == torch.float32
 
 
 @pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.PropKernelWarning")  # a few draws

@@ -114,6 +114,12 @@ BENCHMARKS = {
         "--data {uci}/.. --splits 1 --sizes 50 --cases --json {records} --markdown {page}",
         "width|scale|^N =|sampled|saddle|predictor",
     ),
+    "uci_additive": Benchmark(
+        "uci_additive.py",
+        (FITS + "--splits 6",),
+        FITS + "--sets yacht --splits 1",
+        "RMSE|NLPD|additive|free scales",
+    ),
     "uci_table": Benchmark(
         "uci_table.py",
         (FITS + "--sets yacht energy concrete pol kin40k --splits 10",),
