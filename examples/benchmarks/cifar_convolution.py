@@ -12,7 +12,7 @@ noise; the error of the predictor, which is the posterior mean; its accuracy. 40
 split. Infinite width, the infinitely wide network with a free scale, and the saddle point at finite width: a matrix
 over patches for the dense readout, a number for the others. For some P and N of the first split posteriors are sampled
 (Hamiltonian Monte Carlo, the readout integrated out), with twice as many draws until they converge. Finished runs are
-kept in RUNS. About a quarter of an hour on one core.
+kept in RUNS. Ten minutes on one core.
 """
 
 from __future__ import annotations
