@@ -7,6 +7,9 @@ from .observed_outputs_conditioned import ObservedOutputsConditioned
 from .outputs import OutputsProblem
 from .outputs_conditioned import OutputsConditioned
 from .problem import KernelNode, Problem, ScalarProblem
+from .streamed import StreamedProblem
+from .streamed_conditioned import StreamedConditioned
+from .streaming import Streaming
 from .units import Normalization, Units
 
 __all__ = [
@@ -24,5 +27,8 @@ __all__ = [
     "Problem",
     "ScalarProblem",
     "SpectralConditioned",
+    "StreamedConditioned",
+    "StreamedProblem",
+    "Streaming",
     "Units",
 ]

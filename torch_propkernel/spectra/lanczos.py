@@ -59,7 +59,12 @@ class LanczosRun:
         Args:
             matmul: V -> K V for columns ``P x c``.
             num_steps: Steps, each one product.
+
+        Raises:
+            ValueError: The basis was released.
         """
+        if self.basis and len(self.basis[0]) < len(self.norms):
+            raise ValueError("run: expected one with its whole basis, got one whose basis was released")
         vector = self._next
         block = vector.new_zeros(len(vector), num_steps, vector.shape[-1])
         alphas, betas = (vector.new_zeros(len(vector), num_steps) for _ in range(2))
@@ -86,12 +91,16 @@ class LanczosRun:
         return {"next": self._next, **{name: getattr(self, name) for name in names}}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> LanczosRun:
+    def from_state(cls, state: dict[str, Any], device: torch.device | str = "cpu") -> LanczosRun:
         """Return the run that a state describes."""
         run = cls.__new__(cls)
-        run._next, run.basis = state["next"], list(state["basis"])
-        run.norms, run.alphas, run.betas = state["norms"], state["alphas"], state["betas"]
+        run._next, run.basis = state["next"].to(device), [block.to(device) for block in state["basis"]]
+        run.norms, run.alphas, run.betas = (state[name].to(device) for name in ("norms", "alphas", "betas"))
         return run
+
+    def release(self, kept: int = 1) -> None:
+        """Give the memory of the basis back, but for that of the first ``kept`` start vectors; there is no way on."""
+        self.basis = [block[:kept].clone() for block in self.basis]
 
 
 def _orthogonal(vectors: Tensor, basis: Iterable[Tensor]) -> Tensor:
