@@ -59,7 +59,7 @@ class TestAgainstDense:
         error = streamed.stats["quadrature_error"]
         away = (streamed.order_parameters["q"] - dense.order_parameters["q"]).abs()
         assert (away < 4 * error.order_parameter).all()  # four standard errors
-        assert (error.order_parameter < 0.02).all()
+        assert (error.order_parameter < 0.05).all()
         assert (error.order_parameter_truncation < 1e-8).all()
         # The evidence has the error of -N S / 2.
         assert abs(streamed.log_evidence - dense.log_evidence) < 4 * 25 * error.action

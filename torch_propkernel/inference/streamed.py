@@ -7,6 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -62,7 +63,7 @@ class StreamedProblem(Problem):
         >>> x = torch.randn(40, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         >>> likelihood = gpytorch.likelihoods.GaussianLikelihood()
         >>> model = NetworkGP(x, 2 * x[:, 0].sign(), likelihood, RenormalizedNNGPKernel(Erf(), width=20)).double()
-        >>> streamed = SaddlePoint().fit(StreamedProblem.of_streamed(model, Streaming(num_probes=200)))
+        >>> streamed = SaddlePoint().fit(StreamedProblem.of_streamed(model, Streaming(rank=10)))
         >>> dense = SaddlePoint().fit(model)
         >>> error = streamed.stats["quadrature_error"].order_parameter
         >>> bool((streamed.order_parameters["q"] - dense.order_parameters["q"]).abs() < 4 * error)
@@ -141,7 +142,7 @@ class StreamedProblem(Problem):
 
     @cached_property
     def preconditioner(self) -> LowRank:
-        """The part of K of low rank that all solves share."""
+        """The part of K of low rank: preconditioner of all solves, control variate of the traces."""
         return LowRank.randomly_pivoted(self.operator, self.streaming.rank, self.streaming.seed)
 
     # The reduction ------------------------------------------------------------------------------------------------
@@ -154,10 +155,10 @@ class StreamedProblem(Problem):
             ConvergenceError: ``max_steps`` are not enough.
         """
         options = self.streaming
-        reduction = LanczosReduction.start(self.residuals(), options.num_probes, options.seed)
+        reduction = LanczosReduction.start(self.residuals(), options.num_probes, options.seed, self.preconditioner)
         state = load_checkpoint(options.checkpoint, **self._identity)
         if state is not None:
-            reduction = LanczosReduction(LanczosRun.from_state(state, self.targets.device), self.num_data)
+            reduction = replace(reduction, run=LanczosRun.from_state(state, self.targets.device))
         run = reduction.run
         while run.num_steps == 0 or self._truncation(reduction) > 1.0:
             if run.num_steps >= options.max_steps:

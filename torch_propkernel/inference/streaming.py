@@ -21,15 +21,15 @@ _FORMAT = 1
 class Streaming:
     """Options of a :class:`StreamedProblem`.
 
-    Memory in bytes is about 8 P times the larger of (num_probes + 1) (max_steps + 6) and 2 rank + 8 columns, plus a few
-    tiles; a checkpoint needs the first again on the disk.
+    Memory in bytes is about 8 P times the larger of rank + (num_probes + 1) (max_steps + 6) and max_steps + 2 rank +
+    8 columns, plus a few tiles. A checkpoint has 8 P (num_probes + 1) bytes for each step.
 
     Args:
         num_probes: Random probes of the trace; the statistical error falls with their square root.
         max_steps: Limit of the Lanczos steps.
         block_steps: Steps between two looks at the accuracy, and between two checkpoints.
         tolerance: Relative error of q, and error of the log likelihood per point, at which the steps end.
-        rank: Of the preconditioner.
+        rank: Of the preconditioner, which also takes the largest directions out of the statistical error.
         residual: Of A^{-1} y over |y|: the error of the mean, roughly, in units of the targets' root mean square.
         variance_tolerance: Relative error of latent variances, and of the diagonal of A^{-1}.
         max_solver_steps: Limit of the steps of conjugate gradients.
@@ -80,7 +80,7 @@ class Streaming:
 
     def num_bytes(self, num_data: int) -> float:
         """Return the memory at the peak for P = ``num_data`` points."""
-        reduction = (self.num_probes + 1) * (self.max_steps + 6)
+        reduction = self.rank + (self.num_probes + 1) * (self.max_steps + 6)
         solves = self.max_steps + 2 * self.rank + 8 * self.columns
         return 8.0 * (num_data * max(reduction, solves) + 6 * min(self.tile_size, num_data) ** 2)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._validation import check_finite, whole_number
 from .lanczos import LanczosRun, gauss_quadrature, radau_quadrature, tridiagonal
+from .low_rank import LowRank
 from .spectrum import Spectrum
 
 
@@ -23,14 +24,19 @@ class LanczosReduction:
     with nodes and weights of Gauss rules: those of y carry the projections z, those of the probes the counts
     :math:`P w / n` of one :class:`Spectrum`. The sum over y has no statistical error. That of the trace has the
     variance :math:`\frac2n \sum_{i \ne j} f(K)_{ij}^2`, of the size of the off-diagonal entries: it is read off from
-    the scatter of the probes (:meth:`probe_sums`). The rules' own errors are between zero and the difference to the
-    Gauss-Radau rules (``spectrum(radau=True)``).
+    the scatter of the probes (:meth:`probe_sums`). A part of low rank takes most of it away where the trace is one of
+    large directions, as that of the logarithm is: with :math:`\hat K + \delta (1 - U U^T)`, of which :math:`\delta` is
+    the mean of the eigenvalues that the part leaves out, as a control variate only the difference of both is estimated,
+    and the trace for the part is added; counts of its nodes may be negative. The rules' own errors are between zero and
+    the difference to the Gauss-Radau rules (``spectrum(radau=True)``).
 
     Shapes: y is ``P``. Cost and memory: :class:`LanczosRun` with n + 1 columns.
 
     Attributes:
         run: From y, its first column, and the probes.
         num_data: P.
+        part_eigenvalues: Those k of the part of low rank, ``R``, and delta, which stands for all others.
+        part_counts: What each of them adds to the counts of a probe, ``n x (R + 1)``.
 
     Raises:
         ValueError: Targets of the wrong shape or not finite, fewer than two probes.
@@ -51,15 +57,18 @@ class LanczosReduction:
 
     run: LanczosRun
     num_data: int
+    part_eigenvalues: Tensor
+    part_counts: Tensor
 
     @classmethod
-    def start(cls, targets: Tensor, num_probes: int, seed: int = 0) -> LanczosReduction:
+    def start(cls, targets: Tensor, num_probes: int, seed: int = 0, part: LowRank | None = None) -> LanczosReduction:
         """Return the reduction before its first step.
 
         Args:
             targets: y with the mean subtracted, ``P``.
             num_probes: n, at least 2.
             seed: Of the probes.
+            part: Of K, of low rank; nothing is subtracted if None.
         """
         if targets.dim() != 1:
             raise ValueError(f"targets: expected shape (P,) without batch dimensions, got {tuple(targets.shape)}")
@@ -67,7 +76,15 @@ class LanczosReduction:
         number = whole_number("num_probes", num_probes, least=2)
         generator = torch.Generator().manual_seed(seed)
         signs = torch.randint(0, 2, (len(targets), number), generator=generator).double() * 2.0 - 1.0
-        return cls(LanczosRun(torch.cat([targets.double().unsqueeze(-1), signs.to(targets.device)], -1)), len(targets))
+        signs = signs.to(targets.device)
+        values, counts = signs.new_zeros(1), signs.new_zeros(number, 1)
+        if part is not None:
+            others = part.remainder / max(len(targets) - len(part.eigenvalues), 1)
+            values = torch.cat([part.eigenvalues, values.new_tensor([others])])
+            counts = 1.0 - (part.vectors.T @ signs).T.square()
+            counts = torch.cat([counts, -counts.sum(-1, keepdim=True)], -1)
+        run = LanczosRun(torch.cat([targets.double().unsqueeze(-1), signs], -1))
+        return cls(run, len(targets), values, counts)
 
     @property
     def num_probes(self) -> int:
@@ -87,7 +104,11 @@ class LanczosReduction:
         counts[0] = 0.0
         projections = torch.zeros_like(weights)
         projections[0] = weights[0].sqrt()
-        return Spectrum.from_eigenvalues(nodes.flatten(), projections.flatten(), counts.flatten())
+        part = self.part_counts.mean(0)
+        nodes, order = torch.cat([nodes.flatten(), self.part_eigenvalues]).sort()
+        projections = torch.cat([projections.flatten(), torch.zeros_like(part)])[order]
+        counts = torch.cat([counts.flatten(), part])[order]
+        return Spectrum(nodes, projections.unsqueeze(-1), None, nodes.new_zeros(()), counts)
 
     def probe_sums(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the estimate of tr f(K) from each probe, ``*p x n``.
@@ -96,7 +117,8 @@ class LanczosReduction:
             function: f, from nodes of any shape ``...`` to ``*p x ...``.
         """
         nodes, weights = self._rules(radau=False)
-        return (function(nodes[1:]) * weights[1:]).sum(-1)
+        own = (function(nodes[1:]) * weights[1:]).sum(-1)
+        return own + (function(self.part_eigenvalues.unsqueeze(0)) * self.part_counts).sum(-1)
 
     def solve_targets(self, scale: float, temperature: float) -> tuple[Tensor, float]:
         """Return the approximation of (T + r K)^{-1} y in the Krylov space, ``P``, and its residual over |y|.
