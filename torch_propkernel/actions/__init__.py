@@ -5,7 +5,7 @@ from .evidence import effective_action, laplace_evidence
 from .first_order import FirstOrderTerms, Terms, draw_pre_activations, first_order_terms
 from .observed_output_action import ObservedOutputAction
 from .output_action import OutputAction
-from .quadrature_error import QuadratureError, quadrature_error
+from .quadrature_error import QuadratureError, quadrature_error, scale_error
 from .solution import Solution, SolveResult
 from .solve_block_order_parameters import solve_block_order_parameters
 from .solve_matrix_order_parameters import MatrixSolution, solve_matrix_order_parameters
@@ -30,6 +30,7 @@ __all__ = [
     "find_stationary_points",
     "first_order_terms",
     "quadrature_error",
+    "scale_error",
     "solve_block_order_parameters",
     "solve_matrix_order_parameters",
     "solve_order_parameters",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -81,6 +82,29 @@ def quadrature_error(
         spread.reshape(shape),
         (solution.action - radau.action).abs(),
     )
+
+
+@torch.no_grad()
+def scale_error(reduction: LanczosReduction, scale: float, temperature: float) -> float:
+    r"""Return the standard error of a scale r that maximizes the evidence of T + r K, from the scatter of the probes.
+
+    As in :func:`quadrature_error`, with the slope of the data's part alone. Infinite where r is at an edge.
+
+    Args:
+        reduction: The Lanczos reduction.
+        scale: r.
+        temperature: T.
+
+    Example:
+        >>> reduction = LanczosReduction.start(torch.tensor([3.0, 1.0], dtype=torch.float64), num_probes=2)
+        >>> reduction.run.extend(torch.eye(2, dtype=torch.float64).matmul, 2)   # K = 1 is diagonal: no scatter
+        >>> scale_error(reduction, 4.0, 1.0)   # T + r = |y|^2 / P
+        0.0
+    """
+    action, _ = OuterAction.of(reduction.spectrum(), math.inf, temperature)
+    traces = reduction.probe_sums(lambda k: scale * k / (temperature + scale * k))
+    slope = action.data_terms(torch.tensor([math.log(scale)], dtype=torch.float64, device=traces.device))[1]
+    return float(scale * _standard_error(traces) / slope.clamp_min(0.0))
 
 
 def _standard_error(samples: Tensor) -> Tensor:

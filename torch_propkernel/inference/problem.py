@@ -285,7 +285,9 @@ class Problem:
     def _check_memory(self) -> None:
         """Refuse what does not fit before it is allocated: about five matrices of P x P for a fit."""
         if self.num_data >= _LARGE:
-            remedy = "take fewer training points"
+            remedy = (
+                "take fewer training points, or a theory with has_streaming (InfiniteWidth, SaddlePoint, FreeScale)"
+            )
             check_memory(f"{self.num_data} training targets", dense_bytes(self), remedy, self.targets.device)
 
     @_one_at_a_time

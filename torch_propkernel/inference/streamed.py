@@ -222,12 +222,16 @@ class StreamedProblem(Problem):
     def describe(self) -> str:
         """Return one sentence on how the problem was reduced."""
         run, error = self.reduction.run, self.quadrature_error()
-        bars = ", ".join(f"{value:.2g}" for value in error.order_parameter.flatten().tolist())
-        rest = float(error.order_parameter_truncation.max())
+        last = float(self._width[..., -1])
+        likelihood = 0.5 * float(error.action) * (last if math.isfinite(last) else 1.0)
+        bars = ""
+        if self.kernel is not None:
+            listed = ", ".join(f"{value:.2g}" for value in error.order_parameter.flatten().tolist())
+            bars = f"{listed} in the order parameters of the saddle point (up to "
+            bars += f"{float(error.order_parameter_truncation.max()):.1g} for the steps), and "
         return (
             f"Streamed: the kernel matrix was not held; {run.num_steps} Lanczos steps with {self.streaming.num_probes} "
-            f"probes leave a standard error of {bars} in the order parameters of the saddle point, and {rest:.1g} for "
-            "the steps."
+            f"probes leave standard errors of {bars}{likelihood:.2g} in the log likelihood."
         )
 
     # Conditioning -------------------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..actions import scale_error
 from ..inference import (
     Conditioned,
     DenseConditioned,
@@ -29,7 +31,8 @@ class FreeScale(Theory):
     with everything else of the model as it is: the baseline that a fitted order parameter has to face. A finite-width
     prediction that it beats is no evidence for the width, since the order parameter is such a scale with a prior that
     the width dictates. ``order_parameters["r"]`` and ``readout_norm`` are the scale, ``stats["at_edge"]`` says whether
-    it is at an end of the interval that was searched, so that there may be no maximum. Of a
+    it is at an end of the interval that was searched, so that there may be no maximum; of a :class:`StreamedProblem`
+    ``stats["scale_error"]`` is the standard error of r. Of a
     :class:`BlockRenormalizedKernel` it is the scale at E = 1; models without a renormalized kernel have the scale of
     their whole covariance fitted. Several outputs have a scale each, ``r`` and ``at_edge`` are ``D``: every scale is
     that of its own output's targets and noise, and the outputs are independent but for correlated noise. No batch of
@@ -65,6 +68,9 @@ class FreeScale(Theory):
         scale, log_evidence, at_edge = _best_scale(spectrum)
         r = torch.tensor(scale, dtype=problem.targets.dtype, device=problem.targets.device)
         message = f"The evidence is largest at r = {scale:.5g}" + (", an edge of the search." if at_edge else ".")
+        stats: dict[str, Any] = {"at_edge": at_edge}
+        if isinstance(problem, StreamedProblem):
+            stats["scale_error"] = scale_error(problem.reduction, scale, float(problem.scale_temperature()))
         conditioned: Conditioned
         if problem.kernel is not None and not problem.kernel.is_scalar:
             conditioned = DenseConditioned(problem, [KernelNode(problem, problem.at_scale(scale))])
@@ -75,7 +81,7 @@ class FreeScale(Theory):
         else:
             conditioned = SpectralConditioned(problem, r.double().unsqueeze(-1))
         evidence = torch.tensor(log_evidence, dtype=torch.float64, device=r.device)
-        return FittedTheory(self, problem, conditioned, {"r": r}, r, message, {"at_edge": at_edge}, evidence)
+        return FittedTheory(self, problem, conditioned, {"r": r}, r, message, stats, evidence)
 
     def _fit_outputs(self, problem: OutputsProblem) -> FittedTheory:
         noise = problem.noise_covariance_of_a_point.diagonal()
