@@ -13,7 +13,7 @@ import torch
 import torch_propkernel.inference.streamed as streamed_module
 from torch_propkernel import NetworkGP, NNGPKernel, RenormalizedNNGPKernel
 from torch_propkernel.exceptions import ConvergenceError, NotEnoughMemoryError
-from torch_propkernel.inference import StreamedProblem, Streaming
+from torch_propkernel.inference import Problem, StreamedProblem, Streaming
 from torch_propkernel.spectra import KernelOperator
 from torch_propkernel.theories import FreeScale, InfiniteWidth, Mixture, SaddlePoint, width_sweep
 
@@ -253,6 +253,16 @@ class TestChoice:
         monkeypatch.setattr(streamed_module, "available_memory", lambda device: 1e7)
         assert not isinstance(SaddlePoint().fit(model).problem, StreamedProblem)
 
+    def test_as_many_probes_as_fit(self, monkeypatch):
+        monkeypatch.setattr(streamed_module, "_LARGE", 100)
+        monkeypatch.setattr(streamed_module, "dense_bytes", lambda problem: math.inf)
+        chosen = []
+        for probes in (4, 8, 20, 32):
+            free = Streaming(num_probes=probes).num_bytes(P)
+            monkeypatch.setattr(streamed_module, "available_memory", lambda device, free=free: free)
+            chosen.append(streamed_module.streamed_past_memory(Problem.frozen(make_model())).streaming.num_probes)
+        assert chosen == [8, 8, 16, 32]  # below eight the solves need more than the reduction
+
     def test_what_cannot_be_streamed_stays_dense(self, monkeypatch):
         monkeypatch.setattr(streamed_module, "_LARGE", 100)
         monkeypatch.setattr(streamed_module, "available_memory", lambda device: 1e6)
@@ -302,6 +312,8 @@ class TestChoice:
         fitted = pickle.loads(pickle.dumps(both[0]))
         x, _ = test_points(3)
         torch.testing.assert_close(fitted.predict(x), both[0].predict(x))
+        watched = StreamedProblem.of_streamed(make_model(), Streaming(progress=lambda *_: None))
+        assert pickle.loads(pickle.dumps(watched)).streaming.progress is None
 
     def test_options_are_checked(self):
         for options in ({"rank": 0}, {"tolerance": 0.0}, {"columns": 1.5}, {"residual": math.nan}):

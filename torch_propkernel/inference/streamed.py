@@ -101,6 +101,10 @@ class StreamedProblem(Problem):
         seconds = (time.perf_counter() - begun) * (self.num_data / few.num_data) ** 2 * self.streaming.max_steps
         return Cost(self.streaming.num_bytes(self.num_data), seconds)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out who watches."""
+        return {**super().__getstate__(), "streaming": replace(self.streaming, progress=None)}
+
     # The kernel matrix --------------------------------------------------------------------------------------------
 
     @cached_property
@@ -296,10 +300,18 @@ def why_not_streamed(problem: Problem) -> str | None:
 
 
 def streamed_past_memory(problem: Problem) -> Problem:
-    """Return a problem as it is, or streamed where its matrices do not fit into memory and it can be."""
+    """Return a problem as it is, or streamed where its matrices do not fit into memory and it can be.
+
+    With 32 probes, or as many of 16, 8 and 4 as fit.
+
+    Raises:
+        NotEnoughMemoryError: Not even four do.
+    """
     if type(problem) is not Problem or problem.num_data < _LARGE or "_unit_covariance" in problem.__dict__:
         return problem
     free = available_memory(problem.targets.device)
     if free is None or dense_bytes(problem) <= free or why_not_streamed(problem) is not None:
         return problem
-    return StreamedProblem.of_streamed(problem)
+    options = (Streaming(num_probes=number) for number in (32, 16, 8, 4))
+    fitting = (each for each in options if each.num_bytes(problem.num_data) <= free)
+    return StreamedProblem.of_streamed(problem, next(fitting, None))

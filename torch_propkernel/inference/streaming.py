@@ -80,8 +80,9 @@ class Streaming:
 
     def num_bytes(self, num_data: int) -> float:
         """Return the memory at the peak for P = ``num_data`` points."""
-        reduction = self.rank + (self.num_probes + 1) * (self.max_steps + 6)
-        solves = self.max_steps + 2 * self.rank + 8 * self.columns
+        steps, rank = min(self.max_steps, num_data), min(self.rank, num_data)
+        reduction = rank + (self.num_probes + 1) * (steps + 6)
+        solves = steps + 2 * rank + 8 * self.columns
         return 8.0 * (num_data * max(reduction, solves) + 6 * min(self.tile_size, num_data) ** 2)
 
 
