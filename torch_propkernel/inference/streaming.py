@@ -64,7 +64,7 @@ class Streaming:
     max_solver_steps: int = 400
     columns: int = 256
     num_left_out: int = 256
-    tile_size: int = 2048
+    tile_size: int = 1024
     tile_dtype: torch.dtype | None = None
     seed: int = 0
     checkpoint: str | os.PathLike[str] | None = None

@@ -46,7 +46,7 @@ class KernelOperator:
         block: Callable[[Tensor, Tensor], Tensor],
         inputs: Tensor,
         *,
-        tile_size: int = 2048,
+        tile_size: int = 1024,
         dtype: torch.dtype | None = None,
     ) -> None:
         """Cut the points into parts."""
