@@ -30,7 +30,7 @@ class Streaming:
         block_steps: Steps between two looks at the accuracy, and between two checkpoints.
         tolerance: Relative error of q, and error of the log likelihood per point, at which the steps end.
         rank: Of the preconditioner, which also takes the largest directions out of the statistical error.
-        residual: Of A^{-1} y over |y|: the error of the mean, roughly, in units of the targets' root mean square.
+        residual: Of A^{-1} y over ``|y|``: the error of the mean, roughly, in units of the targets' root mean square.
         variance_tolerance: Relative error of latent variances, and of the diagonal of A^{-1}.
         max_solver_steps: Limit of the steps of conjugate gradients.
         columns: Test points, or points left out, that are solved for at a time.

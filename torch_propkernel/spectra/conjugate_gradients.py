@@ -82,10 +82,11 @@ def conjugate_gradients(
     converged = torch.zeros_like(columns, dtype=torch.bool)
     for step in range(max_steps + 1):
         state = CGState(residual.norm(dim=0) / size[columns], (b[:, columns] * current).sum(0), slope)
-        done = is_accurate(state, columns) | (slope <= 0)
+        accurate = is_accurate(state, columns) | (state.residual == 0)
+        done = accurate | (slope <= 0)  # a matrix that is not positive definite, or rounding: no way on
         for known, value in zip(last, state, strict=True):
             known[columns] = value
-        converged[columns] = done
+        converged[columns] = accurate
         if bool(done.any()) or step == max_steps:
             x[:, columns] = current
             left = ~done

@@ -24,7 +24,7 @@ class LanczosRun:
     bytes. Cost of a step: one product with c columns and 8 c m P flops.
 
     Attributes:
-        norms: |b|, ``c``.
+        norms: ``|b|``, ``c``.
         alphas: Diagonals of T_m, ``c x m``.
         betas: Off-diagonals, the last one of which leads out of the space, ``c x m``.
         basis: Blocks of V, each ``c x steps x P``.

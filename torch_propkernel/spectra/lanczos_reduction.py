@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from .._validation import check_finite, whole_number
+from ..exceptions import NotPositiveDefiniteError
 from .lanczos import LanczosRun, gauss_quadrature, radau_quadrature, tridiagonal
 from .low_rank import LowRank
 from .spectrum import Spectrum
+
+_ROUNDING = 1e-4
+"""Largest negative node beside the largest one, that of a matrix with entries in single precision."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class LanczosReduction:
 
     Raises:
         ValueError: Targets of the wrong shape or not finite, fewer than two probes.
+        NotPositiveDefiniteError: K has a negative eigenvalue.
 
     Reference: Ubaru, Chen & Saad (2017), SIAM J. Matrix Anal. Appl. 38, 1075; Golub & Meurant (2010); THEORY.md,
     section 1.
@@ -92,9 +97,19 @@ class LanczosReduction:
         return len(self.run.norms) - 1
 
     def _rules(self, radau: bool) -> tuple[Tensor, Tensor]:
-        """Return nodes and weights of all columns; the weights of a column sum to its squared norm."""
+        """Return nodes and weights of all columns; the weights of a column sum to its squared norm.
+
+        Raises:
+            NotPositiveDefiniteError: A node is negative beyond rounding.
+        """
         rule = radau_quadrature if radau else gauss_quadrature
         nodes, weights = rule(self.run.alphas, self.run.betas)
+        lowest, highest = float(nodes.min()), float(nodes.max())
+        if lowest < -_ROUNDING * highest or highest < 0:
+            raise NotPositiveDefiniteError(
+                f"kernel matrix: expected positive semi-definite, got a Lanczos node {lowest:.3g} beside a largest one "
+                f"of {highest:.3g}"
+            )
         return nodes.clamp_min(0.0), weights * self.run.norms.square().unsqueeze(-1)
 
     def spectrum(self, radau: bool = False) -> Spectrum:
@@ -121,7 +136,7 @@ class LanczosReduction:
         return own + (function(self.part_eigenvalues.unsqueeze(0)) * self.part_counts).sum(-1)
 
     def solve_targets(self, scale: float, temperature: float) -> tuple[Tensor, float]:
-        """Return the approximation of (T + r K)^{-1} y in the Krylov space, ``P``, and its residual over |y|.
+        """Return the approximation of (T + r K)^{-1} y in the Krylov space, ``P``, and its residual over ``|y|``.
 
         It is what as many steps of conjugate gradients give, for every scale and temperature from the one run.
         """
