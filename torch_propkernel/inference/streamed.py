@@ -90,8 +90,11 @@ class StreamedProblem(Problem):
         check_memory(f"{made.num_data} training targets, streamed", needed, remedy, made.targets.device)
         return made
 
-    def cost(self) -> Cost:
-        """Return the memory at the peak, and the time of all Lanczos steps, from a product of a few points."""
+    def cost(self) -> tuple[float, float]:
+        """Return the bytes at the peak and the seconds of all Lanczos steps, by a product of a few points.
+
+        The pair's ``str`` says both with units that fit.
+        """
         few = KernelOperator(self.operator.block, self.operator.inputs[:_SAMPLE], tile_size=self.streaming.tile_size)
         vectors = torch.ones(few.num_data, self.streaming.num_probes + 1, dtype=torch.float64)
         vectors = vectors.to(self.targets.device)
@@ -109,7 +112,7 @@ class StreamedProblem(Problem):
 
     @cached_property
     def operator(self) -> KernelOperator:
-        """K at q = 1: products with it, its columns and its diagonal."""
+        """K at q = 1, as products with it, its columns and its diagonal."""
         dtype = self.inputs.dtype if self.streaming.tile_dtype is None else self.streaming.tile_dtype
         options = self.streaming
         return KernelOperator(_Tiles(self, dtype), self.inputs, tile_size=options.tile_size, dtype=dtype)
@@ -146,14 +149,14 @@ class StreamedProblem(Problem):
 
     @cached_property
     def preconditioner(self) -> LowRank:
-        """The part of K of low rank: preconditioner of all solves, control variate of the traces."""
+        """The part of K of low rank, which is preconditioner of all solves and control variate of the traces."""
         return LowRank.randomly_pivoted(self.operator, self.streaming.rank, self.streaming.seed)
 
     # The reduction ------------------------------------------------------------------------------------------------
 
     @cached_property
     def reduction(self) -> LanczosReduction:
-        """The Lanczos run: as many blocks of steps as the accuracy needs, from the checkpoint if there is one.
+        """The Lanczos run, with as many blocks of steps as the accuracy needs, from the checkpoint if there is one.
 
         Raises:
             ConvergenceError: ``max_steps`` are not enough.

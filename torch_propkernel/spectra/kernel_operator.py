@@ -17,7 +17,7 @@ class KernelOperator:
     :func:`conjugate_gradients`, :class:`LowRank`) works where K does not fit. A tile above the diagonal is evaluated
     once and used twice, as K_IJ and as its transpose. Tiles have the dtype of the points; sums over tiles are float64.
 
-    A subclass that shares the tiles among processes overrides :meth:`_own_tiles` and :meth:`_total`: a product is the
+    A subclass that shares the tiles among processes overrides ``_own_tiles`` and ``_total``: a product is the
     sum over all tiles of what each contributes.
 
     Shapes: vectors are columns, ``P x c``. Cost of a product: P^2 / 2 entries of the kernel and 2 c P^2 flops, in
