@@ -3,6 +3,7 @@
 from .block_action import BlockAction, BlockMatrices, DenseBlocks
 from .evidence import effective_action, laplace_evidence
 from .first_order import FirstOrderTerms, Terms, draw_pre_activations, first_order_terms
+from .hidden_response import hidden_kernel_response
 from .observed_output_action import ObservedOutputAction
 from .output_action import OutputAction
 from .quadrature_error import QuadratureError, quadrature_error, scale_error
@@ -31,6 +32,7 @@ __all__ = [
     "first_order_terms",
     "quadrature_error",
     "scale_error",
+    "hidden_kernel_response",
     "solve_block_order_parameters",
     "solve_matrix_order_parameters",
     "solve_order_parameters",
