@@ -10,8 +10,10 @@ from contextlib import contextmanager
 def progress_bar(description: str = "") -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar while the block runs, moved by a callable ``(done, total)``.
 
-    The callable goes into the ``progress`` argument of :func:`torch_propkernel.networks.sample_posterior`; it may be
-    used for several runs in turn, each of which starts the bar anew.
+    The callable goes into the ``progress`` argument of :func:`torch_propkernel.networks.sample_posterior`, of
+    :class:`torch_propkernel.inference.Streaming` and others; it may be used for several runs in turn, each of which
+    starts the bar anew. The time that is left is that until ``total``, which an iteration that is accurate earlier
+    does not need.
 
     Args:
         description: Text before the bar.

@@ -132,6 +132,12 @@ BENCHMARKS = {
         "--data {uci} --rows 100 --widths 50 inf --markdown {page}",
         "log evidence|RMSE|NLPD|^q",
     ),
+    "past_memory": Benchmark(
+        "past_memory.py",
+        ("--data {uci} --json {records} --markdown {page}",),
+        "--data {uci} --rows 300 --rank 100 --test 50 --json {records} --markdown {page}",
+        "^q$|test error|infinite width|left out|GiB|steps",
+    ),
     "convolution_vs_networks": Benchmark(
         "convolution_vs_networks.py",
         ("--json {records} --markdown {page}",),

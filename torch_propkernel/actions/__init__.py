@@ -6,6 +6,7 @@ from .first_order import FirstOrderTerms, Terms, draw_pre_activations, first_ord
 from .hidden_response import hidden_kernel_response
 from .observed_output_action import ObservedOutputAction
 from .output_action import OutputAction
+from .quadrature_error import QuadratureError, quadrature_error, scale_error
 from .solution import Solution, SolveResult
 from .solve_block_order_parameters import solve_block_order_parameters
 from .solve_matrix_order_parameters import MatrixSolution, solve_matrix_order_parameters
@@ -20,6 +21,7 @@ __all__ = [
     "MatrixSolution",
     "ObservedOutputAction",
     "OutputAction",
+    "QuadratureError",
     "Solution",
     "SolveResult",
     "Terms",
@@ -28,6 +30,8 @@ __all__ = [
     "draw_pre_activations",
     "find_stationary_points",
     "first_order_terms",
+    "quadrature_error",
+    "scale_error",
     "hidden_kernel_response",
     "solve_block_order_parameters",
     "solve_matrix_order_parameters",

@@ -7,6 +7,9 @@ from .observed_outputs_conditioned import ObservedOutputsConditioned
 from .outputs import OutputsProblem
 from .outputs_conditioned import OutputsConditioned
 from .problem import KernelNode, Problem, ScalarProblem
+from .streamed import StreamedProblem
+from .streamed_conditioned import StreamedConditioned
+from .streaming import Streaming
 from .tridiagonal_conditioned import TridiagonalConditioned
 from .units import Normalization, Units
 
@@ -26,5 +29,8 @@ __all__ = [
     "ScalarProblem",
     "SpectralConditioned",
     "TridiagonalConditioned",
+    "StreamedConditioned",
+    "StreamedProblem",
+    "Streaming",
     "Units",
 ]

@@ -184,7 +184,7 @@ class Problem:
         """
         kernel, chain = self._network()
         width = width.to(chain.width).expand_as(chain.width)
-        made = Problem.__new__(Problem)
+        made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
         made.kernel = kernel.with_width(width)
         made.model = replaced(self.model, kernel, made.kernel)
@@ -287,9 +287,10 @@ class Problem:
     def _check_memory(self) -> None:
         """Refuse what does not fit before it is allocated: about five matrices of P x P for a fit."""
         if self.num_data >= _LARGE:
-            needed = 8.0 * _MATRICES * self.num_data * self.targets.numel()
-            remedy = "take fewer training points"
-            check_memory(f"{self.num_data} training targets", needed, remedy, self.targets.device)
+            remedy = (
+                "take fewer training points, or a theory with has_streaming (InfiniteWidth, SaddlePoint, FreeScale)"
+            )
+            check_memory(f"{self.num_data} training targets", dense_bytes(self), remedy, self.targets.device)
 
     @_one_at_a_time
     def covariance(self, order_parameter: Tensor | None = None, rows: int | None = None) -> Tensor:
@@ -428,6 +429,10 @@ class Problem:
         """
         return self._scalar
 
+    def scale_temperature(self) -> Tensor:
+        """Return T of A(r) = T B + r K, ``*b``: one where B holds the noise."""
+        return self.scalar().temperature
+
     def single(self) -> ScalarProblem:
         """Return the problem in one dimension of a model without batch dimensions.
 
@@ -536,6 +541,11 @@ class KernelNode:
             wide = scale.unsqueeze(-1)
             return Blocks(unit.mean, wide * unit.cross, (wide if joint else scale) * unit.prior)
         return problem.blocks(x, self.order_parameter, joint)
+
+
+def dense_bytes(problem: Problem) -> float:
+    """Return the memory that a fit with matrices of P x P needs."""
+    return 8.0 * _MATRICES * problem.num_data * problem.targets.numel()
 
 
 def _diagonal(operator: Any) -> Tensor:

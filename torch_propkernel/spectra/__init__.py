@@ -1,6 +1,24 @@
 """A kernel matrix and targets, reduced once for all widths and temperatures."""
 
+from .conjugate_gradients import CGSolution, CGState, conjugate_gradients
+from .kernel_operator import KernelOperator
+from .lanczos import LanczosRun, gauss_quadrature, radau_quadrature
+from .lanczos_reduction import LanczosReduction
+from .low_rank import LowRank
 from .spectrum import Spectrum, TridiagonalSpectrum
 from .tridiagonal import Tridiagonal
 
-__all__ = ["Spectrum", "Tridiagonal", "TridiagonalSpectrum"]
+__all__ = [
+    "CGSolution",
+    "CGState",
+    "KernelOperator",
+    "LanczosReduction",
+    "LanczosRun",
+    "LowRank",
+    "Spectrum",
+    "Tridiagonal",
+    "TridiagonalSpectrum",
+    "conjugate_gradients",
+    "gauss_quadrature",
+    "radau_quadrature",
+]

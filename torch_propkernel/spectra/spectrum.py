@@ -24,7 +24,8 @@ class Spectrum:
               Y^T A^{-1} Y = \sum_i z_i z_i^T / (T + r k_i).
 
     In a dense reduction the nodes are the eigenvalues and every count is one. A reduction by Lanczos gives fewer nodes
-    with counts of their own; whoever reads a spectrum need not know which it was. Build it with :meth:`from_kernel`.
+    with counts of their own, which may be negative and add up to P (:class:`LanczosReduction`); whoever reads a
+    spectrum need not know which it was. Build it with :meth:`from_kernel`.
     Every quantity of a (width, temperature) then costs O(P): :func:`solve_order_parameters`, :func:`effective_action`,
     :func:`laplace_evidence`. Nothing here is differentiable: see :func:`solve_order_parameters` for gradients, which
     never pass through an eigendecomposition.

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from .._validation import check_targets
-from ..inference import Conditioned, ErrorEstimate, Problem
+from ..inference import Conditioned, ErrorEstimate, Problem, StreamedProblem
 from ..inference.blocks import BlocksProblem, find_block_kernel
 from ..inference.conditioned import check_chunk_size, expected_errors
 from ..inference.outputs import OutputsProblem, has_outputs
+from ..inference.streamed import streamed_past_memory
 from ..kernels import RenormalizedNNGPKernel
 from ..reliability import Reliability
 
@@ -31,6 +32,8 @@ class Theory(ABC):
         has_leave_one_out: Whether a fit has errors of points that are left out.
         has_outputs: Whether it takes models of several outputs, with a :class:`MultitaskRenormalizedKernel`.
         has_blocks: Whether it takes models with a :class:`BlockRenormalizedKernel`.
+        has_streaming: Whether it takes a :class:`StreamedProblem`, and makes one of a model whose matrices do not fit
+            into memory.
 
     Example:
         >>> from torch_propkernel.theories import InfiniteWidth, Mixture
@@ -43,6 +46,7 @@ class Theory(ABC):
     has_leave_one_out: ClassVar[bool] = True
     has_outputs: ClassVar[bool] = False
     has_blocks: ClassVar[bool] = False
+    has_streaming: ClassVar[bool] = False
 
     @torch.no_grad()
     def fit(self, model: Any) -> FittedTheory:
@@ -52,7 +56,8 @@ class Theory(ABC):
             model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`, or for some theories
                 (``has_outputs``, ``has_blocks``) one of the kernels with matrices. A copy is kept: later changes of the
                 model do not reach the fitted theory. Or a :class:`Problem` from :meth:`Problem.frozen`: several
-                theories of one problem share its kernel matrix and reduction.
+                theories of one problem share its kernel matrix and reduction. Or a :class:`StreamedProblem` with
+                options of its own, for data past memory.
 
         Raises:
             TypeError, ValueError: Not a suitable model, NaN in the data, or one to which this theory does not apply.
@@ -60,7 +65,11 @@ class Theory(ABC):
         """
         problem = self._problem(model)
         self._check(problem)
-        return self._fit(problem)
+        fitted = self._fit(problem)
+        if isinstance(problem, StreamedProblem):
+            fitted.message = f"{fitted.message} {problem.describe()}"
+            fitted.stats = {**fitted.stats, "quadrature_error": problem.quadrature_error()}
+        return fitted
 
     @torch.no_grad()
     def check(self, model: Any) -> None:
@@ -96,7 +105,10 @@ class Theory(ABC):
             model = BlocksProblem.of_blocks(model)
         if isinstance(model, BlocksProblem) and not self.has_blocks:
             raise ValueError(f"model: {self!r} expected a RenormalizedNNGPKernel, got a BlockRenormalizedKernel")
-        return Problem.frozen(model, needs_order_parameters=self.needs_order_parameters)
+        problem = Problem.frozen(model, needs_order_parameters=self.needs_order_parameters)
+        if isinstance(problem, StreamedProblem) and not self.has_streaming:
+            raise ValueError(f"model: {self!r} expected a problem whose kernel matrix is held, got a streamed one")
+        return streamed_past_memory(problem) if self.has_streaming else problem
 
     def _check(self, problem: Problem) -> None:  # noqa: B027  (most theories apply to every network)
         """Raise if the theory does not apply to a frozen problem, without a matrix of the training points."""

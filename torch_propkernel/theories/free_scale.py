@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..inference import Conditioned, DenseConditioned, KernelNode, OutputsProblem, Problem
+from ..actions import scale_error
+from ..inference import (
+    Conditioned,
+    DenseConditioned,
+    KernelNode,
+    OutputsProblem,
+    Problem,
+    StreamedProblem,
+)
 from ..spectra import Spectrum
 from .base import FittedTheory, Theory
 from .outputs import FittedOutputs
@@ -21,7 +30,8 @@ class FreeScale(Theory):
     with everything else of the model as it is: the baseline that a fitted order parameter has to face. A finite-width
     prediction that it beats is no evidence for the width, since the order parameter is such a scale with a prior that
     the width dictates. ``order_parameters["r"]`` and ``readout_norm`` are the scale, ``stats["at_edge"]`` says whether
-    it is at an end of the interval that was searched, so that there may be no maximum. Of a
+    it is at an end of the interval that was searched, so that there may be no maximum; of a :class:`StreamedProblem`
+    ``stats["scale_error"]`` is the standard error of r. Of a
     :class:`BlockRenormalizedKernel` it is the scale at E = 1; models without a renormalized kernel have the scale of
     their whole covariance fitted. Several outputs have a scale each, ``r`` and ``at_edge`` are ``D``: every scale is
     that of its own output's targets and noise, and the outputs are independent but for correlated noise. No batch of
@@ -48,6 +58,7 @@ class FreeScale(Theory):
     needs_order_parameters = False
     has_outputs = True
     has_blocks = True
+    has_streaming = True
 
     def _fit(self, problem: Problem) -> FittedTheory:
         if isinstance(problem, OutputsProblem):
@@ -56,15 +67,20 @@ class FreeScale(Theory):
         scale, log_evidence, at_edge = _best_scale(spectrum)
         r = torch.tensor(scale, dtype=problem.targets.dtype, device=problem.targets.device)
         message = f"The evidence is largest at r = {scale:.5g}" + (", an edge of the search." if at_edge else ".")
+        stats: dict[str, Any] = {"at_edge": at_edge}
+        if isinstance(problem, StreamedProblem):
+            stats["scale_error"] = scale_error(problem.lanczos, scale, float(problem.scale_temperature()))
         conditioned: Conditioned
         if problem.kernel is not None and not problem.kernel.is_scalar:
             conditioned = DenseConditioned(problem, [KernelNode(problem, problem.at_scale(scale))])
         elif problem.kernel is not None:
             conditioned = problem.conditioned(problem.at_scale(scale))
+        elif isinstance(problem, StreamedProblem):
+            conditioned = problem.at(scale)
         else:
             conditioned = problem.conditioned_at_scales(r.double().unsqueeze(-1))
         evidence = torch.tensor(log_evidence, dtype=torch.float64, device=r.device)
-        return FittedTheory(self, problem, conditioned, {"r": r}, r, message, {"at_edge": at_edge}, evidence)
+        return FittedTheory(self, problem, conditioned, {"r": r}, r, message, stats, evidence)
 
     def _fit_outputs(self, problem: OutputsProblem) -> FittedTheory:
         noise = problem.noise_covariance_of_a_point.diagonal()
@@ -86,7 +102,7 @@ def _relative_to_noise(problem: Problem) -> Spectrum:
     if problem.targets.dim() > 1 or problem.inputs.dim() > 2:
         raise ValueError(f"model: expected no batch dimensions, got targets of shape {tuple(problem.targets.shape)}")
     if problem.kernel is None or problem.kernel.is_scalar:
-        spectrum, temperature = problem.spectrum(), problem.scalar().temperature.double()
+        spectrum, temperature = problem.spectrum(), problem.scale_temperature().double()
         if spectrum.batch_shape:
             raise ValueError(f"model: expected no batch dimensions, got batch shape {tuple(spectrum.batch_shape)}")
         return _in_units(spectrum, temperature)
@@ -103,6 +119,7 @@ def _in_units(spectrum: Spectrum, temperature: Tensor) -> Spectrum:
         spectrum.projections / temperature.sqrt(),
         None,
         spectrum.log_det_base + spectrum.num_data * temperature.log(),
+        spectrum.counts,
     )
 
 
@@ -119,15 +136,17 @@ def _best_scale(spectrum: Spectrum) -> tuple[float, float, bool]:
     from scipy.optimize import minimize_scalar  # a tenth of a second of import time, for this alone
 
     k, z2 = spectrum.eigenvalues, spectrum.squares
+    counts = torch.ones_like(k) if spectrum.counts is None else spectrum.counts
 
     def log_evidence(log_scale: Tensor) -> Tensor:
         spread = 1.0 + torch.exp(log_scale).unsqueeze(-1) * k
-        return -0.5 * ((spread.log() + z2 / spread + math.log(2.0 * math.pi)).sum(-1) + spectrum.log_det_base)
+        logs = counts * (spread.log() + math.log(2.0 * math.pi))
+        return -0.5 * ((logs + z2 / spread).sum(-1) + spectrum.log_det_base)
 
     low = math.log(1e-3 / float(k.max()))
     above = (z2 > 1.0) & (k > 0)
     needed = float((z2[above] / k[above]).max()) if bool(above.any()) else 0.0
-    ceiling = 1e9 * max(float(z2.sum() / k.sum()), 1.0 / float(k.max()))
+    ceiling = 1e9 * max(float(z2.sum() / (counts * k).sum()), 1.0 / float(k.max()))
     high = math.log(min(max(needed, 1e3 * math.exp(low)), ceiling))
     grid = torch.linspace(low, high, max(3, int((high - low) / 0.05) + 1), dtype=torch.float64, device=k.device)
     best = int(torch.cat([log_evidence(part) for part in grid.split(64)]).argmax())

@@ -35,6 +35,7 @@ class InfiniteWidth(Theory):
     needs_order_parameters = False
     has_outputs = True
     has_blocks = True
+    has_streaming = True
 
     def _fit(self, problem: Problem) -> FittedTheory:
         message = "Infinite width: the order parameters are one, there is nothing to solve."

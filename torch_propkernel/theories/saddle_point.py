@@ -52,6 +52,7 @@ class SaddlePoint(Theory):
     name = "saddle"
     has_outputs = True
     has_blocks = True
+    has_streaming = True
 
     def _fit(self, problem: Problem) -> FittedTheory:
         if isinstance(problem, OutputsProblem):
@@ -62,7 +63,7 @@ class SaddlePoint(Theory):
         q = solution.order_parameter
         evidence = None
         if problem.network.is_scalar:
-            evidence = laplace_evidence(problem.spectrum(), problem.layers.width, problem.scalar().temperature)
+            evidence = laplace_evidence(problem.spectrum(), problem.layers.width, problem.scale_temperature())
         return FittedSaddlePoint(
             self,
             problem,

@@ -131,7 +131,7 @@ def fit_problem(
         problem.network.initialize(order_parameter=solution.order_parameter.detach().unsqueeze(-2))
     if warn and problem.network.is_scalar and problem.targets.dtype != torch.float64:
         rounding = torch.finfo(problem.targets.dtype).eps * problem.spectrum().eigenvalues[..., -1]
-        if bool((rounding > _COARSE * problem.scalar().temperature).any()):
+        if bool((rounding > _COARSE * problem.scale_temperature()).any()):
             warnings.warn(PrecisionWarning(COARSE), stacklevel=stacklevel)
     if warn and solution.reliability.reliable is False:
         warnings.warn(ReliabilityWarning(UNRELIABLE), stacklevel=stacklevel)
@@ -144,9 +144,11 @@ def solve_problem(problem: Problem) -> Solution:
     """Solve at the present hyperparameters and leave the kernel as it is."""
     if not problem.network.is_scalar:
         return _solve_local(problem)
-    scalar, width = problem.scalar(), problem.layers.width
+    width = problem.layers.width
     if not torch.is_grad_enabled():
-        return solve_order_parameters(problem.spectrum(), width=width, temperature=scalar.temperature, throw=False)
+        temperature = problem.scale_temperature()
+        return solve_order_parameters(problem.spectrum(), width=width, temperature=temperature, throw=False)
+    scalar = problem.scalar()
     return solve_order_parameters(
         scalar.kernel_matrix,
         scalar.residuals,

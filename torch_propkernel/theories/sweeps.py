@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .._validation import as_width, check_targets
-from ..inference import ErrorEstimate, Problem
+from ..inference import ErrorEstimate, Problem, StreamedProblem
 from ..inference.conditioned import check_chunk_size, expected_errors
 from ..inference.problem import warn_if_not_identifiable
+from ..inference.streamed import streamed_past_memory
 from .base import FittedTheory, Theory
 from .mixture import Mixture
 from .names import get_theory
@@ -101,7 +102,8 @@ def width_sweep(
     trains.
 
     Cost: for compositions of one dimension one ``eigh``, then P^2 multiplications for each width (and each node of a
-    mixture); for others a fit for each width.
+    mixture); for others a fit for each width. Past memory one reduction of a :class:`StreamedProblem` serves all
+    widths, and the errors of each take solves of their own.
 
     Args:
         model: An ExactGP-like model with one renormalized kernel, without batch dimensions, or a frozen problem.
@@ -131,14 +133,17 @@ def width_sweep(
         raise ValueError("x, y: expected both test inputs and test targets or neither, got one")
     check_chunk_size(chunk_size)
     theory, problem = get_theory(theory), Problem.frozen(model)
+    if theory.has_streaming:
+        problem = streamed_past_memory(problem)
     if isinstance(theory, Mixture):  # whose evidences compare widths
         warn_if_not_identifiable(problem, stacklevel=4)
     width = as_width(torch.as_tensor(widths), torch.float64).to(problem.targets.device)
     width = width.unsqueeze(-1) if width.dim() == 1 else width
     width = width.expand(width.shape[0], problem.layers.num_layers)
     if problem.network.is_scalar:
-        problem.single()
-        problem.spectrum(eigenvectors=True)
+        if not isinstance(problem, StreamedProblem):
+            problem.single()
+            problem.spectrum(eigenvectors=True)
     elif problem.targets.dim() > 1:
         raise ValueError(f"model: expected no batch dimensions, got targets of shape {tuple(problem.targets.shape)}")
     fitted = [theory.fit(problem.with_width(each)) for each in width]

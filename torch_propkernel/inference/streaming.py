@@ -1,0 +1,125 @@
+"""How a problem past memory is computed: options, the memory that they need, and the file of an unfinished run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._files import replaced_file
+from .._validation import positive_number, whole_number
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """Options of a :class:`StreamedProblem`.
+
+    Memory in bytes is about 8 P times the larger of rank + (num_probes + 1) (max_steps + 6) and max_steps + 2 rank +
+    8 columns, plus a few tiles. A checkpoint has 8 P (num_probes + 1) bytes for each step.
+
+    Args:
+        num_probes: Random probes of the trace; the statistical error falls with their square root.
+        max_steps: Limit of the Lanczos steps.
+        block_steps: Steps between two looks at the accuracy, and between two checkpoints.
+        tolerance: Relative error of q, and error of the log likelihood per point, at which the steps end.
+        rank: Of the preconditioner, which also takes the largest directions out of the statistical error.
+        residual: Of A^{-1} y over ``|y|``: the error of the mean, roughly, in units of the targets' root mean square.
+        variance_tolerance: Relative error of latent variances, and of the diagonal of A^{-1}.
+        max_solver_steps: Limit of the steps of conjugate gradients.
+        columns: Test points, or points left out, that are solved for at a time.
+        num_left_out: Training points, drawn at random, that are left out one by one.
+        tile_size: Points along a side of a tile of the kernel matrix.
+        tile_dtype: Of the tiles; the data's own if None.
+        seed: Of the probes, the preconditioner and the points that are left out.
+        checkpoint: File of the Lanczos run, written after every block of steps; a run that was killed goes on from it,
+            and a finished one is read. A file that is there must be of the same problem.
+        progress: Called with (done, limit) in tiles of the kernel matrix.
+
+    Raises:
+        ValueError: A number out of its range.
+
+    Example:
+        >>> Streaming(num_probes=8).max_steps
+        400
+        >>> Streaming(num_probes=1)
+        Traceback (most recent call last):
+            ...
+        ValueError: num_probes: expected a whole number >= 2, got 1
+    """
+
+    num_probes: int = 32
+    max_steps: int = 400
+    block_steps: int = 10
+    tolerance: float = 1e-4
+    rank: int = 1000
+    residual: float = 1e-4
+    variance_tolerance: float = 1e-3
+    max_solver_steps: int = 400
+    columns: int = 256
+    num_left_out: int = 256
+    tile_size: int = 1024
+    tile_dtype: torch.dtype | None = None
+    seed: int = 0
+    checkpoint: str | os.PathLike[str] | None = None
+    progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        whole_number("num_probes", self.num_probes, least=2)
+        for name in ("max_steps", "block_steps", "rank", "max_solver_steps", "columns", "num_left_out", "tile_size"):
+            whole_number(name, getattr(self, name))
+        for name in ("tolerance", "residual", "variance_tolerance"):
+            positive_number(name, getattr(self, name))
+
+    def num_bytes(self, num_data: int) -> float:
+        """Return the memory at the peak for P = ``num_data`` points."""
+        steps, rank = min(self.max_steps, num_data), min(self.rank, num_data)
+        reduction = rank + (self.num_probes + 1) * (steps + 6)
+        solves = steps + 2 * rank + 8 * self.columns
+        return 8.0 * (num_data * max(reduction, solves) + 6 * min(self.tile_size, num_data) ** 2)
+
+
+def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any], **identity: Any) -> None:
+    """Write the state of a run and what it belongs to, in one step: the file is the old one or the new one."""
+    with replaced_file(path) as file:
+        torch.save({"format": _FORMAT, "identity": identity, "state": state}, file)
+
+
+def load_checkpoint(path: str | os.PathLike[str] | None, **identity: Any) -> dict[str, Any] | None:
+    """Return the state that a file holds, None where there is no file.
+
+    Tensors of the identity may differ by rounding, as they do between machines.
+
+    Raises:
+        ValueError: Not a checkpoint, or one of another problem.
+    """
+    if path is None or not Path(path).exists():
+        return None
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+        known, state = content["identity"], content["state"]
+    except Exception as error:
+        raise ValueError(f"checkpoint: expected a file of an earlier run at {path}, got one that is none") from error
+    for name, value in identity.items():
+        if not _alike(known.get(name), value):
+            raise ValueError(
+                f"checkpoint: expected that of the same problem at {path}, got one with other {name}; give another "
+                "file, or remove it"
+            )
+    return dict(state)
+
+
+def _alike(known: Any, value: Any) -> bool:
+    if not isinstance(value, Tensor):
+        return bool(known == value)
+    if not isinstance(known, Tensor) or known.shape != value.shape:
+        return False
+    scale = float(value.abs().max())
+    return torch.allclose(known, value.cpu(), rtol=1e-5, atol=1e-5 * scale)
