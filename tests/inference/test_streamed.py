@@ -191,7 +191,7 @@ class TestCheckpoint:
     def test_a_killed_run_goes_on(self, tmp_path, monkeypatch):
         path = tmp_path / "run.pt"
         whole = StreamedProblem.of_streamed(make_model(), Streaming(**self.OPTIONS))
-        steps = whole.reduction.run.num_steps
+        steps = whole.lanczos.run.num_steps
         assert self.killed_after(13, path, monkeypatch) == 13
         assert len(list(tmp_path.iterdir())) == 1  # nothing unfinished lies beside it
         content = torch.load(path, weights_only=True)
@@ -208,7 +208,7 @@ class TestCheckpoint:
         self.killed_after(10**6, path, monkeypatch)
         before = torch.load(path, weights_only=True)["state"]["alphas"].shape[1]
         options = Streaming(checkpoint=path, **{**self.OPTIONS, "tolerance": 1e-11})
-        run = StreamedProblem.of_streamed(make_model(), options).reduction.run
+        run = StreamedProblem.of_streamed(make_model(), options).lanczos.run
         assert run.num_steps > before
 
     def test_a_file_of_another_problem_is_left_alone(self, tmp_path, monkeypatch):

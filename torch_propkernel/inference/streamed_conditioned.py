@@ -12,7 +12,7 @@ from torch import Tensor
 from ..exceptions import ConvergenceError
 from ..numerics.autocast import outside_autocast
 from ..spectra import CGSolution, CGState, conjugate_gradients
-from .conditioned import _LOG_TWO_PI, Conditioned, without_negative_variances, left_out
+from .conditioned import _LOG_TWO_PI, Conditioned, left_out, without_negative_variances
 from .error_estimate import ErrorEstimate
 from .problem import _diagonal, to_dense
 
