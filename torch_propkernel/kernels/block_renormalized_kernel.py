@@ -87,12 +87,12 @@ class BlockRenormalizedKernel(MatrixOrderParameterKernel):
         super().__init__(widths, table.num_blocks if factor is None else factor.shape[-1], shape, active_dims)
         own = table.batch_shape in (torch.Size(), self._batch_shape)
         self.blocks = table if own else table.expand_batch(self._batch_shape)
-        self._factor = _Factor(factor)
+        self._prior_mean = None if prior_mean is None else _Factor(factor)
 
     @property
     def factor(self) -> Tensor | None:
         """R, ``B x r``; None for the identity."""
-        return self._factor.value
+        return self.blocks.factor if self._prior_mean is None else self._prior_mean.value
 
     @property
     def block_covariance(self) -> Tensor:

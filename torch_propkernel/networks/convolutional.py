@@ -46,7 +46,8 @@ class ConvolutionalNetwork(FeatureNetwork):
         padding: Zeros at both ends, likewise.
         readout: "dense" or "pooled".
         kwargs: ``num_outputs``, ``weight_variance`` (2 numbers), ``bias_variance``, ``readout_bias_variance``,
-            ``batch_shape``, ``dtype``, ``device`` and ``generator`` of :class:`FeatureNetwork`.
+            ``input_scale`` (d numbers), ``active_dims``, ``batch_shape``, ``dtype``, ``device`` and ``generator`` of
+            :class:`FeatureNetwork`.
 
     Attributes:
         hidden: Parameter ``*b x num_hidden``, standard normal under the prior.
@@ -100,7 +101,7 @@ class ConvolutionalNetwork(FeatureNetwork):
         return self.patches.num_patches
 
     def _features(self, x: Tensor, hidden: Tensor | None) -> Tensor:
-        patches = self.patches(self._check_inputs(x, hidden))
+        patches = self.patches(self.read_inputs(x, hidden))
         [(weight, bias)] = self.layers(hidden)
         state = (patches.flatten(-3, -2) * weight.shape[-1] ** -0.5) @ weight.mT
         state = self.activation(state if bias is None else state + bias.unsqueeze(-2))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .._validation import check_targets, present
-from ..inference import ErrorEstimate, OutputsProblem, Problem, Units
+from ..inference import BlocksProblem, ErrorEstimate, OutputsProblem, Problem, Units
+from ..inference.blocks import find_block_kernel
 from ..inference.outputs import has_outputs
 from ..networks.sample_posterior import MonteCarloEstimate, SampledPosterior, sample_posterior
 from ..theories import (
@@ -133,7 +134,8 @@ def compare_with_network(
     :func:`sample_posterior`, minutes for hundreds of points and units.
 
     Args:
-        model: An ExactGP-like model with one RenormalizedNNGPKernel and finite whole widths, with zero or other mean.
+        model: An ExactGP-like model with one RenormalizedNNGPKernel, MultitaskRenormalizedKernel or
+            ConvolutionalRenormalizedKernel and finite whole widths, with zero or other mean.
         x: Test inputs.
         y: Test targets, in original units.
         theories: What to compare, objects or names; all that apply if None. One that is given and does not apply
@@ -164,7 +166,7 @@ def compare_with_network(
         >>> abs(comparison.error("saddle", "order_parameter")) < 0.05
         True
     """
-    problem = OutputsProblem.of_outputs(model) if has_outputs(model) else Problem.frozen(model)
+    problem = _problem(model)
     several = isinstance(problem, OutputsProblem)
     network = network_from_model(getattr(model, "covar_module", model), input_dim=problem.inputs.shape[-1])
     if problem.temperature is None or problem.temperature.numel() != 1:
@@ -205,6 +207,13 @@ def compare_with_network(
         own["order_parameter"] = present(sampled.order_parameter_matrix, "order_parameter_matrix")[a, a]
         outputs.append(NetworkComparison(own, {name: _predicted(*both, output=a) for name, both in errors.items()}))
     return NetworkComparison(measured, predicted, skipped, sampled, fitted, tuple(outputs))
+
+
+def _problem(model: Any) -> Problem:
+    """Return the frozen problem of a model, by its kind of kernel."""
+    if has_outputs(model):
+        return OutputsProblem.of_outputs(model)
+    return Problem.frozen(model) if find_block_kernel(model) is None else BlocksProblem.of_blocks(model)
 
 
 def _predicted(error: ErrorEstimate, theory: FittedTheory, output: int | None = None) -> dict[str, float]:
