@@ -1,0 +1,39 @@
+"""The saddle points of problems whose order parameters are matrices."""
+
+from __future__ import annotations
+
+import torch
+
+from ..actions.block_action import DenseBlocks
+from ..actions.solution import Solution
+from ..actions.solve_block_order_parameters import solve_block_order_parameters
+from ..actions.solve_matrix_order_parameters import MatrixSolution, solve_matrix_order_parameters
+from ..inference import BlocksProblem, OutputsProblem
+
+
+def solve_outputs(problem: OutputsProblem, evidence: bool = False) -> MatrixSolution:
+    """Solve for the matrices of several outputs; with gradients from the kernel matrix, else from its reduction."""
+    reduced = problem.is_complete and not torch.is_grad_enabled()
+    return solve_matrix_order_parameters(
+        problem.joint_spectrum if reduced else problem.unit_covariance,
+        None if reduced else problem.residuals().mT,
+        width=problem.output_chain.width,
+        temperature=problem.noise_scale,
+        output_noise=problem.output_noise,
+        evidence=evidence,
+        throw=False,
+    )
+
+
+def solve_blocks(problem: BlocksProblem, evidence: bool = False) -> Solution:
+    """Solve for the matrix of blocks; the evidence is that of blocks which are held in memory, else None."""
+    blocks, base = problem.training_blocks()
+    return solve_block_order_parameters(
+        blocks,
+        problem.residuals(),
+        width=problem.block_kernel.width.flatten().double(),
+        temperature=1.0,
+        base=base,
+        evidence=evidence and isinstance(blocks, DenseBlocks),
+        throw=False,
+    )
