@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..numerics.symmetric import from_coordinates, num_coordinates, to_coordinates
+from .matrix_minimum import covariance_curvature
 
 
 class BlockMatrices(Protocol):
@@ -64,11 +65,11 @@ class DenseBlocks:
         Raises:
             ValueError: Another shape, or blocks that are not symmetric in this sense.
         """
-        if blocks.dim() != 4 or blocks.shape[0] != blocks.shape[1] or blocks.shape[2] != blocks.shape[3]:
-            raise ValueError(f"blocks: expected shape (B, B, P, P), got {tuple(blocks.shape)}")
-        turned = blocks.permute(1, 0, 3, 2)
-        if not torch.allclose(blocks, turned, rtol=1e-5, atol=1e-8 * float(blocks.abs().max())):
-            away = float((blocks - turned).abs().max())
+        shape = tuple(blocks.shape)
+        if len(shape) != 4 or shape[0] != shape[1] or shape[2] != shape[3] or 0 in shape:
+            raise ValueError(f"blocks: expected shape (B, B, P, P), got {shape}")
+        away = float((blocks - blocks.permute(1, 0, 3, 2)).detach().abs().max())
+        if away > 1e-5 * float(blocks.detach().abs().max()):
             raise ValueError(f"blocks: expected K_ba to be the transpose of K_ab, got differences up to {away:.3g}")
         both = 0.5 * (blocks + blocks.mT)
         return cls(to_coordinates(both.permute(2, 3, 0, 1)).movedim(-1, 0))
@@ -77,6 +78,15 @@ class DenseBlocks:
         """Return sum_ab E_ab K_ab."""
         size = self.matrices.shape[-1]
         return (to_coordinates(order_parameter) @ self.matrices.flatten(1)).unflatten(-1, (size, size))
+
+
+def log_det_and_square(covariance: Tensor, targets: Tensor) -> Tensor:
+    """Return log det A + y^T A^{-1} y, ``*b``, of A ``*b x M x M`` and y ``M``; infinite where A is not positive."""
+    factor, info = torch.linalg.cholesky_ex(covariance)
+    y = targets.unsqueeze(-1).expand(*factor.shape[:-1], 1)
+    half = torch.linalg.solve_triangular(factor, y, upper=False)
+    value = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + half.square().sum((-2, -1))
+    return torch.where(info > 0, torch.inf, value)
 
 
 class BlockAction:
@@ -122,10 +132,11 @@ class BlockAction:
 
     def data(self, order_parameter: Tensor) -> Tensor:
         """Return log det A + y^T A^{-1} y at E, ``r x r``; infinite where A is not positive definite."""
-        factor, info = torch.linalg.cholesky_ex(self.base + self.blocks(order_parameter).to(self.base))
-        half = torch.linalg.solve_triangular(factor, self.targets.unsqueeze(-1), upper=False)
-        value = 2.0 * factor.diagonal().log().sum() + half.square().sum()
-        return torch.where(info > 0, torch.inf, value)
+        return log_det_and_square(self.base + self.blocks(order_parameter).to(self.base), self.targets)
+
+    def data_curvature(self, order_parameter: Tensor, along: Tensor) -> Tensor:
+        """Return second derivatives of :meth:`data` at E along symmetric matrices ``C x r x r``, ``C x C``."""
+        return covariance_curvature(self.blocks, self.base, self.targets, order_parameter, along)
 
     @property
     def scale(self) -> Tensor:

@@ -129,9 +129,7 @@ class OutputAction:
             u: Eigenvalues of X, ``n x D``.
             vectors: V, ``n x D x D``.
         """
-        scale, mix = u.exp(), vectors
-        if self.root is not None:
-            scale, mix = relative_eigh(scale, vectors, self.root)
+        scale, mix = self._separated(u, vectors)
         turned = self.projections @ mix
         k = self.eigenvalues.unsqueeze(-1)
         spread = self.temperature[:, None, None] + k * scale.unsqueeze(-2)
@@ -145,6 +143,41 @@ class OutputAction:
             inner = back @ inner @ back.mT
             data = data + 2.0 * self.num_data * self.root.diagonal().log().sum()
         return data, inner
+
+    def _separated(self, u: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rho and V, or B with noise between outputs, in which the data term is one of D separate outputs."""
+        scale = u.exp()
+        return (scale, vectors) if self.root is None else relative_eigh(scale, vectors, self.root)
+
+    def data_curvature(self, u: Tensor, vectors: Tensor, along: Tensor) -> Tensor:
+        r"""Return second derivatives of logdet A + vec(Y)^T A^{-1} vec(Y) in Q along symmetric matrices, ``n x C x C``.
+
+        .. math:: D''[S, S'] = -\sum_{ab} S_{ab} S'_{ab} \sum_i \frac{n_i k_i^2}{\tau_{ia} \tau_{ib}}
+                  + 2 \sum_{abc} S_{ab} S'_{ac} \sum_i \frac{k_i^2 w_{ib} w_{ic}}{\tau_{ia}}, \qquad
+                  \tau_{ia} = T + \rho_a k_i
+
+        with S turned to the eigenbasis. Cost: P D^3 + C^2 D^2.
+
+        Args:
+            u: Eigenvalues of X, ``n x D``.
+            vectors: V, ``n x D x D``.
+            along: Directions, ``n x C x D x D``.
+        """
+        scale, mix = self._separated(u, vectors)
+        k = self.eigenvalues.unsqueeze(-1)
+        share = k / (self.temperature[:, None, None] + k * scale.unsqueeze(-2))  # n x P x D
+        counted = share if self.counts is None else self.counts.unsqueeze(-1) * share
+        # k w w^T with w = (z V) / tau: the root of k stands with each of the two.
+        heard = (self.projections @ mix) * k.sqrt() / (self.temperature[:, None, None] + k * scale.unsqueeze(-2))
+        met = torch.einsum("nia,nib,nic->nabc", share, heard, heard)
+        turned = mix.mT.unsqueeze(-3) @ along @ mix.unsqueeze(-3)
+        bent = 2.0 * (turned.unsqueeze(-2) @ met.unsqueeze(-4)).squeeze(-2)
+        return (bent - (counted.mT @ share).unsqueeze(-3) * turned).flatten(-2) @ turned.flatten(-2).mT
+
+    @property
+    def num_observed(self) -> int:
+        """Number of targets that are not missing."""
+        return self.num_data * self.num_outputs - self.num_missing
 
 
 class _Value(torch.autograd.Function):

@@ -13,7 +13,7 @@ from .._memory import available_memory
 from .._views import replaced
 from ..actions.block_action import BlockMatrices, DenseBlocks
 from ..kernels import BlockRenormalizedKernel
-from ..numerics.symmetric import from_coordinates, num_coordinates
+from ..numerics.symmetric import num_coordinates, symmetric_basis
 from .conditioned import Conditioned, DenseConditioned
 from .problem import KernelNode, Problem, _is_multiplicative, _one_at_a_time, check_affine, to_dense
 
@@ -151,8 +151,7 @@ class BlocksProblem(Problem):
         free = available_memory(unit.device)
         blocks: BlockMatrices = _Streamed(self, fixed)
         if needed <= _DENSE and (free is None or needed <= 0.5 * free):
-            basis = from_coordinates(torch.eye(num_coordinates(size), dtype=unit.dtype, device=unit.device), size)
-            blocks = DenseBlocks(torch.stack([blocks(matrix) for matrix in basis]))
+            blocks = DenseBlocks(torch.stack([blocks(matrix) for matrix in symmetric_basis(size, unit)]))
         return blocks, fixed + self.noise_covariance(unit)
 
 
