@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from .._validation import as_width
-from ..activations import Activation
+from ..activations import Activation, Identity, get_activation
 from .block_kernel import BlockKernel, Pairs
 from .block_renormalized_kernel import BlockRenormalizedKernel
 from .network_prior_kernel import NetworkPriorKernel
+from .patch_chain import patch_chain
 from .patches import Patches, sizes_of
 from .recursion import Covariance, Layer, affine, dual_covariance, propagate
 
@@ -202,7 +203,15 @@ class ConvolutionalRenormalizedKernel(BlockRenormalizedKernel):
     :math:`Q_{ab} = \lambda_L \sum_c v_{ca} v_{cb} / N`.
 
     Of several layers the last one is renormalized, and those below are taken at infinite width, whatever their numbers
-    of channels: the right limit for many channels below.
+    of channels: the right limit for many channels below. With the identity as activation and the numbers of channels of
+    all layers every layer is renormalized,
+
+    .. math:: K_R = \sum_{ab} Q_{1,ab}\, w_1 \cdots w_L\, C^1_{ab} / B, \qquad
+              Q_l = R_l E_l R_l^T, \quad E_l \sim \mathrm{Wishart}(N_l, I / N_l), \qquad
+              R_l R_l^T = \frac{1}{F_{l+1}} \sum_t A_t^T Q_{l+1} A_t
+
+    with a, b the patches of the first layer and (A_t)_{ps} = 1 where place t of patch p of layer l + 1 is patch s of
+    layer l. This is exact in the proportional limit. For other activations it is wrong (by a factor of two for relu).
 
     Args:
         activation: An activation object or its name.
@@ -215,13 +224,14 @@ class ConvolutionalRenormalizedKernel(BlockRenormalizedKernel):
         kwargs: ``readout`` and the other arguments of :class:`ConvolutionalNNGPKernel`.
 
     Attributes:
-        lower_width: N_1, ..., N_{L-1}, infinite where they were not given.
+        lower_width: Numbers of channels of the layers below those of ``width``, which do not enter the covariance;
+            infinite where they were not given.
 
     Raises:
-        ValueError: Widths of another number than 1 or L, a batch of widths of several layers; and as
-            :class:`ConvolutionalNNGPKernel` and :class:`BlockRenormalizedKernel`.
+        ValueError: Widths of another number than 1 or L, a batch of widths of several layers, biases above the first of
+            several renormalized layers; and as :class:`ConvolutionalNNGPKernel` and :class:`BlockRenormalizedKernel`.
 
-    Reference: Aiudi et al. (2023), arXiv:2307.11807; THEORY.md, section 12, eqs. (22), (24) and (25).
+    Reference: Aiudi et al. (2023), arXiv:2307.11807; THEORY.md, section 12, eqs. (22) and (24) to (26).
 
     Example:
         >>> import torch
@@ -250,12 +260,53 @@ class ConvolutionalRenormalizedKernel(BlockRenormalizedKernel):
         if given > 1 and widths.dim() > 1:
             raise ValueError(f"width: expected one list for several layers, got shape {tuple(widths.shape)}")
         stack = Patches.of_layers(image_shape, kernel_size, stride, padding, [1] * given if given > 1 else None)
-        blocks = _Blocks(activation, **sizes_of(stack), batch_shape=batch_shape, **kwargs)
-        super().__init__(blocks, widths[..., -1:], batch_shape=batch_shape, active_dims=active_dims)
-        self.lower_width = tuple(widths[:-1].tolist()) if given > 1 else (math.inf,) * (len(stack) - 1)
+        options = {**sizes_of(stack), "batch_shape": batch_shape, **kwargs}
+        lower = tuple(widths[:-1].tolist()) if given > 1 else (math.inf,) * (len(stack) - 1)
+        blocks: _Blocks
+        if get_activation(activation) == Identity() and any(math.isfinite(number) for number in lower):
+            blocks = _ChainBlocks(activation, **options)
+            super().__init__(blocks, widths, chain=blocks.chain, batch_shape=batch_shape, active_dims=active_dims)
+            self.lower_width: tuple[float, ...] = ()
+        else:
+            blocks = _Blocks(activation, **options)
+            super().__init__(blocks, widths[..., -1:], batch_shape=batch_shape, active_dims=active_dims)
+            self.lower_width = lower
 
 
 class _Blocks(ConvolutionalNNGPKernel):
     """The infinitely wide network's blocks with a fixed readout variance: a scale of them is the order parameter's."""
 
     _trains_readout = False
+
+
+class _ChainBlocks(_Blocks):
+    """The blocks of the first layer of a linear network, w_1 ... w_L C^1_ab / B: the layers above are in the chain."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Build the chain; there are as many blocks as patches of the first layer."""
+        super().__init__(*args, **kwargs)
+        if any(self._has_bias[1:]):
+            raise ValueError(
+                "bias_variance: expected zeros above the first of several renormalized layers, got "
+                f"{self.bias_variance.tolist()}; an infinite width below leaves the last layer's matrix alone"
+            )
+        self._basis, self.chain = patch_chain(self.stack, self.readout == "pooled")
+        self.num_blocks = self.patches.num_patches
+
+    @property
+    def factor(self) -> Tensor:
+        """U_1, ``B_1 x r_1``."""
+        return self._basis.to(self.raw_hidden_weight_variance)
+
+    def prior_weights(self, like: Tensor) -> Tensor:
+        """Return Q_1 at infinite width."""
+        units = [torch.eye(size, dtype=like.dtype, device=like.device) for size in self.chain.sizes]
+        factor = self._basis.to(like)
+        return factor @ self.chain(units) @ factor.mT
+
+    def covariances(self, pairs: Pairs, z1: Tensor, z2: Tensor, diag: bool, symmetric: bool) -> Tensor:
+        """Return the blocks of the pairs (a, b) of patches of the first layer."""
+        first, second = torch.tensor(pairs).unbind(-1)
+        state = self._pre_activations(0, first, second, z1, z2, diag, symmetric)
+        above = self.weight_variance[..., 1:].prod(-1, keepdim=True) / self.stack[-1].num_patches
+        return affine(state, self._shaped_to(above, diag), None, overwrite=True).xy

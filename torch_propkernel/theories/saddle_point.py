@@ -6,6 +6,7 @@ from functools import cached_property
 
 from ..actions.evidence import laplace_evidence
 from ..actions.solve_block_order_parameters import solve_block_order_parameters
+from ..actions.solve_chain_order_parameters import solve_chain_order_parameters
 from ..actions.solve_matrix_order_parameters import solve_matrix_order_parameters
 from ..inference import BlocksProblem, OutputsProblem, Problem
 from ..reliability import Reliability
@@ -87,10 +88,13 @@ class SaddlePoint(Theory):
 
     def _fit_blocks(self, problem: BlocksProblem) -> FittedTheory:
         blocks, base = problem.training_blocks()
-        width = problem.block_kernel.width.flatten().double()
-        found = solve_block_order_parameters(blocks, problem.residuals(), width=width, temperature=1.0, base=base)
+        width, chain, y = problem.block_kernel.width.flatten().double(), problem.block_kernel.chain, problem.residuals()
+        if chain.depth == 1:
+            found = solve_block_order_parameters(blocks, y, width=width, temperature=1.0, base=base)
+        else:
+            found = solve_chain_order_parameters(blocks, y, chain, width=width, base=base)
         order_parameter = found.order_parameter.to(problem.targets)
-        values, norm = problem.values(order_parameter), order_parameter.diagonal(dim1=-2, dim2=-1).mean()
+        values, norm = problem.values(order_parameter), chain.matrices(order_parameter)[-1].diagonal().mean()
         conditioned = problem.conditioned(order_parameter)
         return FittedTheory(self, problem, conditioned, values, norm, found.message, found.stats | {"solution": found})
 
