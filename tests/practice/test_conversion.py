@@ -278,11 +278,13 @@ def test_a_convolutional_network_has_its_kernel(readout):
         ({"kernel_size": 2}, {"readout_bias_variance": 0.7}),
         ({"kernel_size": (2, 3), "stride": (1, 2), "padding": (0, 1)}, {"input_scale": [0.5, 1.0, 1.5, 1.0] * 6}),
         ({"kernel_size": 3, "stride": 1, "padding": 1, "readout": "pooled"}, {"active_dims": list(range(25, 1, -1))}),
+        ({"kernel_size": [2, (2, 1)], "stride": 1, "channels": [400, 3], "bias_variance": [0.3, 0.2]}, {}),
     ],
 )
 def test_convolutional_networks_to_models_and_back(geometry, extra, default):
-    kinds = {"weight_variance": [1.5, 3.0], "bias_variance": 0.3, "dtype": torch.float64}
-    net = ConvolutionalNetwork(ReLU(), (2, 3, 4), 7, **geometry, **kinds, **extra)
+    geometry = {"image_shape": (2, 3, 4), "channels": 7, "bias_variance": 0.3} | geometry
+    weights = [1.5, 0.8, 3.0] if isinstance(geometry["channels"], list) else [1.5, 3.0]
+    net = ConvolutionalNetwork(ReLU(), weight_variance=weights, dtype=torch.float64, **geometry, **extra)
     x, y = data(26 if "active_dims" in extra else 24)
     before = torch.get_default_dtype()
     torch.set_default_dtype(default)
@@ -292,11 +294,11 @@ def test_convolutional_networks_to_models_and_back(geometry, extra, default):
         torch.set_default_dtype(before)
     for back in (network_from_model(model), network_from_model(model.covar_module)):
         assert_same_prior(back, net)
-        assert (back.patches, back.pooled) == (net.patches, net.pooled)
+        assert (back.stack, back.pooled) == (net.stack, net.pooled)
     kernel, again = model.covar_module, model_from_network(back, x, y, temperature=0.1).covar_module
     torch.testing.assert_close(again(x).to_dense(), kernel(x).to_dense(), rtol=1e-12, atol=1e-13)
     # the network, many times over, has this covariance: in standard errors
-    many = network_from_model(model, batch_shape=(20_000,), generator=torch.Generator().manual_seed(0))
+    many = network_from_model(model, batch_shape=(5_000,), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         values = many(x[:3])
         products = values.unsqueeze(-1) * values.unsqueeze(-2)

@@ -49,6 +49,7 @@ from torch_propkernel.mixing import (
     ProductGammaMixing,
 )
 from torch_propkernel.models import MultitaskNetworkGP, NetworkFiniteWidthProcess, NetworkStudentTProcess
+from torch_propkernel.order_parameters import LinearChain
 from torch_propkernel.saving import SavedModelError, load, save
 from torch_propkernel.theories import SaddlePoint
 
@@ -147,6 +148,15 @@ KERNELS = {
     ),
     "pooled convolution beside a bias": lambda: (
         ConvolutionalRenormalizedKernel("erf", 9, (1, 2), 1, readout="pooled", active_dims=(0, 2)) + gk.ConstantKernel()
+    ),
+    "stacked convolutions, the last one renormalized": lambda: ConvolutionalRenormalizedKernel(
+        "relu", [7, 9], (1, 3), [(2,), (1,)], [1, 1], bias_variance=0.5
+    ),
+    "stacked linear convolutions": lambda: ConvolutionalRenormalizedKernel(
+        "identity", [7, 9], (1, 3), [(2,), (2,)], [1, 1]
+    ),
+    "chain of given maps": lambda: BlockRenormalizedKernel(
+        two_blocks(), [7.0, 9.0], chain=LinearChain([torch.eye(2).unsqueeze(0)], 2)
     ),
     "table of kernels": lambda: BlockRenormalizedKernel(two_blocks(), 9),
     "table in which a kernel is shared": lambda: BlockRenormalizedKernel(three_blocks(), 9, active_dims=(0, 2)),

@@ -7,6 +7,7 @@ from .observed_output_action import ObservedOutputAction
 from .output_action import OutputAction
 from .solution import Solution, SolveResult
 from .solve_block_order_parameters import solve_block_order_parameters
+from .solve_chain_order_parameters import ChainAction, solve_chain_order_parameters
 from .solve_matrix_order_parameters import MatrixSolution, solve_matrix_order_parameters
 from .solve_order_parameters import solve_order_parameters
 from .stationary_points import find_stationary_points
@@ -14,6 +15,7 @@ from .stationary_points import find_stationary_points
 __all__ = [
     "BlockAction",
     "BlockMatrices",
+    "ChainAction",
     "DenseBlocks",
     "FirstOrderTerms",
     "MatrixSolution",
@@ -28,6 +30,7 @@ __all__ = [
     "find_stationary_points",
     "first_order_terms",
     "solve_block_order_parameters",
+    "solve_chain_order_parameters",
     "solve_matrix_order_parameters",
     "solve_order_parameters",
 ]

@@ -114,7 +114,11 @@ def minimize(
 
 
 def quasi_newton(
-    function: Callable[[Tensor], Tensor], start: Tensor, scale: Tensor, curvature: float, tolerance: float = 1e-11
+    function: Callable[[Tensor], Tensor],
+    start: Tensor,
+    scale: Tensor,
+    curvature: float | Tensor,
+    tolerance: float = 1e-11,
 ) -> LocalMinimum:
     """Descend from ``start`` to a local minimum by BFGS: for many variables, one problem at a time.
 
@@ -125,7 +129,7 @@ def quasi_newton(
         function: Maps a point ``C`` to a value; infinity marks a point outside the domain.
         start: First point, ``C``.
         scale: Size of the terms of the gradient; converged where |gradient| <= tolerance * scale.
-        curvature: First guess of the second derivatives, positive.
+        curvature: First guess of the second derivatives, positive; a number or ``C``.
         tolerance: Relative tolerance.
     """
     x, fresh = start, curvature * torch.eye(len(start), dtype=start.dtype, device=start.device)

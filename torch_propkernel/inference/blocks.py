@@ -98,9 +98,10 @@ class BlocksProblem(Problem):
         return problem
 
     def at_scale(self, scale: float | Tensor) -> Tensor:
-        """Return the identity times ``scale``, ``1 x r x r``."""
+        """Return the identity for each layer, ``L x r x r``, the first times ``scale``, in which K_R is linear."""
         raw = self.block_kernel.raw_order_parameter
-        return torch.diag_embed(torch.ones_like(raw[..., 0])) * scale
+        unit = torch.diag_embed(torch.ones_like(raw[..., 0]))
+        return torch.cat([unit[:1] * scale, unit[1:]])
 
     @property
     def solved_kernel(self) -> BlockRenormalizedKernel:
@@ -142,6 +143,13 @@ class BlocksProblem(Problem):
             return self._unit_covariance
         return to_dense(self.prior(self.inputs[:rows], order_parameter).lazy_covariance_matrix)
 
+    @_one_at_a_time
+    def covariance_at(self, matrix: Tensor) -> Tensor:
+        """Return the training points' covariance with any symmetric matrix in the place of E, or of a chain's G_1."""
+        kernel = self.block_kernel
+        model = replaced(self._own_model, kernel, kernel.at_matrix(matrix))
+        return to_dense(model.forward(self.inputs).lazy_covariance_matrix)
+
     def is_multiplicative(self) -> bool:
         """Whether the whole covariance is known to be proportional to the block kernel."""
         return _is_multiplicative(getattr(self._own_model, "covar_module", None), self.block_kernel)
@@ -151,7 +159,7 @@ class BlocksProblem(Problem):
         return DenseConditioned(self, [KernelNode(self, order_parameter)])
 
     def values(self, order_parameter: Tensor) -> dict[str, Tensor]:
-        """Return E, ``1 x r x r``, and Q = R E R^T, ``B x B``, by name."""
+        """Return E, ``L x r x r``, and Q = R E R^T, ``B x B``, by name; of a chain Q is that of its lowest layer."""
         return {"E": order_parameter, "Q": self.block_kernel.covariance_of_blocks(order_parameter)}
 
     def training_blocks(self) -> tuple[BlockMatrices, Tensor]:
@@ -169,7 +177,7 @@ class BlocksProblem(Problem):
         if not self.is_multiplicative():
             check_affine(self)
             fixed = self.covariance(self.at_scale(0.0))
-        size = self.block_kernel.raw_order_parameter.shape[-1]
+        size = self.block_kernel.chain.sizes[0]
         needed = 2.0 * num_coordinates(size) * unit.numel() * unit.element_size()  # they are stacked
         free = available_memory(unit.device)
         blocks: BlockMatrices = _Streamed(self, fixed)
@@ -183,8 +191,7 @@ class _Streamed:
 
     def __init__(self, problem: BlocksProblem, fixed: Tensor) -> None:
         self.problem, self.fixed = problem, fixed
-        self.num_blocks = problem.block_kernel.raw_order_parameter.shape[-1]
+        self.num_blocks = problem.block_kernel.chain.sizes[0]
 
     def __call__(self, order_parameter: Tensor) -> Tensor:
-        given = order_parameter.to(self.fixed).unsqueeze(0)
-        return self.problem.covariance(given) - self.fixed
+        return self.problem.covariance_at(order_parameter.to(self.fixed)) - self.fixed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import gpytorch
@@ -19,6 +18,7 @@ from ..kernels import (
 )
 from ..kernels.compositions import get_composition
 from ..kernels.network_prior_kernel import NetworkPriorKernel
+from ..kernels.patches import sizes_of
 from ..models import MultitaskNetworkGP, NetworkGP
 from ..networks.convolutional import ConvolutionalNetwork
 from ..networks.feature_network import FeatureNetwork
@@ -128,8 +128,8 @@ def _kernel(network: FiniteNetwork | ConvolutionalNetwork, composition: str | Co
     prior: NetworkPriorKernel
     if isinstance(network, ConvolutionalNetwork):
         readout = "pooled" if network.pooled else "dense"
-        geometry = asdict(network.patches)
-        kernel = ConvolutionalRenormalizedKernel(activation, widths[0], readout=readout, **geometry, **options)
+        geometry = sizes_of(network.stack)
+        kernel = ConvolutionalRenormalizedKernel(activation, widths, readout=readout, **geometry, **options)
         prior = kernel.blocks
     elif network.num_outputs is None:
         kernel = prior = RenormalizedNNGPKernel(activation, widths, composition, **options)

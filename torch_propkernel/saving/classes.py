@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict
+import math
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from .. import kernels as own_kernels
 from ..inference import Normalization
 from ..kernels.block_renormalized_kernel import _Factor
 from ..kernels.compositions import COMPOSITIONS
-from ..kernels.convolutional_nngp_kernel import _Blocks
+from ..kernels.convolutional_nngp_kernel import _Blocks, _ChainBlocks
 from ..kernels.multitask_renormalized_kernel import _DataKernel
+from ..kernels.patches import sizes_of
 from ..likelihoods import FiniteWidthLikelihood, StudentTProcessLikelihood
-from ..order_parameters import OrderParameterPrior, WishartOrderParameterPrior
+from ..order_parameters import LinearChain, OrderParameterPrior, WishartOrderParameterPrior
 from ..theories import THEORIES
 from .registry import Entry, register
 
@@ -134,19 +135,22 @@ def _multitask(kernel: Any) -> dict[str, Any]:
 
 
 def _convolutional(kernel: Any) -> dict[str, Any]:
-    return {**asdict(kernel.patches), "readout": kernel.readout, **_network(kernel)}
+    return {**sizes_of(kernel.stack), "readout": kernel.readout, **_network(kernel)}
 
 
 def _convolutional_renormalized(kernel: Any) -> dict[str, Any]:
-    blocks = kernel.blocks
-    own = {"activation": blocks.activation, "width": kernel.width.squeeze(-2), **_kernel(kernel)}
-    return {**asdict(blocks.patches), "readout": blocks.readout, **own}
+    blocks, width = kernel.blocks, kernel.width.squeeze(-2)
+    if any(math.isfinite(number) for number in kernel.lower_width):
+        width = torch.cat([width.new_tensor(kernel.lower_width), width])
+    own = {"activation": blocks.activation, "width": width, **_kernel(kernel)}
+    return {**sizes_of(blocks.stack), "readout": blocks.readout, **own}
 
 
 def _of_blocks(kernel: Any) -> dict[str, Any]:
     given, factor = kernel._prior_mean is not None, kernel.factor
     mean = torch.eye(kernel.blocks.num_blocks) if factor is None else factor @ factor.mT
-    return {"width": kernel.width.squeeze(-2), "prior_mean": mean if given else None, **_kernel(kernel)}
+    own = {"prior_mean": mean if given else None, "chain": kernel.chain if kernel.chain.maps else None}
+    return {"width": kernel.width.squeeze(-2), **own, **_kernel(kernel)}
 
 
 def _table(kernel: Any) -> dict[str, Any]:
@@ -176,6 +180,7 @@ register(
     ),
     Entry(own_kernels.ConvolutionalNNGPKernel, ("activation",), computed=_convolutional, priors=_NETWORK),
     Entry(_Blocks, ("activation",), computed=_convolutional, priors=_NETWORK),
+    Entry(_ChainBlocks, ("activation",), computed=_convolutional, priors=_NETWORK),
     Entry(
         own_kernels.ConvolutionalRenormalizedKernel,
         computed=_convolutional_renormalized,
@@ -183,6 +188,7 @@ register(
         children=("blocks",),
     ),
     Entry(_Factor, ("value",)),
+    Entry(LinearChain, ("maps",), computed=lambda chain: {"size": chain.sizes[-1]}),
     Entry(
         own_kernels.BlockRenormalizedKernel,
         ("blocks",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from ..kernels import (
 )
 from ..kernels.network_covariance import network_covariance
 from ..kernels.network_prior_kernel import NetworkPriorKernel
+from ..kernels.patches import sizes_of
 from ..networks.convolutional import ConvolutionalNetwork
 from ..networks.finite_network import FiniteNetwork
 
@@ -94,7 +94,7 @@ def network_from_model(
         finite = (RenormalizedNNGPKernel, MultitaskRenormalizedKernel, ConvolutionalRenormalizedKernel)
         if not isinstance(owner, finite):
             raise ValueError(f"width: expected {prior.depth} whole numbers, got none: {type(owner).__name__} has none")
-        width = owner.width.reshape(-1).tolist()
+        width = [*getattr(owner, "lower_width", ()), *owner.width.reshape(-1).tolist()]
     sizes = list(width) if isinstance(width, Sequence) else [width]
     if len(sizes) != prior.depth:
         raise ValueError(f"width: expected {prior.depth} numbers, one per hidden layer of the kernel, got {width!r}")
@@ -114,8 +114,8 @@ def network_from_model(
         "generator": generator,
     }
     if isinstance(prior, ConvolutionalNNGPKernel):
-        geometry = asdict(prior.patches)
-        return ConvolutionalNetwork(prior.activation, channels=sizes[0], readout=prior.readout, **geometry, **options)
+        geometry = sizes_of(prior.stack)
+        return ConvolutionalNetwork(prior.activation, channels=sizes, readout=prior.readout, **geometry, **options)
     num_outputs = None if outputs is None else outputs.num_tasks
     return FiniteNetwork(prior.activation, number, sizes, num_outputs=num_outputs, **options)
 

@@ -7,6 +7,7 @@ import torch
 from ..actions.block_action import DenseBlocks
 from ..actions.solution import Solution
 from ..actions.solve_block_order_parameters import solve_block_order_parameters
+from ..actions.solve_chain_order_parameters import solve_chain_order_parameters
 from ..actions.solve_matrix_order_parameters import MatrixSolution, solve_matrix_order_parameters
 from ..inference import BlocksProblem, OutputsProblem
 
@@ -26,12 +27,23 @@ def solve_outputs(problem: OutputsProblem, evidence: bool = False) -> MatrixSolu
 
 
 def solve_blocks(problem: BlocksProblem, evidence: bool = False) -> Solution:
-    """Solve for the matrix of blocks; the evidence is that of blocks which are held in memory, else None."""
+    """Solve for the matrix of blocks, or those of a chain of layers.
+
+    The evidence is that of one layer whose blocks are held in memory, else None.
+
+    Raises:
+        ValueError: Gradients of several layers.
+    """
+    chain, width = problem.block_kernel.chain, problem.block_kernel.width.flatten().double()
+    if chain.depth > 1 and torch.is_grad_enabled():
+        raise ValueError(f"differentiable: expected one layer of blocks, got {chain.depth}")
     blocks, base = problem.training_blocks()
+    if chain.depth > 1:
+        return solve_chain_order_parameters(blocks, problem.residuals(), chain, width=width, base=base, throw=False)
     return solve_block_order_parameters(
         blocks,
         problem.residuals(),
-        width=problem.block_kernel.width.flatten().double(),
+        width=width,
         temperature=1.0,
         base=base,
         evidence=evidence and isinstance(blocks, DenseBlocks),
