@@ -45,7 +45,15 @@ def blocks(width=6.0, bias=False):
     return NetworkGP(x, 2.0 * points(15, seed=1), likelihood, kernel + ConstantKernel() if bias else kernel)
 
 
-MODELS = {"outputs": outputs, "blocks": blocks, "blocks beside a bias": lambda: blocks(bias=True)}
+def chain():
+    """Two linear convolutions, each with a matrix of its own."""
+    model = blocks()
+    sizes = {"image_shape": (1, 12), "kernel_size": [(4,), (2,)], "stride": [4, 1], "bias_variance": [0.3, 0.0]}
+    model.covar_module = ConvolutionalRenormalizedKernel("identity", [6.0, 9.0], **sizes)
+    return model
+
+
+MODELS = {"chain": chain, "outputs": outputs, "blocks": blocks, "blocks beside a bias": lambda: blocks(bias=True)}
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -82,13 +90,17 @@ def test_gradients_reach_the_hyperparameters_of_blocks(streamed, monkeypatch):
     check_gradients(blocks(bias=True))
 
 
-def check_gradients(model):
+def test_gradients_reach_the_hyperparameters_of_a_chain():
+    check_gradients(chain(), number=2)
+
+
+def check_gradients(model, number=3):
     """Against differences of the solve, along a random direction for each parameter."""
     solution = fit_order_parameters(model, differentiable=True, warn=False)
     weights = points(*solution.order_parameter.shape, seed=3)
     total = (solution.order_parameter * weights).sum() + solution.action.sum()
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and "raw_order_parameter" not in n]
-    assert len(named) >= 3
+    assert len(named) >= number
     gradients = torch.autograd.grad(total, [p for _, p in named])
     for (name, parameter), gradient in zip(named, gradients, strict=True):
         direction, values = points(*parameter.shape, seed=5), []
@@ -137,7 +149,8 @@ def test_what_is_known_of_the_reliability():
 def test_a_layer_narrower_than_the_matrices_has_no_evidence():
     assert SaddlePoint().fit(outputs(width=[1.0])).log_evidence is None
     assert SaddlePoint().fit(blocks(width=1.0)).log_evidence is None
-    assert SaddlePoint().fit(blocks()).log_evidence.shape == ()
+    for model in (blocks(), chain(), outputs()):
+        assert SaddlePoint().fit(model).log_evidence.shape == ()
 
 
 def test_blocks_that_do_not_fit_have_no_evidence(monkeypatch):

@@ -32,9 +32,9 @@ class SaddlePoint(Theory):
     A kernel with matrices (:class:`MultitaskRenormalizedKernel`, :class:`BlockRenormalizedKernel`) has them in
     ``order_parameters["E"]``, their product or the covariance of the blocks in ``["Q"]``. Of blocks, ``readout_norm``
     is tr E / r, the posterior mean of the mean squared readout weight. ``log_evidence`` is Laplace's in the matrices;
-    None where a layer has fewer units than outputs or blocks, where the minimum is degenerate, of several layers of
-    blocks, and of blocks that do not fit into memory, since it takes r (r + 1) / 2 passes over them. The score of the
-    reliability is that of one output's units: of matrices ``reliability`` has only what is known of data and widths.
+    None where a layer has fewer units than outputs or blocks, where the minimum is degenerate, and of blocks that do
+    not fit into memory, since it takes a pass over them for each entry of the matrices. The score of the reliability
+    is that of one output's units: of matrices ``reliability`` has only what is known of data and widths.
 
     Raises:
         ConvergenceError: The solve did not converge.

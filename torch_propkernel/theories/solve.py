@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..actions.local_minimum import lowest_minimum, minimize
+from ..actions.local_minimum import implicit_minimum, lowest_minimum, minimize
 from ..actions.solution import Solution, SolveResult
 from ..actions.solve_order_parameters import solve_order_parameters
 from ..exceptions import PrecisionWarning, ReliabilityWarning
@@ -221,16 +221,8 @@ def _solve_local(problem: Problem) -> Solution:
     order_parameter, value = torch.exp(best.logs), best.value
     if differentiable:
         residuals = problem.residuals().to(torch.float64)
-        logs = best.logs.clone().requires_grad_(True)
-        value = total_action(logs)
-        (gradient,) = torch.autograd.grad(value.sum(), logs, create_graph=True)
-        rows = [torch.autograd.grad(gradient[..., i].sum(), logs, retain_graph=True)[0] for i in range(logs.shape[-1])]
-        # Layers of infinite width do not move: their rows and columns are those of the identity.
-        both = finite.unsqueeze(-1) & finite.unsqueeze(-2)
-        unit = torch.eye(logs.shape[-1], dtype=logs.dtype, device=logs.device)
-        hessian = torch.where(both, torch.stack(rows, -2), unit)
-        change = torch.linalg.solve(hessian, torch.where(finite, gradient - gradient.detach(), 0.0))
-        order_parameter = torch.exp(best.logs) * (1.0 - change)
+        value, logs, _ = implicit_minimum(total_action, best.logs, finite)  # layers of infinite width do not move
+        order_parameter = torch.exp(logs)
     ok = bool(best.converged.all())
     stats = {
         "iterations": sum(run.iterations for run in runs),

@@ -27,25 +27,12 @@ def solve_outputs(problem: OutputsProblem, evidence: bool = False) -> MatrixSolu
 
 
 def solve_blocks(problem: BlocksProblem, evidence: bool = False) -> Solution:
-    """Solve for the matrix of blocks, or those of a chain of layers.
-
-    The evidence is that of one layer whose blocks are held in memory, else None.
-
-    Raises:
-        ValueError: Gradients of several layers.
-    """
+    """Solve for the matrix of blocks, or those of a chain of layers; evidence of blocks held in memory, else None."""
     chain, width = problem.block_kernel.chain, problem.block_kernel.width.flatten().double()
-    if chain.depth > 1 and torch.is_grad_enabled():
-        raise ValueError(f"differentiable: expected one layer of blocks, got {chain.depth}")
     blocks, base = problem.training_blocks()
+    evidence, y = evidence and isinstance(blocks, DenseBlocks), problem.residuals()
     if chain.depth > 1:
-        return solve_chain_order_parameters(blocks, problem.residuals(), chain, width=width, base=base, throw=False)
+        return solve_chain_order_parameters(blocks, y, chain, width=width, base=base, evidence=evidence, throw=False)
     return solve_block_order_parameters(
-        blocks,
-        problem.residuals(),
-        width=width,
-        temperature=1.0,
-        base=base,
-        evidence=evidence and isinstance(blocks, DenseBlocks),
-        throw=False,
+        blocks, y, width=width, temperature=1.0, base=base, evidence=evidence, throw=False
     )
