@@ -80,6 +80,13 @@ class DenseBlocks:
         return (to_coordinates(order_parameter) @ self.matrices.flatten(1)).unflatten(-1, (size, size))
 
 
+def base_matrix(base: Tensor | None, targets: Tensor) -> Tensor:
+    """Return B as a matrix in float64 from a matrix or a diagonal; the identity if None."""
+    if base is None:
+        return torch.eye(len(targets), dtype=torch.float64, device=targets.device)
+    return (base if base.dim() == 2 else torch.diag_embed(base)).double()
+
+
 def log_det_and_square(covariance: Tensor, targets: Tensor) -> Tensor:
     """Return log det A + y^T A^{-1} y, ``*b``, of A ``*b x M x M`` and y ``M``; infinite where A is not positive."""
     factor, info = torch.linalg.cholesky_ex(covariance)

@@ -19,7 +19,7 @@ from .._validation import (
 from ..numerics.first_derivatives import first_derivatives_only
 from ..numerics.symmetric import from_coordinates, symmetric_log, to_coordinates
 from ..order_parameters import ScalarChain
-from .block_action import BlockAction, BlockMatrices, DenseBlocks
+from .block_action import BlockAction, BlockMatrices, DenseBlocks, base_matrix
 from .local_minimum import LocalMinimum, lowest_minimum, quasi_newton, value_and_gradient
 from .matrix_gradients import layers_part, linear_terms, moved_minimum
 from .matrix_minimum import MatrixMinimum, directions
@@ -117,7 +117,7 @@ def solve_block_order_parameters(
         shape = scalar.order_parameter.shape[:-1]
         widths, cold = (v.expand(shape).reshape(-1) for v in (widths.squeeze(-1), cold))
         held = DenseBlocks(blocks.matrices.detach()) if isinstance(blocks, DenseBlocks) else blocks
-        still = _matrix(base, unit=y)
+        still = base_matrix(base, y)
         actions = [BlockAction(held, T * still, y, N) for N, T in zip(widths.tolist(), cold.tolist(), strict=True)]
         if size == 1:
             solution = _of_one_block(scalar)
@@ -138,7 +138,7 @@ def solve_block_order_parameters(
         return solution
     live_widths = torch.as_tensor(width, dtype=torch.float64, device=y.device).expand(*shape, 1).reshape(-1, 1)
     live_cold = torch.as_tensor(temperature, dtype=torch.float64, device=y.device).expand(shape).reshape(-1)
-    still, y = _matrix(base, unit=y), targets.double()
+    still, y = base_matrix(base, y), targets.double()
     moved = [
         _Minimum(action, N, E).moved(BlockAction(blocks, T * still, y, math.inf), live)
         for action, N, E, T, live in zip(actions, widths, found, live_cold, live_widths, strict=True)
@@ -150,13 +150,6 @@ def solve_block_order_parameters(
         order_parameter=first_derivatives_only(matrices.reshape_as(solution.order_parameter), "order_parameter"),
         action=first_derivatives_only((actions_of / divisor).reshape(shape), "action"),
     )
-
-
-def _matrix(base: Tensor | None, unit: Tensor) -> Tensor:
-    """Return B as a matrix in float64; the identity if None."""
-    if base is None:
-        return torch.eye(len(unit), dtype=torch.float64, device=unit.device)
-    return (base if base.dim() == 2 else torch.diag_embed(base)).double()
 
 
 class _Minimum:

@@ -19,7 +19,7 @@ from ..numerics.symmetric import (
     to_coordinates,
 )
 from ..order_parameters import LinearChain
-from .block_action import BlockMatrices, DenseBlocks, log_det_and_square
+from .block_action import BlockMatrices, DenseBlocks, base_matrix, log_det_and_square
 from .local_minimum import implicit_minimum, lowest_minimum, quasi_newton, value_and_gradient
 from .solution import Solution, SolveResult
 from .solve_order_parameters import solve_order_parameters
@@ -177,7 +177,7 @@ def solve_chain_order_parameters(
     live = ChainAction(
         blocks,
         chain,
-        temperature * _matrix(base, targets),
+        temperature * base_matrix(base, targets),
         targets.double(),
         width.to(targets.device, torch.float64) if isinstance(width, Tensor) else action.widths,
     )
@@ -200,13 +200,6 @@ def solve_chain_order_parameters(
     )
 
 
-def _matrix(base: Tensor | None, targets: Tensor) -> Tensor:
-    """Return B as a matrix in float64; the identity if None."""
-    if base is None:
-        return torch.eye(len(targets), dtype=torch.float64, device=targets.device)
-    return (base if base.dim() == 2 else torch.diag_embed(base)).double()
-
-
 def _minimize(
     blocks: BlockMatrices,
     targets: Tensor,
@@ -227,7 +220,7 @@ def _minimize(
     temperature, y = positive_number("temperature", temperature), targets.double()
     scalar = solve_order_parameters(whole, y, width=widths, temperature=temperature, base=base, throw=False)
     multiples = torch.nan_to_num(scalar.order_parameter, nan=1.0)
-    action = ChainAction(blocks, chain, temperature * _matrix(base, y), y, widths)
+    action = ChainAction(blocks, chain, temperature * base_matrix(base, y), y, widths)
     total = y.new_tensor(len(y)) + action.width.sum()
     curvature = action.by_coordinate(torch.where(action.finite, widths, 1.0))
     free = action.by_coordinate(action.finite)
