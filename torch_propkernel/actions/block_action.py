@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..numerics.gaussian_terms import log_det_and_square
 from ..numerics.symmetric import from_coordinates, num_coordinates, to_coordinates
 from .matrix_minimum import covariance_curvature
 
@@ -85,15 +86,6 @@ def base_matrix(base: Tensor | None, targets: Tensor) -> Tensor:
     if base is None:
         return torch.eye(len(targets), dtype=torch.float64, device=targets.device)
     return (base if base.dim() == 2 else torch.diag_embed(base)).double()
-
-
-def log_det_and_square(covariance: Tensor, targets: Tensor) -> Tensor:
-    """Return log det A + y^T A^{-1} y, ``*b``, of A ``*b x M x M`` and y ``M``; infinite where A is not positive."""
-    factor, info = torch.linalg.cholesky_ex(covariance)
-    y = targets.unsqueeze(-1).expand(*factor.shape[:-1], 1)
-    half = torch.linalg.solve_triangular(factor, y, upper=False)
-    value = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + half.square().sum((-2, -1))
-    return torch.where(info > 0, torch.inf, value)
 
 
 class BlockAction:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._validation import as_width, check_targets, positive_number
 from ..numerics.first_derivatives import first_derivatives_only
+from ..numerics.gaussian_terms import log_det_and_square
 from ..numerics.symmetric import (
     exponential_differences,
     from_coordinates,
@@ -19,7 +20,7 @@ from ..numerics.symmetric import (
     to_coordinates,
 )
 from ..order_parameters import LinearChain
-from .block_action import BlockMatrices, DenseBlocks, base_matrix, log_det_and_square
+from .block_action import BlockMatrices, DenseBlocks, base_matrix
 from .local_minimum import implicit_minimum, lowest_minimum, quasi_newton, value_and_gradient
 from .solution import Solution, SolveResult
 from .solve_order_parameters import solve_order_parameters
