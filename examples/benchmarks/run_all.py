@@ -63,6 +63,24 @@ BENCHMARKS = {
         "--data {uci}/.. --no-sampling --markdown {page}",
         "left out|predictor|one network|error",
     ),
+    "hidden_kernels_vs_networks": Benchmark(
+        "hidden_kernels_vs_networks.py",
+        ("--markdown {page}",),
+        "--cases 2 --markdown {page}",
+        "moved|saddle|first|Monte Carlo",
+    ),
+    "transfer_vs_networks": Benchmark(
+        "transfer_vs_networks.py",
+        ("--data {uci}/.. --markdown {page}",),
+        "--data {uci}/.. --tasks 1 --draws 50 --markdown {page}",
+        "^q$|left out|error|right|one draw",
+    ),
+    "softmax_classes": Benchmark(
+        "softmax_classes.py",
+        ("--splits 2 --data {uci}/.. --markdown {page}",),
+        "--splits 1 --no-mnist --markdown {page}",
+        "accuracy|log loss|Brier",
+    ),
     "count_work": Benchmark("count_work.py", ("--markdown {page}",), "--markdown {page}", ".*"),
     "evidence_vs_brute_force": Benchmark("evidence_vs_brute_force.py", ("",), "--only accuracy --problems 3", ".*"),
     "solve_and_predict": Benchmark("solve_and_predict.py", ("",), "--only sweep --repeats 1", ".*"),
@@ -119,6 +137,18 @@ BENCHMARKS = {
         ("--json {records} --markdown {page}",),
         "--cases 0 --draws 100 --longest 100 --json {records} --markdown {page}",
         "sampled|width|scale|number|matrix|norm|of Q",
+    ),
+    "cifar_convolution": Benchmark(
+        "cifar_convolution.py",
+        ("--data {uci}/.. --json {records} --markdown {page}",),
+        "--data {uci}/.. --splits 1 --sizes 50 --cases --json {records} --markdown {page}",
+        "width|scale|^N =|sampled|saddle|predictor",
+    ),
+    "uci_additive": Benchmark(
+        "uci_additive.py",
+        (FITS + "--splits 6",),
+        FITS + "--sets yacht --splits 1",
+        "RMSE|NLPD|additive|free scales",
     ),
     "uci_table": Benchmark(
         "uci_table.py",
