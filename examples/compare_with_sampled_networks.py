@@ -5,7 +5,8 @@ Usage::
     python examples/compare_with_sampled_networks.py DIR [--json OUT]
 
 DIR holds ``finite_networks.json``, a list of cases, and the arrays they name. Three small cases ship in
-``tests/data``, one of two outputs in ``tests/data/outputs``. A case is an object with
+``tests/data``, one of two outputs in ``tests/data/outputs``, two convolutional networks in ``tests/data/convolution``.
+A case is an object with
 
 ``id``
     a name,
@@ -20,6 +21,10 @@ DIR holds ``finite_networks.json``, a list of cases, and the arrays they name. T
     lambda_0, ..., lambda_L, the precisions of the weights' priors (variance 1 / lambda_l); no biases,
 ``temperature``
     T, the variance of the observation noise,
+``image_shape``, ``kernel_size``, ``stride``, ``padding``, ``readout``
+    (convolutional networks of one output) [channels, rows, columns] or [channels, length], each row of X an image
+    flattened; the others as for ``ConvolutionalRenormalizedKernel``, all but the first two optional; ``widths`` are
+    numbers of channels,
 ``measured``
     (optional) ``{"mse": {"mean": .., "se": ..}, ...}``: E (y* - f(x*))^2 averaged over the test points and over
     networks sampled from the posterior, without noise; also ``bias2``, ``variance``, and ``qv``, the mean of
@@ -36,13 +41,14 @@ computed at the given test targets. Predictions are named ``inf`` (infinite widt
 (the mean apart); for more layers ``saddle_nested``, ``saddle_outer`` and ``saddle_lin`` (compositions), ``mix_outer``,
 and for two relu layers ``saddle_gated``. (``mix_qc``, the mixture with the mean apart, was dropped in 0.2.0: files
 may still list it.) Of several outputs there are ``inf``, ``free`` (a free scale for each output) and ``saddle`` (a
-matrix order parameter in every layer). A theory that refuses a case says so. Then follow medians by regime, the number
+matrix order parameter in every layer), and so there are of convolutional networks (``free`` is one scale, ``saddle`` a
+matrix between patches). A theory that refuses a case says so. Then follow medians by regime, the number
 of hidden layers, the activation and the inputs: the regimes of THEORY.md, section 7.
 
 With ``--json OUT`` a list of ``{"id", "regime", "predictions": {name: {"mse", "bias2", "var", "readout_norm", ...}}}``
 is written, with the order parameters beside them (``q`` of several layers as ``q1``, ``q2``, ...). ``adaptive`` has
-``converged``, 1 or 0, and ``monte_carlo_error``, relative, beside them too. Of several outputs ``mse``, ``bias2`` and
-``var`` are sums over outputs, ``mse_per_output`` is a list, ``readout_norm`` a mean, and matrices are nested lists.
+``converged``, 1 or 0, and ``monte_carlo_error``, relative, beside them too. Matrices are nested lists. Of several
+outputs ``mse``, ``bias2`` and ``var`` are sums over outputs, ``mse_per_output`` is a list, and ``readout_norm`` a mean.
 """
 
 from __future__ import annotations
@@ -58,7 +64,7 @@ import torch
 
 from torch_propkernel import ConvergenceError, NetworkGP, PropKernelWarning, RenormalizedNNGPKernel
 from torch_propkernel.activations import get_activation
-from torch_propkernel.kernels import MultitaskRenormalizedKernel
+from torch_propkernel.kernels import ConvolutionalRenormalizedKernel, MultitaskRenormalizedKernel
 from torch_propkernel.models import MultitaskNetworkGP
 from torch_propkernel.reliability import participation_ratio
 from torch_propkernel.theories import (
@@ -72,13 +78,14 @@ from torch_propkernel.theories import (
     TwoParameterSaddle,
 )
 
-OUTPUT_THEORIES = {"inf": InfiniteWidth, "free": FreeScale, "saddle": SaddlePoint}
+MATRIX_THEORIES = {"inf": InfiniteWidth, "free": FreeScale, "saddle": SaddlePoint}
+GEOMETRY = ("image_shape", "kernel_size", "stride", "padding", "readout")
 
 
 def theories_for(case: dict, num_outputs: int | None) -> dict:
     """Return {name: (composition, theory)} for the case's architecture."""
-    if num_outputs is not None:
-        return {name: ("outer", theory()) for name, theory in OUTPUT_THEORIES.items()}
+    if num_outputs is not None or "image_shape" in case:
+        return {name: ("outer", theory()) for name, theory in MATRIX_THEORIES.items()}
     relu, depth = case["activation"] == "relu", len(case["widths"])
     chosen = {"inf": ("outer", InfiniteWidth())}
     if depth == 1:
@@ -103,17 +110,22 @@ def load(case: dict, folder: Path) -> list[torch.Tensor]:
 
 def build(case: dict, x: torch.Tensor, y: torch.Tensor, composition: str) -> NetworkGP:
     """Return the case's network as a model, in float64."""
+    geometry = {name: case[name] for name in GEOMETRY if name in case}
+    if y.dim() == 2 and geometry:
+        raise SystemExit(f"case {case['id']}: expected targets (P,) with {', '.join(geometry)}, got {tuple(y.shape)}")
     if y.dim() == 2:
         return build_outputs(case, x, y)
-    kernel = RenormalizedNNGPKernel(
-        get_activation(case["activation"]),
-        torch.tensor(case["widths"], dtype=torch.float64),
-        composition,
-        weight_variance=1.0 / torch.tensor(case["precisions"], dtype=torch.float64),
-    ).double()
+    activation, widths = get_activation(case["activation"]), torch.tensor(case["widths"], dtype=torch.float64)
+    variances = 1.0 / torch.tensor(case["precisions"], dtype=torch.float64)
+    if geometry:
+        kernel = ConvolutionalRenormalizedKernel(activation, widths, **geometry, weight_variance=variances).double()
+        prior = kernel.blocks
+    else:
+        kernel = RenormalizedNNGPKernel(activation, widths, composition, weight_variance=variances).double()
+        prior = kernel
     likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.Positive()).double()
     model = NetworkGP(x, y, likelihood, kernel).double()
-    kernel.weight_variance = 1.0 / torch.tensor(case["precisions"], dtype=torch.float64)
+    prior.weight_variance = variances
     likelihood.noise = torch.tensor(case["temperature"], dtype=torch.float64)
     return model
 
@@ -147,17 +159,21 @@ def predict(case: dict, folder: Path) -> tuple[dict[str, dict], dict[str, str]]:
     return predictions, refused
 
 
-def entry(fitted, error) -> dict[str, float]:
-    """Return one prediction as plain numbers."""
+def entry(fitted, error) -> dict[str, float | list]:
+    """Return one prediction as plain numbers, and matrices as lists of them."""
     values = {"mse": error.mean_total, "bias2": error.mean_bias, "var": error.mean_variance}
     values["readout_norm"] = fitted.readout_norm
+    matrices = {}
     for name, value in fitted.order_parameters.items():
         flat = value.reshape(-1)
-        values |= {name: flat[0]} if len(flat) == 1 else {f"{name}{i + 1}": v for i, v in enumerate(flat)}
+        if len(flat) > 1 and name in ("E", "Q"):
+            matrices[name] = value.tolist()
+        else:
+            values |= {name: flat[0]} if len(flat) == 1 else {f"{name}{i + 1}": v for i, v in enumerate(flat)}
     for name in ("converged", "monte_carlo_error"):
         if name in fitted.stats:
             values[name] = fitted.stats[name]
-    return {name: float(value) for name, value in values.items()}
+    return {name: float(value) for name, value in values.items()} | matrices
 
 
 def output_entry(fitted, error) -> dict[str, float | list]:
@@ -179,7 +195,8 @@ def regime(case: dict, folder: Path) -> str:
         data = "N_0 >= 200" if size >= 200 else "N_0 < 200"
     outputs = load(case, folder)[1].shape[1:]
     several = f"{outputs[0]} outputs, " if outputs else ""
-    return f"{several}{depth} hidden, {case['activation']}, {data}"
+    kind = f"convolutional, {case.get('readout', 'dense')}" if "image_shape" in case else "hidden"
+    return f"{several}{depth} {kind}, {case['activation']}, {data}"
 
 
 def show(case: dict, predictions: dict, refused: dict) -> None:

@@ -119,6 +119,17 @@ def as_temperature(temperature: float | Tensor, dtype: torch.dtype, device: torc
     return value
 
 
+def check_positive_definite(name: str, value: Any, size: int, device: torch.device | None = None) -> Tensor:
+    """Return a symmetric positive definite matrix ``size x size`` in float64."""
+    matrix = torch.as_tensor(value, dtype=torch.float64, device=device)
+    if tuple(matrix.shape) != (size, size):
+        raise ValueError(f"{name}: expected shape ({size}, {size}), got {tuple(matrix.shape)}")
+    finite = bool(torch.isfinite(matrix).all()) and torch.allclose(matrix, matrix.mT)
+    if not finite or not bool((torch.linalg.eigvalsh(matrix) > 0).all()):
+        raise ValueError(f"{name}: expected a symmetric positive definite matrix, got {matrix.tolist()}")
+    return matrix
+
+
 def positive_number(name: str, value: float, allow_zero: bool = False) -> float:
     """Return ``value`` as a float if it is a finite number above (or at) zero."""
     number = float(value)

@@ -223,6 +223,27 @@ def test_bad_input_is_refused():
         solve_block_order_parameters(blocks, y, width=torch.tensor([5.0, 6.0]), temperature=0.1)
     with pytest.raises(ValueError, match="temperature: expected > 0"):
         solve_block_order_parameters(blocks, y, width=5.0, temperature=0.0)
+    with pytest.raises(ValueError, match=r"blocks: expected shape \(B, B, P, P\), got \(0, 0, 20, 20\)"):
+        solve_block_order_parameters(blocks[:0, :0], y, width=5.0, temperature=0.1)
+    with pytest.raises(ValueError, match="blocks: expected finite values, got 1 NaN"):
+        crooked[1, 1, 2, 2] = math.nan
+        solve_block_order_parameters(crooked, y, width=5.0, temperature=0.1)
+    with pytest.raises(ValueError, match="targets: expected finite values"):
+        solve_block_order_parameters(blocks, torch.where(y == y[0], math.nan, y), width=5.0, temperature=0.1)
+    with pytest.raises(ValueError, match=r"start: expected shape \(3, 3\), got \(2, 2\)"):
+        solve_block_order_parameters(blocks, y, width=5.0, temperature=0.1, start=torch.eye(2))
+    for bad in (-torch.eye(3), torch.full((3, 3), math.nan), torch.eye(3) + torch.eye(3).roll(1, 0)):
+        with pytest.raises(ValueError, match="start: expected a symmetric positive definite matrix, got"):
+            solve_block_order_parameters(blocks, y, width=5.0, temperature=0.1, start=bad)
+
+
+def test_a_further_start_is_one_more_descent():
+    blocks, y = data()
+    first = solve_block_order_parameters(blocks, y, width=9.0, temperature=0.1)
+    again = solve_block_order_parameters(blocks, y, width=9.0, temperature=0.1, start=first.order_parameter[0])
+    assert (first.stats["starts"], again.stats["starts"]) == (4, 5)
+    assert again.stats["agreeing_starts"] == first.stats["agreeing_starts"] + 1
+    assert again.stats["num_minima"] == first.stats["num_minima"]
 
 
 def test_a_descent_that_does_not_arrive_says_so(monkeypatch):

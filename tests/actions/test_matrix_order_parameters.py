@@ -193,6 +193,15 @@ def test_fewer_units_than_outputs_are_solved_and_marked():
     assert bool((torch.linalg.eigvalsh(solution.output_covariance) > 0).all())
 
 
+def test_a_further_start_is_one_more_descent():
+    kernel, y = data()
+    first = solve_matrix_order_parameters(kernel, y, width=9.0, temperature=0.1)
+    again = solve_matrix_order_parameters(kernel, y, width=9.0, temperature=0.1, start=first.output_covariance)
+    assert again.stats["starts"] == first.stats["starts"] + 1
+    assert again.stats["agreeing_starts"] == first.stats["agreeing_starts"] + 1
+    assert again.stats["num_minima"] == first.stats["num_minima"] == 1
+
+
 def test_matrices_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
     monkeypatch.setattr("torch_propkernel._memory.available_memory", lambda device="cpu": 1e5)
     kernel, y = data()
@@ -220,6 +229,13 @@ def test_bad_input_is_refused():
         solve_matrix_order_parameters(kernel, y, width=5.0, temperature=0.1, output_noise=torch.eye(2))
     with pytest.raises(ValueError, match="symmetric positive definite"):
         solve_matrix_order_parameters(kernel, y, width=5.0, temperature=0.1, output_noise=-torch.eye(3))
+    with pytest.raises(ValueError, match=r"targets: expected at least one output, got shape \(25, 0\)"):
+        solve_matrix_order_parameters(kernel, y[:, :0], width=5.0, temperature=0.1)
+    with pytest.raises(ValueError, match="kernel matrix: expected finite values"):
+        solve_matrix_order_parameters(kernel * math.nan, y, width=5.0, temperature=0.1)
+    for bad in (-torch.eye(3), torch.full((3, 3), math.nan)):
+        with pytest.raises(ValueError, match="start: expected a symmetric positive definite matrix, got"):
+            solve_matrix_order_parameters(kernel, y, width=5.0, temperature=0.1, start=bad)
     unseen = y.clone()
     unseen[:, 1] = math.nan
     with pytest.raises(ValueError, match=r"got none of outputs \[1\]"):

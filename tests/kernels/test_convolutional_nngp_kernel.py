@@ -234,5 +234,5 @@ def test_bad_geometry_is_refused(arguments, message):
 def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"x: expected 4 columns, an image of shape \(1, 4\) flattened, got 5"):
         ConvolutionalNNGPKernel("erf", (1, 4), 2)(points(3, 5)).to_dense()
-    with pytest.raises(TypeError, match="depth: expected one convolutional layer"):
+    with pytest.raises(TypeError, match="depth: expected the lists"):
         ConvolutionalNNGPKernel("erf", (1, 4), 2, depth=2)

@@ -19,6 +19,7 @@ from torch_propkernel import (
     fit_order_parameters,
 )
 from torch_propkernel.activations import Step, Tanh
+from torch_propkernel.kernels import BlockRenormalizedKernel, ConvolutionalNNGPKernel, ConvolutionalRenormalizedKernel
 from torch_propkernel.models import MultitaskNetworkGP
 from torch_propkernel.networks import ConvolutionalNetwork, FeatureNetwork, FiniteNetwork
 from torch_propkernel.practice import model_from_network, network_from_model
@@ -212,7 +213,7 @@ def test_kernels_that_are_no_network_are_refused():
         network_from_model(NNGPKernel(Erf(), batch_shape=torch.Size([2])), 3, width=4)
     with pytest.raises(ValueError, match="input_dim: expected the number of inputs, got None"):
         network_from_model(kernel, width=4)
-    with pytest.raises(ValueError, match="input_dim: expected 3, the kernel's ard_num_dims, got 5"):
+    with pytest.raises(ValueError, match="input_dim: expected 3, what the kernel reads, got 5"):
         network_from_model(NNGPKernel(Erf(), ard_num_dims=3), 5, width=4)
 
 
@@ -268,6 +269,60 @@ def test_a_convolutional_network_has_its_kernel(readout):
     assert model.covar_module.kernels[0].width.item() == 2.0 and model.likelihood.noise.item() == pytest.approx(
         0.1, rel=1e-12
     )
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("geometry", "extra"),
+    [
+        ({"kernel_size": 2}, {"readout_bias_variance": 0.7}),
+        ({"kernel_size": (2, 3), "stride": (1, 2), "padding": (0, 1)}, {"input_scale": [0.5, 1.0, 1.5, 1.0] * 6}),
+        ({"kernel_size": 3, "stride": 1, "padding": 1, "readout": "pooled"}, {"active_dims": list(range(25, 1, -1))}),
+        ({"kernel_size": [2, (2, 1)], "stride": 1, "channels": [400, 3], "bias_variance": [0.3, 0.2]}, {}),
+    ],
+)
+def test_convolutional_networks_to_models_and_back(geometry, extra, default):
+    geometry = {"image_shape": (2, 3, 4), "channels": 7, "bias_variance": 0.3} | geometry
+    weights = [1.5, 0.8, 3.0] if isinstance(geometry["channels"], list) else [1.5, 3.0]
+    net = ConvolutionalNetwork(ReLU(), weight_variance=weights, dtype=torch.float64, **geometry, **extra)
+    x, y = data(26 if "active_dims" in extra else 24)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        model = model_from_network(net, x, y, temperature=0.1)
+    finally:
+        torch.set_default_dtype(before)
+    for back in (network_from_model(model), network_from_model(model.covar_module)):
+        assert_same_prior(back, net)
+        assert (back.stack, back.pooled) == (net.stack, net.pooled)
+    kernel, again = model.covar_module, model_from_network(back, x, y, temperature=0.1).covar_module
+    torch.testing.assert_close(again(x).to_dense(), kernel(x).to_dense(), rtol=1e-12, atol=1e-13)
+    # the network, many times over, has this covariance: in standard errors
+    many = network_from_model(model, batch_shape=(5_000,), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        values = many(x[:3])
+        products = values.unsqueeze(-1) * values.unsqueeze(-2)
+        error = products.std(0) / math.sqrt(len(products))
+        assert float(((products.mean(0) - kernel(x[:3]).to_dense()) / error).abs().max()) < 4.5
+
+
+def test_convolutional_kernels_that_are_a_network():
+    kernel = ConvolutionalRenormalizedKernel("erf", 9.0, (1, 6), 3, weight_variance=[1.5, 2.0]).double()
+    kernel.order_parameter = 2.0 * torch.eye(2)  # what the data do to the network is no part of it
+    scaled = ScaleKernel(kernel).double()
+    scaled.outputscale = 3.0
+    net = network_from_model(scaled)
+    assert net.weight_variance.tolist() == pytest.approx([1.5, 6.0], rel=1e-6) and net.width == (9,)
+    infinite = ConvolutionalNNGPKernel("erf", (1, 6), 3)
+    assert network_from_model(infinite, width=4).width == (4,)
+    with pytest.raises(ValueError, match="expected 1 whole numbers, got none: ConvolutionalNNGPKernel has none"):
+        network_from_model(infinite)
+    with pytest.raises(ValueError, match="width: expected a whole number >= 1, got 9.5|channels: expected a whole"):
+        network_from_model(ConvolutionalRenormalizedKernel("erf", 9.5, (1, 6), 3))
+    with pytest.raises(ValueError, match="input_dim: expected 6, what the kernel reads, got 5"):
+        network_from_model(kernel, 5)
+    with pytest.raises(TypeError, match="got BlockRenormalizedKernel: a sum, product or other kernel is not"):
+        network_from_model(BlockRenormalizedKernel([[NNGPKernel("erf")]], width=4), 3)
 
 
 def test_bad_data_are_refused():

@@ -186,3 +186,14 @@ def test_what_cannot_be_measured_is_refused():
     torch.nn.init.constant_(net[2].weight, math.nan)
     with pytest.raises(ValueError, match="2: expected finite values, got 4 NaN"):
         measure_order_parameters(net, 1.0)
+
+
+def test_stacked_convolutions_have_their_readouts_matrix():
+    """Only what reads single units follows a direction: filters of several places do not, a pool does."""
+    geometry = {"image_shape": (1, 8), "kernel_size": [(2,), (2,), (3,)], "stride": 1}
+    pooled = ConvolutionalNetwork("erf", channels=[6, 5, 4], readout="pooled", **geometry)
+    q = [layer.order_parameter for layer in measure_order_parameters(pooled).layers]
+    assert q[:3] == [None, None, None]
+    torch.testing.assert_close(q[3], pooled.readout.square().sum() / 4)
+    dense = measure_order_parameters(ConvolutionalNetwork("erf", channels=[6, 5, 4], **geometry))
+    assert dense.readout_matrix.shape == (4, 4) and all(layer.order_parameter is None for layer in dense.layers)

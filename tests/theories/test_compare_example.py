@@ -64,3 +64,44 @@ def test_a_case_of_several_outputs(tmp_path):
     expected = ((test_y - solved.T @ y) ** 2 + variance[:, None]).mean(0)
     # The arccosine of nearly parallel rows loses half of its digits.
     np.testing.assert_allclose(found["inf"]["mse_per_output"], expected, rtol=1e-6)
+
+
+def test_cases_of_convolutional_networks(tmp_path):
+    folder = ROOT / "tests" / "data" / "convolution"
+    _, results, cases = compare(folder, tmp_path / "o")
+    assert [results[case["id"]]["regime"] for case in cases] == [
+        "1 convolutional, dense, erf, ratio < 25",
+        "1 convolutional, pooled, relu, ratio < 25",
+    ]
+    for case in cases:
+        found, measured = results[case["id"]]["predictions"], case["measured"]
+        assert sorted(found) == ["free", "inf", "saddle"]
+        # 10 and 20 channels: the theory is off by a percent (relu up to 2.6 %, THEORY.md, section 12)
+        assert found["saddle"]["mse"] == pytest.approx(measured["mse"]["mean"], rel=0.03)
+        assert abs(found["inf"]["mse"] / measured["mse"]["mean"] - 1) > 0.2
+    matrix = np.array(results[cases[0]["id"]]["predictions"]["saddle"]["Q"])
+    assert matrix.shape == (2, 2)
+    assert matrix.trace() / 2 == pytest.approx(cases[0]["measured"]["qv"]["mean"], rel=0.1)  # 7 % at 20 channels
+    with np.load(folder / cases[0]["arrays"]) as arrays:
+        x, y, test_x, test_y = (arrays[name].astype(float) for name in ("X", "y", "Xt", "yt"))
+    points, kernel = np.concatenate([x, test_x]).reshape(-1, 2, 32), 0.0
+    for patch in (points[..., :16], points[..., 16:]):
+        rows = patch.reshape(len(points), -1)
+        gram = rows @ rows.T / 32
+        norm = np.sqrt(1 + 2 * gram.diagonal())
+        kernel = kernel + np.arcsin(2 * gram / np.outer(norm, norm)) / np.pi  # 2 / pi, over two patches
+    size = len(x)
+    solved = np.linalg.solve(kernel[:size, :size] + 0.1 * np.eye(size), kernel[:size, size:])
+    variance = kernel[size:, size:].diagonal() - (kernel[:size, size:] * solved).sum(0)
+    expected = ((test_y - solved.T @ y) ** 2 + variance).mean()
+    assert results[cases[0]["id"]]["predictions"]["inf"]["mse"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_convolutional_case_of_several_outputs_is_refused(tmp_path):
+    folder = ROOT / "tests" / "data" / "outputs"
+    (case,) = json.loads((folder / "finite_networks.json").read_text())
+    case |= {"image_shape": [1, 60], "kernel_size": 20, "arrays": str(folder / case["arrays"])}
+    (tmp_path / "finite_networks.json").write_text(json.dumps([case]))
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        compare(tmp_path, tmp_path / "o")
+    assert "expected targets (P,) with image_shape, kernel_size, got (40, 2)" in failed.value.stderr

@@ -9,6 +9,7 @@ from .output_action import OutputAction
 from .quadrature_error import QuadratureError, quadrature_error, scale_error
 from .solution import Solution, SolveResult
 from .solve_block_order_parameters import solve_block_order_parameters
+from .solve_chain_order_parameters import ChainAction, solve_chain_order_parameters
 from .solve_matrix_order_parameters import MatrixSolution, solve_matrix_order_parameters
 from .solve_order_parameters import solve_order_parameters
 from .stationary_points import find_stationary_points
@@ -16,6 +17,7 @@ from .stationary_points import find_stationary_points
 __all__ = [
     "BlockAction",
     "BlockMatrices",
+    "ChainAction",
     "DenseBlocks",
     "FirstOrderTerms",
     "MatrixSolution",
@@ -34,6 +36,7 @@ __all__ = [
     "scale_error",
     "hidden_kernel_response",
     "solve_block_order_parameters",
+    "solve_chain_order_parameters",
     "solve_matrix_order_parameters",
     "solve_order_parameters",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..numerics.gaussian_terms import log_det_and_square
 from ..numerics.symmetric import from_coordinates, num_coordinates, to_coordinates
+from .matrix_minimum import covariance_curvature
 
 
 class BlockMatrices(Protocol):
@@ -65,11 +66,11 @@ class DenseBlocks:
         Raises:
             ValueError: Another shape, or blocks that are not symmetric in this sense.
         """
-        if blocks.dim() != 4 or blocks.shape[0] != blocks.shape[1] or blocks.shape[2] != blocks.shape[3]:
-            raise ValueError(f"blocks: expected shape (B, B, P, P), got {tuple(blocks.shape)}")
-        turned = blocks.permute(1, 0, 3, 2)
-        if not torch.allclose(blocks, turned, rtol=1e-5, atol=1e-8 * float(blocks.abs().max())):
-            away = float((blocks - turned).abs().max())
+        shape = tuple(blocks.shape)
+        if len(shape) != 4 or shape[0] != shape[1] or shape[2] != shape[3] or 0 in shape:
+            raise ValueError(f"blocks: expected shape (B, B, P, P), got {shape}")
+        away = float((blocks - blocks.permute(1, 0, 3, 2)).detach().abs().max())
+        if away > 1e-5 * float(blocks.detach().abs().max()):
             raise ValueError(f"blocks: expected K_ba to be the transpose of K_ab, got differences up to {away:.3g}")
         both = 0.5 * (blocks + blocks.mT)
         return cls(to_coordinates(both.permute(2, 3, 0, 1)).movedim(-1, 0))
@@ -78,6 +79,13 @@ class DenseBlocks:
         """Return sum_ab E_ab K_ab."""
         size = self.matrices.shape[-1]
         return (to_coordinates(order_parameter) @ self.matrices.flatten(1)).unflatten(-1, (size, size))
+
+
+def base_matrix(base: Tensor | None, targets: Tensor) -> Tensor:
+    """Return B as a matrix in float64 from a matrix or a diagonal; the identity if None."""
+    if base is None:
+        return torch.eye(len(targets), dtype=torch.float64, device=targets.device)
+    return (base if base.dim() == 2 else torch.diag_embed(base)).double()
 
 
 class BlockAction:
@@ -124,6 +132,10 @@ class BlockAction:
     def data(self, order_parameter: Tensor) -> Tensor:
         """Return log det A + y^T A^{-1} y at E, ``r x r``; infinite where A is not positive definite."""
         return log_det_and_square(self.base + self.blocks(order_parameter).to(self.base), self.targets)
+
+    def data_curvature(self, order_parameter: Tensor, along: Tensor) -> Tensor:
+        """Return second derivatives of :meth:`data` at E along symmetric matrices ``C x r x r``, ``C x C``."""
+        return covariance_curvature(self.blocks, self.base, self.targets, order_parameter, along)
 
     @property
     def scale(self) -> Tensor:

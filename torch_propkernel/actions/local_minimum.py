@@ -56,6 +56,30 @@ def hessian_by_differences(function: Callable[[Tensor], Tensor], logs: Tensor, g
     return 0.5 * (hessian + hessian.transpose(-1, -2))
 
 
+def implicit_minimum(function: Callable[[Tensor], Tensor], logs: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a minimum's value ``*b`` and position ``*b x L`` with their derivatives, and the exact Hessian there.
+
+    The value has the envelope's derivative, the position that of the implicit function theorem, with respect to all
+    that has a graph in the function. First derivatives only.
+
+    Args:
+        function: Maps points ``*b x L`` to values ``*b``, twice differentiable.
+        logs: The minimum, ``*b x L``.
+        free: Which components move, broadcastable to ``*b x L``; in the Hessian the others are those of the identity.
+    """
+    with torch.enable_grad():
+        point = logs.detach().clone().requires_grad_(True)
+        value = function(point)
+        (gradient,) = torch.autograd.grad(value.sum(), point, create_graph=True)
+        entries = range(logs.shape[-1])
+        rows = [torch.autograd.grad(gradient[..., i].sum(), point, retain_graph=True)[0] for i in entries]
+    both = (free.unsqueeze(-1) & free.unsqueeze(-2)).expand(*logs.shape, logs.shape[-1])
+    unit = torch.eye(logs.shape[-1], dtype=logs.dtype, device=logs.device)
+    hessian = torch.where(both, torch.stack(rows, -2), unit).detach()
+    change = torch.where(free, gradient - gradient.detach(), 0.0)
+    return value, logs.detach() - torch.linalg.solve(hessian, change), hessian
+
+
 def minimize(
     function: Callable[[Tensor], Tensor],
     start: Tensor,
@@ -137,7 +161,7 @@ def quasi_newton(
     function: Callable[[Tensor], Tensor],
     start: Tensor,
     scale: Tensor,
-    curvature: float,
+    curvature: float | Tensor,
     earlier: Sequence[LocalMinimum] = (),
     tolerance: float = 1e-11,
 ) -> LocalMinimum:
@@ -151,7 +175,7 @@ def quasi_newton(
         function: Maps a point ``C`` to a value; infinity marks a point outside the domain.
         start: First point, ``C``.
         scale: Size of the terms of the gradient; converged where |gradient| <= tolerance * scale.
-        curvature: First guess of the second derivatives, positive.
+        curvature: First guess of the second derivatives, positive; a number or ``C``.
         earlier: Descents from other starts.
         tolerance: Relative tolerance.
     """

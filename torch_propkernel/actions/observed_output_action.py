@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from ..numerics.gaussian_terms import log_det_and_square
 from ..numerics.symmetric import to_coordinates
 from ..order_parameters import ScalarChain
 from ..spectra.spectrum import Spectrum
+from .matrix_minimum import covariance_curvature
 from .observed_entries import ObservedEntries
 from .outer_action import OuterAction
 from .output_action import OutputAction
@@ -71,16 +74,32 @@ class ObservedOutputAction(OutputAction):
         self.observed_kernel = self.entries.between_points(kernel_matrix)
         self.noise = self.entries.noise(covariance)
 
+    def covariance(self, matrix: Tensor) -> Tensor:
+        """Return the covariance of the observed targets at Q, ``... x D x D``, without the noise; linear."""
+        return self.entries.between_outputs(matrix) * self.observed_kernel
+
     def data_term(self, u: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return logdet A + y^T A^{-1} y of the observed targets, and V^T (its gradient in Q) V."""
         matrix = (vectors * u.exp().unsqueeze(-2)) @ vectors.mT
         with torch.enable_grad():
             matrix.requires_grad_(True)
-            covariance = self.entries.between_outputs(matrix) * self.observed_kernel
-            noisy = covariance + self.temperature[:, None, None] * self.noise
-            data = log_det_and_square(noisy, self.entries.select(self.targets))
+            covariance = self.covariance(matrix) + self.temperature[:, None, None] * self.noise
+            data = log_det_and_square(covariance, self.entries.select(self.targets))
             (slope,) = torch.autograd.grad(data.sum(), matrix)
         return data.detach(), vectors.mT @ (0.5 * (slope + slope.mT)) @ vectors
+
+    def data_of(self, kernel_matrix: Tensor, targets: Tensor, noise: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the data term as a function of Q, ``D x D``, of other K, Y and noise of a point, with their graph."""
+        observed, still = self.entries.between_points(kernel_matrix), self.entries.noise(noise)
+        y = self.entries.select(targets)
+        return lambda matrix: log_det_and_square(self.entries.between_outputs(matrix) * observed + still, y)
+
+    def data_curvature(self, u: Tensor, vectors: Tensor, along: Tensor) -> Tensor:
+        """Return second derivatives of the data term in Q along symmetric matrices, ``n x C x C``; M^3 C each."""
+        y, matrices = self.entries.select(self.targets), (vectors * u.exp().unsqueeze(-2)) @ vectors.mT
+        problems = zip(self.temperature, matrices, along, strict=True)
+        rows = [covariance_curvature(self.covariance, T * self.noise, y, Q, some) for T, Q, some in problems]
+        return torch.stack(rows)
 
     def starts(self) -> list[Tensor]:
         """Return coordinates ``n x D (D + 1) / 2``: each output by itself, solved globally, and the identity."""

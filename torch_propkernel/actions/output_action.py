@@ -149,19 +149,10 @@ class OutputAction:
         stiffness = torch.where(near, mean, rise / torch.where(near, 1.0, gap))
         slope = self.data_term(u, vectors)[1]
         bent = 2.0 * slope.unsqueeze(-3) * second_exponential_differences(u)  # c x a x b
-        # The directions of all coordinates in the frame of X, then what they are to the rotated data.
-        along = vectors.unsqueeze(-3).mT @ from_coordinates(unit, size) @ vectors.unsqueeze(-3)
-        moved, (scale, mix) = first.unsqueeze(-3) * along, self._relative(u, vectors)
-        if self.root is not None:
-            back = (vectors.mT @ mix).unsqueeze(-3)
-            moved = back.mT @ moved @ back
-        k = self.eigenvalues.unsqueeze(-1)
-        share = k / (self.temperature[:, None, None] + k * scale.unsqueeze(-2))
-        pulled = (self.projections @ mix) * share
-        counted = share if self.counts is None else self.counts.unsqueeze(-1) * share
-        weight = (self.temperature[:, None, None] + k * scale.unsqueeze(-2)).reciprocal().mT.unsqueeze(-2)
-        labels = 2.0 * (pulled.mT.unsqueeze(-3) * weight) @ pulled.unsqueeze(-3)  # c x a x b
-        return _quadratic_form(along, bent, stiffness) + _quadratic_form(moved, labels, -counted.mT @ share)
+        turn = vectors.unsqueeze(-3)
+        along = turn.mT @ from_coordinates(unit, size) @ turn
+        moved = turn @ (first.unsqueeze(-3) * along) @ turn.mT
+        return _quadratic_form(along, bent, stiffness) + self.data_curvature(u, vectors, moved)
 
     def value_and_gradient(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """Return values ``n`` and gradients ``n x D x D`` in X of shape ``n x D x D``."""
@@ -197,6 +188,35 @@ class OutputAction:
             inner = back @ inner @ back.mT
             data = data + 2.0 * self.num_data * self.root.diagonal().log().sum()
         return data, inner
+
+    def data_curvature(self, u: Tensor, vectors: Tensor, along: Tensor) -> Tensor:
+        r"""Return second derivatives of logdet A + vec(Y)^T A^{-1} vec(Y) in Q along symmetric matrices, ``n x C x C``.
+
+        .. math:: D''[S, S'] = -\sum_{ab} S_{ab} S'_{ab} \sum_i \frac{n_i k_i^2}{\tau_{ia} \tau_{ib}}
+                  + 2 \sum_{abc} S_{ab} S'_{ac} \sum_i \frac{k_i^2 w_{ib} w_{ic}}{\tau_{ia}}, \qquad
+                  \tau_{ia} = T + \rho_a k_i
+
+        with S turned to the eigenbasis. Cost: P D^3 + C^2 D^2.
+
+        Args:
+            u: Eigenvalues of X, ``n x D``.
+            vectors: V, ``n x D x D``.
+            along: Directions, ``n x C x D x D``.
+        """
+        scale, mix = self._relative(u, vectors)
+        k = self.eigenvalues.unsqueeze(-1)
+        share = k / (self.temperature[:, None, None] + k * scale.unsqueeze(-2))  # n x P x D
+        counted = share if self.counts is None else self.counts.unsqueeze(-1) * share
+        # k w w^T with w = (z V) / tau: the root of k stands with each of the two.
+        heard = (self.projections @ mix) * k.sqrt() / (self.temperature[:, None, None] + k * scale.unsqueeze(-2))
+        met = torch.einsum("nia,nib,nic->nabc", share, heard, heard)
+        turned = mix.mT.unsqueeze(-3) @ along @ mix.unsqueeze(-3)
+        return _quadratic_form(turned, 2.0 * met, -(counted.mT @ share))
+
+    @property
+    def num_observed(self) -> int:
+        """Number of targets that are not missing."""
+        return self.num_data * self.num_outputs - self.num_missing
 
 
 def _quadratic_form(directions: Tensor, blocks: Tensor, diagonal: Tensor) -> Tensor:

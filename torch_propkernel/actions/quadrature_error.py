@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..order_parameters import ScalarChain
 from ..spectra import LanczosReduction
 from .outer_action import OuterAction
 from .solution import Solution
@@ -71,9 +70,8 @@ def quadrature_error(
     r, noise = (v[:, None, None] for v in (u.exp(), action.temperature))
     traces = reduction.probe_sums(lambda k: r * k / (noise + r * k))  # n x probes
     logs = reduction.probe_sums(lambda k: (noise + r * k).log())
-    share = ScalarChain(action.width).softness(q)
-    share = share / share.sum(-1, keepdim=True).clamp_min(1e-300)
-    moved = q * share * (_standard_error(traces) / action.slope(u)[1].abs()).unsqueeze(-1)
+    shift = _standard_error(traces) / action.slope(u)[1].abs()
+    moved = action.chain.moved(u, shift, action.width)[1] - action.chain.at_log_scale(u).order_parameter
     last = action.width[:, -1]
     spread = _standard_error(logs) / torch.where(torch.isfinite(last), last, 1.0)
     return QuadratureError(

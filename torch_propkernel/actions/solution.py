@@ -52,6 +52,7 @@ class Solution:
         stats: ``iterations``, ``residual``, ``num_minima``, ``gap`` (S of the second-lowest minimum minus S),
             ``condition``, ``alpha``, and from a model ``participation_ratio``; for local minima ``starts`` and
             ``agreeing_starts``.
+        log_evidence: log p(y) by Laplace's method, ``*p``; None where it was not asked for.
 
     Example:
         >>> import torch
@@ -67,6 +68,7 @@ class Solution:
     stationary_points: Tensor | None = None
     stationary_actions: Tensor | None = None
     stats: dict[str, Any] = field(default_factory=dict)
+    log_evidence: Tensor | None = None
 
     @property
     def value(self) -> Tensor:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import torch
 from torch import Tensor
 
-from .._validation import as_temperature, as_width, check_finite, check_floating, check_targets
+from .._validation import (
+    as_temperature,
+    as_width,
+    check_finite,
+    check_floating,
+    check_positive_definite,
+    check_targets,
+)
+from ..numerics.first_derivatives import first_derivatives_only
 from ..numerics.symmetric import from_coordinates, symmetric_log, to_coordinates
-from .block_action import BlockAction, BlockMatrices, DenseBlocks
+from ..order_parameters import ScalarChain
+from .block_action import BlockAction, BlockMatrices, DenseBlocks, base_matrix
 from .local_minimum import LocalMinimum, lowest_minimum, quasi_newton, value_and_gradient
+from .matrix_gradients import layers_part, linear_terms, moved_minimum
+from .matrix_minimum import MatrixMinimum, directions
 from .solution import Solution, SolveResult
 from .solve_order_parameters import solve_order_parameters
 
@@ -16,7 +30,6 @@ _SMALLEST = 1e-3  # of the eigenvalues of E where a descent starts
 _NOISE = 0.1
 
 
-@torch.no_grad()
 def solve_block_order_parameters(
     blocks: Tensor | BlockMatrices,
     targets: Tensor,
@@ -24,6 +37,8 @@ def solve_block_order_parameters(
     width: float | Tensor,
     temperature: float | Tensor,
     base: Tensor | None = None,
+    start: Tensor | None = None,
+    evidence: bool = False,
     throw: bool = True,
 ) -> Solution:
     r"""Minimize the effective action of a network over r blocks, whose order parameter is one r x r matrix.
@@ -34,9 +49,15 @@ def solve_block_order_parameters(
     for Q = E; with a prior mean S = R R^T of Q the blocks are :math:`\sum_{cd} R_{ca} R_{db} K_{cd}` and Q = R E R^T.
     BFGS in log E with the exact gradient (:class:`BlockAction`), from four starts: the identity, the multiple of it
     that solves the problem of one order parameter, where a fixed-point step leads from there, and a point beside it
-    without its symmetries. The lowest minimum is returned; the result is "local minimum", since nothing excludes a
-    lower one, and ``stats["agreeing_starts"]`` says how many starts ended there. One block is
-    :func:`solve_order_parameters`, solved globally.
+    without its symmetries; and from ``start``. The lowest minimum is returned; the result is "local minimum", since
+    nothing excludes a lower one. ``stats["agreeing_starts"]`` says how many of the starts ended there,
+    ``stats["num_minima"]`` how many different minima they found. One block is :func:`solve_order_parameters`, solved
+    globally.
+
+    Differentiable: where the blocks, the targets, the temperature, the base or the width requires a gradient,
+    ``order_parameter`` carries the implicit one and ``action`` the envelope's, also where eigenvalues meet. First
+    derivatives only: a backward pass with ``create_graph=True`` raises ``RuntimeError``. They and the evidence take
+    second derivatives: r (r + 1) / 2 times two solves of P right-hand sides and two passes over the blocks.
 
     A layer of fewer than r units has no density of its own, but this action stays defined: it is minimized, and
     ``stats["narrow"]`` is True.
@@ -52,6 +73,9 @@ def solve_block_order_parameters(
         width: N, a number or ``*p x 1``; ``math.inf`` allowed.
         temperature: T > 0, a number or ``*p``.
         base: B, a matrix or a diagonal; the identity if None.
+        start: A further start, E, ``r x r``, such as an earlier solution.
+        evidence: Compute ``log_evidence`` too (THEORY.md, eq. (21d)); NaN for problems of fewer than r units, whose
+            prior has no density.
         throw: Raise if the solve did not converge.
 
     Raises:
@@ -75,49 +99,87 @@ def solve_block_order_parameters(
     """
     if isinstance(blocks, Tensor):
         blocks = DenseBlocks.of(check_finite("blocks", check_floating("blocks", blocks)).double())
-    size = blocks.num_blocks
-    unit = torch.eye(size, dtype=torch.float64, device=targets.device)
-    whole = blocks(unit).double()
-    check_targets(targets, len(whole), "targets")
-    if targets.dim() != 1:
-        raise ValueError(f"targets: expected shape ({len(whole)},), got {tuple(targets.shape)}")
-    targets = targets.double()
-    widths = as_width(width, torch.float64).to(targets.device)
-    if widths.shape[-1] != 1:
-        raise ValueError(f"width: expected one layer, got {widths.shape[-1]} numbers")
-    temperature = as_temperature(temperature, torch.float64, targets.device)
-    if not bool((temperature > 0).all()):
-        raise ValueError(f"temperature: expected > 0 for several blocks, got {temperature.tolist()}")
-    still = torch.eye(len(whole), dtype=torch.float64, device=targets.device)
-    if base is not None:
-        still = (base if base.dim() == 2 else torch.diag_embed(base)).double()
-    scalar = solve_order_parameters(whole, targets, width=widths, temperature=temperature, base=base, throw=False)
-    if size == 1:
-        found = Solution(
-            scalar.order_parameter.unsqueeze(-1).unsqueeze(-1),
-            scalar.action,
-            scalar.result,
-            scalar.stationary_points,
-            scalar.stationary_actions,
-            scalar.stats | {"starts": 1, "agreeing_starts": torch.ones_like(scalar.stats["num_minima"])},
-        )
-        return found.raise_if_failed() if throw else found
-    shape = scalar.order_parameter.shape[:-1]
-    problems = zip(
-        *(v.expand(shape).reshape(-1).tolist() for v in (widths.squeeze(-1), temperature)),
-        scalar.order_parameter.reshape(-1),
-        strict=True,
-    )
-    solved = [
-        _solve_one(BlockAction(blocks, T * still, targets, N), torch.nan_to_num(q, nan=1.0) * unit)
-        for N, T, q in problems
+    with torch.no_grad():
+        size = blocks.num_blocks
+        unit = torch.eye(size, dtype=torch.float64, device=targets.device)
+        whole = blocks(unit).double()
+        check_targets(targets, len(whole), "targets")
+        if targets.dim() != 1:
+            raise ValueError(f"targets: expected shape ({len(whole)},), got {tuple(targets.shape)}")
+        y = targets.detach().double()
+        widths = as_width(width, torch.float64).to(targets.device)
+        if widths.shape[-1] != 1:
+            raise ValueError(f"width: expected one layer, got {widths.shape[-1]} numbers")
+        cold = as_temperature(temperature, torch.float64, targets.device)
+        if not bool((cold > 0).all()):
+            raise ValueError(f"temperature: expected > 0 for several blocks, got {cold.tolist()}")
+        own = [] if start is None else [check_positive_definite("start", start, size, targets.device)]
+        scalar = solve_order_parameters(whole, y, width=widths, temperature=cold, base=base, throw=False)
+        shape = scalar.order_parameter.shape[:-1]
+        widths, cold = (v.expand(shape).reshape(-1) for v in (widths.squeeze(-1), cold))
+        held = DenseBlocks(blocks.matrices.detach()) if isinstance(blocks, DenseBlocks) else blocks
+        still = base_matrix(base, y)
+        actions = [BlockAction(held, T * still, y, N) for N, T in zip(widths.tolist(), cold.tolist(), strict=True)]
+        if size == 1:
+            solution = _of_one_block(scalar)
+        else:
+            multiples = torch.nan_to_num(scalar.order_parameter.flatten(), nan=1.0)
+            solved = [_solve_one(action, q * unit, own) for action, q in zip(actions, multiples, strict=True)]
+            solution = _solution(solved, widths.reshape(shape), size, len(y), starts=4 + len(own))
+        if throw:
+            solution.raise_if_failed()
+        found = solution.order_parameter.reshape(-1, size, size)
+        if evidence:
+            values = [_Minimum(*problem).log_evidence() for problem in zip(actions, widths, found, strict=True)]
+            solution = dataclasses.replace(solution, log_evidence=torch.stack(values).reshape(shape))
+    if not torch.is_grad_enabled():
+        return solution
+    moving = (blocks(unit), targets, width, temperature, base)
+    if not any(isinstance(v, Tensor) and v.requires_grad for v in moving):
+        return solution
+    live_widths = torch.as_tensor(width, dtype=torch.float64, device=y.device).expand(*shape, 1).reshape(-1, 1)
+    live_cold = torch.as_tensor(temperature, dtype=torch.float64, device=y.device).expand(shape).reshape(-1)
+    still, y = base_matrix(base, y), targets.double()
+    moved = [
+        _Minimum(action, N, E).moved(BlockAction(blocks, T * still, y, math.inf), live)
+        for action, N, E, T, live in zip(actions, widths, found, live_cold, live_widths, strict=True)
     ]
-    runs, agreeing, minima = (list(column) for column in zip(*solved, strict=True))
-    return _solution(runs, agreeing, minima, widths.expand(*shape, 1), size, len(targets), throw)
+    actions_of, matrices = (torch.stack(column) for column in zip(*moved, strict=True))
+    divisor = torch.where(torch.isfinite(widths), live_widths.squeeze(-1), 1.0)
+    return dataclasses.replace(
+        solution,
+        order_parameter=first_derivatives_only(matrices.reshape_as(solution.order_parameter), "order_parameter"),
+        action=first_derivatives_only((actions_of / divisor).reshape(shape), "action"),
+    )
 
 
-def _solve_one(action: BlockAction, scalar: Tensor) -> tuple[LocalMinimum, Tensor, Tensor]:
-    """Descend from all starts; return the lowest minimum, how many ended there, and the number of distinct ones."""
+class _Minimum:
+    """The neighborhood of one problem's minimum."""
+
+    def __init__(self, action: BlockAction, width: Tensor, order_parameter: Tensor) -> None:
+        values, self.vectors = torch.linalg.eigh(order_parameter)
+        self.action, self.width, self.order_parameter = action, width.reshape(1), order_parameter
+        self.u, self.along = values.log(), directions(values.log(), self.vectors)
+        _, slope = value_and_gradient(action.data, order_parameter)
+        slope = self.vectors.mT @ (0.5 * (slope + slope.mT)) @ self.vectors
+        curvature = action.data_curvature(order_parameter, self.along)
+        self.layer = values.unsqueeze(0)
+        self.around = MatrixMinimum(self.u, self.layer, self.width, slope, curvature)
+
+    def log_evidence(self) -> Tensor:
+        excess = self.action(to_coordinates(symmetric_log(self.order_parameter)))
+        return self.around.log_evidence(excess, len(self.action.targets))
+
+    def moved(self, live: BlockAction, width: Tensor) -> tuple[Tensor, Tensor]:
+        """Return N S and E, ``1 x r x r``, with the derivatives of the tensors in ``live`` and of N."""
+        value, gradient = linear_terms(live.data, self.order_parameter)
+        chain = ScalarChain(self.width.unsqueeze(0))
+        _, order_parameter = moved_minimum(self.around, chain, width, self.u, self.vectors, self.along, gradient)
+        return value + layers_part(self.layer, width), order_parameter
+
+
+def _solve_one(action: BlockAction, scalar: Tensor, further: list[Tensor]) -> tuple[LocalMinimum, Tensor, Tensor]:
+    """Descend from four starts and further ones; return the lowest minimum, how many agree, and how many minima."""
     zero = torch.zeros(action.num_coordinates, dtype=torch.float64, device=scalar.device)
     if action.width == 0.0:  # nothing moves
         value = action(zero)
@@ -127,6 +189,7 @@ def _solve_one(action: BlockAction, scalar: Tensor) -> tuple[LocalMinimum, Tenso
     shaken = torch.randn(len(zero), generator=generator, dtype=torch.float64, device=scalar.device)
     middle = to_coordinates(symmetric_log(scalar))
     starts = [zero, middle, to_coordinates(symmetric_log(_stepped(action, scalar))), middle + _NOISE * shaken]
+    starts += [to_coordinates(symmetric_log(matrix)) for matrix in further]
     runs: list[LocalMinimum] = []
     for start in starts:
         runs.append(quasi_newton(action, start, action.scale, action.width, runs))
@@ -147,36 +210,37 @@ def _stepped(action: BlockAction, order_parameter: Tensor) -> Tensor:
     return (vectors * values.clamp_min(_SMALLEST)) @ vectors.mT
 
 
+def _of_one_block(scalar: Solution) -> Solution:
+    """Return the solution of one block, with its number as a matrix."""
+    return dataclasses.replace(
+        scalar,
+        order_parameter=scalar.order_parameter.unsqueeze(-1).unsqueeze(-1),
+        stats=scalar.stats | {"starts": 1, "agreeing_starts": torch.ones_like(scalar.stats["num_minima"])},
+    )
+
+
 def _solution(
-    runs: list[LocalMinimum],
-    agreeing: list[Tensor],
-    minima: list[Tensor],
-    widths: Tensor,
-    size: int,
-    num_data: int,
-    throw: bool,
+    solved: list[tuple[LocalMinimum, Tensor, Tensor]], widths: Tensor, size: int, num_data: int, starts: int
 ) -> Solution:
-    shape = widths.shape[:-1]
-    finite = torch.isfinite(widths.squeeze(-1))
-    counted = torch.where(finite, widths.squeeze(-1), 0.0)
+    runs, agreeing, minima = (list(column) for column in zip(*solved, strict=True))
+    finite = torch.isfinite(widths)
+    counted = torch.where(finite, widths, 0.0)
 
     def gathered(values: list[Tensor]) -> Tensor:
-        return torch.stack(values).reshape(shape + values[0].shape)
+        return torch.stack(values).reshape(widths.shape + values[0].shape)
 
     order_parameter = torch.matrix_exp(from_coordinates(gathered([run.logs for run in runs]), size)).unsqueeze(-3)
     value = gathered([run.value for run in runs]) + size * counted
     result = SolveResult.local_minimum if bool(finite.any()) else SolveResult.infinite_width
     if not all(bool(run.converged) for run in runs):
         result = SolveResult.not_converged
-    residual = gathered([run.gradient.abs().max() for run in runs]) / (num_data + counted)
     stats = {
         "iterations": sum(run.iterations for run in runs),
-        "residual": residual,
+        "residual": gathered([run.gradient.abs().max() for run in runs]) / (num_data + counted),
         "num_minima": gathered(minima),
-        "alpha": num_data / widths,
-        "starts": 4,
+        "alpha": num_data / widths.unsqueeze(-1),
+        "starts": starts,
         "agreeing_starts": gathered(agreeing),
         "narrow": bool((widths < size).any()),
     }
-    solution = Solution(order_parameter, value / torch.where(finite, widths.squeeze(-1), 1.0), result, stats=stats)
-    return solution.raise_if_failed() if throw else solution
+    return Solution(order_parameter, value / torch.where(finite, widths, 1.0), result, stats=stats)

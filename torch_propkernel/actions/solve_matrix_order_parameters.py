@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from .._validation import as_temperature, as_width, check_kernel_and_targets
-from ..numerics.symmetric import from_coordinates
+from .._validation import as_temperature, as_width, check_kernel_and_targets, check_positive_definite
+from ..numerics.first_derivatives import first_derivatives_only
+from ..numerics.symmetric import from_coordinates, symmetric_log, to_coordinates
+from ..order_parameters import ScalarChain
 from ..spectra.spectrum import Spectrum
 from .local_minimum import LocalMinimum, lowest_minimum, minimize
+from .matrix_gradients import layers_part, linear_terms, moved_minimum, output_terms
+from .matrix_minimum import MatrixMinimum, directions
 from .observed_output_action import ObservedOutputAction
 from .output_action import OutputAction
 from .solution import Solution, SolveResult
@@ -38,7 +43,6 @@ class MatrixSolution(Solution):
     output_covariance: Tensor = field(kw_only=True)
 
 
-@torch.no_grad()
 def solve_matrix_order_parameters(
     kernel_matrix: Tensor | Spectrum,
     targets: Tensor | None = None,
@@ -46,6 +50,8 @@ def solve_matrix_order_parameters(
     width: float | Sequence[float] | Tensor,
     temperature: float | Tensor,
     output_noise: Tensor | None = None,
+    start: Tensor | None = None,
+    evidence: bool = False,
     throw: bool = True,
 ) -> MatrixSolution:
     r"""Minimize the effective action of D outputs, whose layers each have a D x D matrix as order parameter.
@@ -57,9 +63,14 @@ def solve_matrix_order_parameters(
     At the minimum the E_l commute, so that layers are eliminated for each eigenvalue of Q and only Q is searched, in
     log Q (:class:`OutputAction`). Newton's method starts where the outputs, rotated to the eigenvectors of the label
     matrix (that of T + K, that of Y^T Y, and unrotated), are D one-dimensional problems, each solved globally; and at
-    the identity. For one output this is :func:`solve_order_parameters`. The lowest minimum is returned, and
-    ``stats["agreeing_starts"]`` says how many starts ended there: the result is "local minimum", since for several
-    outputs nothing excludes a lower one.
+    the identity; and at ``start``. For one output this is :func:`solve_order_parameters`. The lowest minimum is
+    returned; ``stats["agreeing_starts"]`` says how many of the starts ended there, ``stats["num_minima"]`` how many
+    different minima they found. The result is "local minimum", since for several outputs nothing excludes a lower one.
+
+    Differentiable: where the kernel matrix, the targets, the temperature, the noise between outputs or the width
+    requires a gradient, ``order_parameter`` and ``output_covariance`` carry the implicit one and ``action`` the
+    envelope's, also where eigenvalues meet. First derivatives only: a backward pass with ``create_graph=True`` raises
+    ``RuntimeError``. They take D factorizations of P rows for each problem (one of M rows where targets are missing).
 
     Noise that differs or is correlated between outputs, T R in place of T, costs nothing more. Where targets are
     missing (NaN), A is that of the M observed ones (:class:`ObservedOutputAction`): M^3 operations for each gradient
@@ -80,6 +91,9 @@ def solve_matrix_order_parameters(
         width: N_l, ``math.inf`` allowed.
         temperature: T > 0.
         output_noise: R, the noise covariance of the outputs at a point in units of T, ``D x D``; the identity if None.
+        start: A further start, Q, ``D x D``, such as an earlier solution.
+        evidence: Compute ``log_evidence`` too (:func:`laplace_evidence` for matrices, THEORY.md, eq. (21d)); NaN for
+            problems with a layer of fewer than D units, whose prior has no density.
         throw: Raise if the solve did not converge.
 
     Raises:
@@ -101,45 +115,136 @@ def solve_matrix_order_parameters(
         >>> torch.allclose(one.order_parameter.flatten(), q, rtol=1e-12)
         True
     """
-    pose, size, device = _problem(kernel_matrix, targets)
-    widths = as_width(width, torch.float64).to(device)
-    temperature = as_temperature(temperature, torch.float64, widths.device)
-    if not bool((temperature > 0).all()):
-        raise ValueError(f"temperature: expected > 0 for several outputs, got {temperature.tolist()}")
-    shape = torch.broadcast_shapes(widths.shape[:-1], temperature.shape)
-    layers = widths.shape[-1]
-    widths = widths.expand(*shape, layers).reshape(-1, layers)
-    noise = None if output_noise is None else _checked_noise(output_noise, size).to(device)
-    action = pose(widths, temperature.expand(shape).reshape(-1), noise)
-    free = torch.isfinite(widths).any(-1, keepdim=True)
-    runs = _descents(action, free)
-    best, agreeing, num_minima = lowest_minimum(runs)
-    u, vectors = torch.linalg.eigh(from_coordinates(best.logs, size))
-    order_parameter = action.chain.at_log_scale(u).order_parameter.mT  # n x L x D
-    matrices = (vectors.unsqueeze(-3) * order_parameter.unsqueeze(-2)) @ vectors.unsqueeze(-3).mT
-    covariance = (vectors * u.exp().unsqueeze(-2)) @ vectors.mT
-    last = widths[:, -1]
-    constant = torch.where(torch.isfinite(widths), widths, 0.0).sum(-1) * size
-    value = (best.value + constant) / torch.where(torch.isfinite(last), last, 1.0)
-    solution = MatrixSolution(
-        matrices.reshape(*shape, layers, size, size),
-        value.reshape(shape),
-        _result(best, free, size),
-        stats={
+    with torch.no_grad():
+        pose, size, device = _problem(kernel_matrix, targets)
+        widths = as_width(width, torch.float64).to(device)
+        cold = as_temperature(temperature, torch.float64, device)
+        if not bool((cold > 0).all()):
+            raise ValueError(f"temperature: expected > 0 for several outputs, got {cold.tolist()}")
+        shape = torch.broadcast_shapes(widths.shape[:-1], cold.shape)
+        widths = widths.expand(*shape, widths.shape[-1]).reshape(-1, widths.shape[-1])
+        noise, own = (
+            None if matrix is None else check_positive_definite(name, matrix, size, device).detach()
+            for name, matrix in (("output_noise", output_noise), ("start", start))
+        )
+        action = pose(widths, cold.expand(shape).reshape(-1), noise)
+        free = torch.isfinite(widths).any(-1, keepdim=True)
+        starts = action.starts()
+        if own is not None:
+            starts.append(to_coordinates(symmetric_log(own)).expand_as(starts[0]))
+        runs = _descents(action, starts, free)
+        found = _Found(action, widths, *lowest_minimum(runs))
+        best, last = found.best, widths[:, -1]
+        value = (best.value + found.constant) / torch.where(torch.isfinite(last), last, 1.0)
+        stats = {
             "iterations": max(run.iterations for run in runs),
             "residual": (best.gradient.abs().amax(-1) / action.scale()).reshape(shape),
-            "num_minima": num_minima.reshape(shape),
-            "alpha": (action.num_data / widths).reshape(*shape, layers),
+            "num_minima": found.num_minima.reshape(shape),
+            "alpha": (action.num_data / widths).reshape(*shape, -1),
             "starts": len(runs),
-            "agreeing_starts": agreeing.reshape(shape),
+            "agreeing_starts": found.agreeing.reshape(shape),
             "narrow": bool((widths < size).any()),
             "num_missing": action.num_missing,
-        },
-        output_covariance=covariance.reshape(*shape, size, size),
+        }
+        solution = MatrixSolution(
+            found.order_parameter().reshape(*shape, -1, size, size),
+            value.reshape(shape),
+            _result(best, free, size),
+            stats=stats,
+            log_evidence=found.log_evidence().reshape(shape) if evidence else None,
+            output_covariance=found.covariance().reshape(*shape, size, size),
+        )
+        if throw:
+            solution.raise_if_failed()
+    live = [v for v in (kernel_matrix, targets, temperature, width, output_noise) if isinstance(v, Tensor)]
+    if not torch.is_grad_enabled() or not any(v.requires_grad for v in live):
+        return solution
+    if isinstance(kernel_matrix, Spectrum) or targets is None:  # a reduction has no graph
+        return solution
+    return _attach_gradients(solution, found, kernel_matrix, targets, width, temperature, output_noise)
+
+
+class _Found:
+    """The lowest minima of n problems."""
+
+    def __init__(
+        self, action: OutputAction, widths: Tensor, best: LocalMinimum, agreeing: Tensor, num_minima: Tensor
+    ) -> None:
+        self.action, self.widths, self.best, self.agreeing, self.num_minima = action, widths, best, agreeing, num_minima
+        self.u, self.vectors = torch.linalg.eigh(from_coordinates(best.logs, action.num_outputs))
+        self.eigenvalues = action.chain.at_log_scale(self.u).order_parameter.mT  # n x L x D
+
+    @property
+    def constant(self) -> Tensor:
+        """D times the sum of the finite widths: what the action leaves out."""
+        return torch.where(torch.isfinite(self.widths), self.widths, 0.0).sum(-1) * self.action.num_outputs
+
+    def order_parameter(self) -> Tensor:
+        vectors = self.vectors.unsqueeze(-3)
+        return (vectors * self.eigenvalues.unsqueeze(-2)) @ vectors.mT
+
+    def covariance(self) -> Tensor:
+        return (self.vectors * self.u.exp().unsqueeze(-2)) @ self.vectors.mT
+
+    @cached_property
+    def along(self) -> Tensor:
+        return directions(self.u, self.vectors)
+
+    @cached_property
+    def minimum(self) -> MatrixMinimum:
+        _, slope = self.action.data_term(self.u, self.vectors)
+        curvature = self.action.data_curvature(self.u, self.vectors, self.along)
+        return MatrixMinimum(self.u, self.eigenvalues, self.widths, slope, curvature)
+
+    def log_evidence(self) -> Tensor:
+        return self.minimum.log_evidence(self.best.value, self.action.num_observed)
+
+
+def _attach_gradients(
+    solution: MatrixSolution,
+    found: _Found,
+    kernel_matrix: Tensor,
+    targets: Tensor,
+    width: float | Sequence[float] | Tensor,
+    temperature: float | Tensor,
+    output_noise: Tensor | None,
+) -> MatrixSolution:
+    """Give E and Q their implicit gradients and S the envelope's, one problem after the other."""
+    action, size, shape = found.action, found.action.num_outputs, solution.action.shape
+    device, number = found.u.device, len(found.u)
+    widths = torch.as_tensor(width, dtype=torch.float64, device=device)
+    widths = widths.expand(*shape, found.widths.shape[-1]).reshape(number, -1)
+    temperature = torch.as_tensor(temperature, dtype=torch.float64, device=device).expand(shape).reshape(-1)
+    unit = torch.eye(size, dtype=torch.float64, device=device)
+    output_noise = unit if output_noise is None else output_noise.to(device, torch.float64)
+    kernel_matrix, targets = kernel_matrix.double(), targets.double()
+    values, covariances, layers = [], [], []
+    for index in range(number):
+        noise, u, vectors = temperature[index] * output_noise, found.u[index], found.vectors[index]
+        if isinstance(action, ObservedOutputAction):
+            data = action.data_of(kernel_matrix, targets, noise)
+            value, gradient = linear_terms(data, found.covariance()[index])
+        else:
+            value, gradient = output_terms(kernel_matrix, targets, noise, u, vectors)
+        chain = ScalarChain(found.widths[[index]])
+        values.append(value + layers_part(found.eigenvalues[index], widths[index]))
+        covariance, order_parameter = moved_minimum(
+            found.minimum.of(index), chain, widths[index], u, vectors, found.along[index], gradient
+        )
+        covariances.append(covariance)
+        layers.append(order_parameter)
+    last = widths[:, -1]
+    action_value = torch.stack(values) / torch.where(torch.isfinite(last), last, 1.0)
+    return dataclasses.replace(
+        solution,
+        order_parameter=first_derivatives_only(
+            torch.stack(layers).reshape_as(solution.order_parameter), "order_parameter"
+        ),
+        output_covariance=first_derivatives_only(
+            torch.stack(covariances).reshape_as(solution.output_covariance), "output_covariance"
+        ),
+        action=first_derivatives_only(action_value.reshape(shape), "action"),
     )
-    if throw:
-        solution.raise_if_failed()
-    return solution
 
 
 def _problem(
@@ -154,20 +259,21 @@ def _problem(
         if not isinstance(targets, Tensor) or targets.dim() != 2:
             got = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
             raise ValueError(f"targets: expected shape (P, D), got {got}")
+        if targets.shape[-1] == 0:
+            raise ValueError(f"targets: expected at least one output, got shape {tuple(targets.shape)}")
         missing = targets.isnan()
         if bool(missing.any()):
             check_kernel_and_targets(kernel_matrix, torch.where(missing, 0.0, targets).mT)
-            pose = partial(ObservedOutputAction, kernel_matrix.double(), targets.double())
+            pose = partial(ObservedOutputAction, kernel_matrix.detach().double(), targets.detach().double())
             return pose, targets.shape[-1], targets.device
-        spectrum = Spectrum.from_kernel(kernel_matrix, targets, num_outputs=targets.shape[-1])
+        spectrum = Spectrum.from_kernel(kernel_matrix.detach(), targets.detach(), num_outputs=targets.shape[-1])
     if spectrum.batch_shape:
         raise ValueError(f"kernel matrix: expected no batch dimensions, got {tuple(spectrum.batch_shape)}")
     return partial(OutputAction, spectrum), spectrum.num_outputs, spectrum.eigenvalues.device
 
 
-def _descents(action: OutputAction, free: Tensor) -> list[LocalMinimum]:
+def _descents(action: OutputAction, starts: list[Tensor], free: Tensor) -> list[LocalMinimum]:
     """Descend from every start: all at once, with exact second derivatives, where no target is missing."""
-    starts = action.starts()
     if action.num_missing:
         return [minimize(action, start, free.expand_as(start), action.scale()) for start in starts]
     together, first = action.repeated(len(starts)), torch.cat(starts)
@@ -179,16 +285,6 @@ def _descents(action: OutputAction, free: Tensor) -> list[LocalMinimum]:
         LocalMinimum(logs[i], value[i], gradient[i], hessian[i], converged[i], run.iterations)
         for i in range(len(starts))
     ]
-
-
-def _checked_noise(covariance: Tensor, size: int) -> Tensor:
-    covariance = torch.as_tensor(covariance, dtype=torch.float64)
-    if covariance.shape != (size, size):
-        raise ValueError(f"output_noise: expected shape ({size}, {size}), got {tuple(covariance.shape)}")
-    symmetric = torch.allclose(covariance, covariance.mT)
-    if not symmetric or not bool((torch.linalg.eigvalsh(covariance) > 0).all()):
-        raise ValueError(f"output_noise: expected a symmetric positive definite matrix, got {covariance.tolist()}")
-    return covariance
 
 
 def _result(best: LocalMinimum, free: Tensor, size: int) -> SolveResult:

@@ -40,10 +40,10 @@ def solve_order_parameters(
     r = prod_l q_l, over a bracket that provably holds them, and polished to rounding (see
     :func:`torch_propkernel.actions.find_stationary_points`).
 
-    Differentiable: where the kernel matrix, the targets or the temperature require a gradient, ``order_parameter``
-    carries the implicit one, -S_{q theta} / S_{qq}, and ``action`` the envelope's; neither passes through an
-    eigendecomposition, so duplicate rows and a rank-deficient K give finite, right gradients. First derivatives only:
-    a backward pass with ``create_graph=True`` raises ``RuntimeError``.
+    Differentiable: where the kernel matrix, the targets, the temperature, the base or the width requires a gradient,
+    ``order_parameter`` carries the implicit one, -S_{q theta} / S_{qq}, and ``action`` the envelope's; neither passes
+    through an eigendecomposition, so duplicate rows and a rank-deficient K give finite, right gradients. First
+    derivatives only: a backward pass with ``create_graph=True`` raises ``RuntimeError``.
 
     Shapes: K ``*b x P x P``, y ``*b x P``, width a number, L numbers or ``*p x L``, temperature a number or ``*p``.
     Accuracy: 1e-10 relative in q for the given spectrum away from double roots. Cost: see :class:`Spectrum`, then O(P)
@@ -86,7 +86,7 @@ def solve_order_parameters(
         solution,
         kernel_matrix=kernel_matrix.to(torch.float64) / readout_precision,
         targets=targets,
-        width=widths,
+        width=width.to(torch.float64) if isinstance(width, Tensor) else widths,
         temperature=temperature,
         base=base,
     )
@@ -158,11 +158,12 @@ def _attach_gradients(
     base: Tensor | None,
 ) -> Solution:
     """Give q its implicit gradient and S the envelope's, through a Cholesky factorization of A at the solution."""
-    inputs = [v for v in (kernel_matrix, targets, temperature, base) if isinstance(v, Tensor)]
+    inputs = [v for v in (kernel_matrix, targets, temperature, base, width) if isinstance(v, Tensor)]
     if not torch.is_grad_enabled() or not any(v.requires_grad for v in inputs):
         return solution
     q = solution.order_parameter
-    chain = ScalarChain(width.to(q.device).expand_as(q))
+    width = width.to(q.device).expand_as(q)
+    chain = ScalarChain(width.detach())
     temperature = torch.as_tensor(temperature, dtype=torch.float64, device=q.device)[..., None, None]
     if base is None:
         base = torch.ones_like(kernel_matrix[..., 0])
@@ -174,11 +175,11 @@ def _attach_gradients(
     weights = torch.cholesky_solve(y, factor)
     data = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + (y * weights).sum((-2, -1))
     finite = chain.finite
-    layers = torch.where(finite, torch.where(finite, chain.width, 0.0) * (q - q.log()), 0.0).sum(-1)
-    divisor = torch.where(finite[..., -1], chain.width[..., -1], 1.0)
+    layers = torch.where(finite, torch.where(finite, width, 0.0) * (q - q.log()), 0.0).sum(-1)
+    divisor = torch.where(finite[..., -1], width[..., -1], 1.0)
     action = (layers + data) / divisor
-    # g = r d/dr of the data's part, as a function of K, y, T, B at fixed r; dq_l = -(dmu/du) q-direction * dg / (mu' +
-    # g').
+    # g = r d/dr of the data's part, as a function of K, y, T, B at fixed r, and mu, the layers' pull, of the widths:
+    # du = -d(g + mu) / (g' + mu') keeps g + mu = 0.
     ratio = torch.cholesky_solve(r * kernel_matrix, factor)
     bent = r * kernel_matrix @ weights
     g = ratio.diagonal(dim1=-2, dim2=-1).sum(-1) - (weights * bent).sum((-2, -1))
@@ -186,13 +187,13 @@ def _attach_gradients(
         trace = ratio.diagonal(dim1=-2, dim2=-1).sum(-1) - (ratio * ratio.transpose(-1, -2)).sum((-2, -1))
         twisted = torch.cholesky_solve(bent, factor)
         curvature = trace - (weights * bent).sum((-2, -1)) + 2.0 * (bent * twisted).sum((-2, -1))
-        # N_l q_l dt_l = dmu and sum_l dt_l = du.
-        softness = chain.softness(q)
-        total = 1.0 / softness.sum(-1) + curvature
-        direction = q * softness / softness.sum(-1, keepdim=True)
-    shift = -(g - g.detach()) / total
+        u = q.log().sum(-1)
+        stiffness = chain.at_log_scale(u).stiffness
+    pull, _ = chain.moved(u, torch.zeros_like(u), width)
+    changed = g + pull
+    shift = -(changed - changed.detach()) / (stiffness + curvature)
     return dataclasses.replace(
         solution,
-        order_parameter=first_derivatives_only(q + direction * shift.unsqueeze(-1), "order_parameter"),
+        order_parameter=first_derivatives_only(chain.moved(u, shift, width)[1], "order_parameter"),
         action=first_derivatives_only(action, "action"),
     )

@@ -7,6 +7,7 @@ from .observed_outputs_conditioned import ObservedOutputsConditioned
 from .outputs import OutputsProblem
 from .outputs_conditioned import OutputsConditioned
 from .problem import KernelNode, Problem, ScalarProblem
+from .problem_of import problem_of
 from .streamed import StreamedProblem
 from .streamed_conditioned import StreamedConditioned
 from .streaming import Streaming
@@ -33,4 +34,5 @@ __all__ = [
     "StreamedProblem",
     "Streaming",
     "Units",
+    "problem_of",
 ]

@@ -13,7 +13,7 @@ from .._memory import available_memory
 from .._views import replaced
 from ..actions.block_action import BlockMatrices, DenseBlocks
 from ..kernels import BlockRenormalizedKernel
-from ..numerics.symmetric import from_coordinates, num_coordinates
+from ..numerics.symmetric import num_coordinates, symmetric_basis
 from .conditioned import Conditioned, DenseConditioned
 from .problem import KernelNode, Problem, _is_multiplicative, _one_at_a_time, check_affine, to_dense
 
@@ -70,7 +70,17 @@ class BlocksProblem(Problem):
     @torch.no_grad()
     def of_blocks(cls, model: Any) -> BlocksProblem:
         """Take a deep copy of a model apart."""
-        problem = cls.frozen(model, needs_order_parameters=False)
+        problem = cls._of_problem(cls.frozen(model, needs_order_parameters=False))
+        problem._own_model.requires_grad_(False)
+        return problem
+
+    @classmethod
+    def live(cls, model: Any) -> BlocksProblem:
+        """Take a model apart as it is, differentiable in its parameters."""
+        return cls._of_problem(cls.of(model, needs_order_parameters=False))
+
+    @classmethod
+    def _of_problem(cls, problem: Problem) -> BlocksProblem:
         if not isinstance(problem, BlocksProblem):
             raise TypeError(f"model: expected an ExactGP-like model or a BlocksProblem, got {type(problem).__name__}")
         kernel = find_block_kernel(problem.model)
@@ -82,16 +92,30 @@ class BlocksProblem(Problem):
                 f"model: expected no batch dimensions for several blocks, got targets {tuple(problem.targets.shape)} "
                 f"and order parameters {tuple(kernel.raw_order_parameter.shape)}"
             )
-        problem.model.requires_grad_(False)
         problem.block_kernel = kernel
         problem._own_model = problem.model
         problem.model = problem._at(problem.at_scale(1.0))
         return problem
 
     def at_scale(self, scale: float | Tensor) -> Tensor:
-        """Return the identity times ``scale``, ``1 x r x r``."""
+        """Return the identity for each layer, ``L x r x r``, the first times ``scale``, in which K_R is linear."""
         raw = self.block_kernel.raw_order_parameter
-        return torch.diag_embed(torch.ones_like(raw[..., 0])) * scale
+        unit = torch.diag_embed(torch.ones_like(raw[..., 0]))
+        return torch.cat([unit[:1] * scale, unit[1:]])
+
+    @property
+    def solved_kernel(self) -> BlockRenormalizedKernel:
+        """The block kernel."""
+        return self.block_kernel
+
+    @property
+    def whole_model(self) -> Any:
+        """The view of the model with the block kernel in its place."""
+        return self._own_model
+
+    def set_order_parameter(self, value: Tensor) -> None:
+        """Write E, ``1 x r x r``, into the kernel."""
+        self.block_kernel.initialize(order_parameter=value)
 
     def _in_double(self) -> BlocksProblem:
         """Return a copy whose covariances are in double precision."""
@@ -119,6 +143,13 @@ class BlocksProblem(Problem):
             return self._unit_covariance
         return to_dense(self.prior(self.inputs[:rows], order_parameter).lazy_covariance_matrix)
 
+    @_one_at_a_time
+    def covariance_at(self, matrix: Tensor) -> Tensor:
+        """Return the training points' covariance with any symmetric matrix in the place of E, or of a chain's G_1."""
+        kernel = self.block_kernel
+        model = replaced(self._own_model, kernel, kernel.at_matrix(matrix))
+        return to_dense(model.forward(self.inputs).lazy_covariance_matrix)
+
     def is_multiplicative(self) -> bool:
         """Whether the whole covariance is known to be proportional to the block kernel."""
         return _is_multiplicative(getattr(self._own_model, "covar_module", None), self.block_kernel)
@@ -128,32 +159,31 @@ class BlocksProblem(Problem):
         return DenseConditioned(self, [KernelNode(self, order_parameter)])
 
     def values(self, order_parameter: Tensor) -> dict[str, Tensor]:
-        """Return E, ``1 x r x r``, and Q = R E R^T, ``B x B``, by name."""
+        """Return E, ``L x r x r``, and Q = R E R^T, ``B x B``, by name; of a chain Q is that of its lowest layer."""
         return {"E": order_parameter, "Q": self.block_kernel.covariance_of_blocks(order_parameter)}
 
     def training_blocks(self) -> tuple[BlockMatrices, Tensor]:
         """Return the map from E to the moving part of the training points' covariance, and noise plus fixed terms.
 
-        In double precision, whatever the model's.
+        In double precision, whatever the model's; with a graph they are the model's own, converted.
 
         Raises:
             ValueError: The covariance is not affine in the block kernel.
         """
-        if self.inputs.dtype != torch.float64:
+        if self.inputs.dtype != torch.float64 and not torch.is_grad_enabled():
             return self._in_double().training_blocks()
         unit = self.unit_covariance
         fixed = torch.zeros_like(unit)
         if not self.is_multiplicative():
             check_affine(self)
             fixed = self.covariance(self.at_scale(0.0))
-        size = self.block_kernel.raw_order_parameter.shape[-1]
+        size = self.block_kernel.chain.sizes[0]
         needed = 2.0 * num_coordinates(size) * unit.numel() * unit.element_size()  # they are stacked
         free = available_memory(unit.device)
         blocks: BlockMatrices = _Streamed(self, fixed)
         if needed <= _DENSE and (free is None or needed <= 0.5 * free):
-            basis = from_coordinates(torch.eye(num_coordinates(size), dtype=unit.dtype, device=unit.device), size)
-            blocks = DenseBlocks(torch.stack([blocks(matrix) for matrix in basis]))
-        return blocks, fixed + self.noise_covariance(unit)
+            blocks = DenseBlocks(torch.stack([blocks(matrix) for matrix in symmetric_basis(size, unit)]).double())
+        return blocks, (fixed + self.noise_covariance(unit)).double()
 
 
 class _Streamed:
@@ -161,8 +191,7 @@ class _Streamed:
 
     def __init__(self, problem: BlocksProblem, fixed: Tensor) -> None:
         self.problem, self.fixed = problem, fixed
-        self.num_blocks = problem.block_kernel.raw_order_parameter.shape[-1]
+        self.num_blocks = problem.block_kernel.chain.sizes[0]
 
     def __call__(self, order_parameter: Tensor) -> Tensor:
-        given = order_parameter.to(self.fixed).unsqueeze(0)
-        return self.problem.covariance(given) - self.fixed
+        return self.problem.covariance_at(order_parameter.to(self.fixed)) - self.fixed

@@ -32,7 +32,7 @@ def last_layer(problem: Problem, x: Tensor) -> LastLayer:
         TypeError: The model's covariance is not one network's.
     """
     own = covariance_of(problem)
-    last = own.kernel.layers()[-1]
+    last = problem.network.layers()[-1]
     scale = last.weight_variance * own.scale[..., None, None]
     return LastLayer(last.activation, pre_activations(problem, x, x), scale, own.bias_variance)
 

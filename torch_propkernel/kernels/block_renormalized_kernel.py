@@ -10,6 +10,7 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from .._validation import as_width, check_finite, check_floating
+from ..order_parameters import LinearChain
 from .block_kernel import BlockKernel, KernelBlocks
 from .matrix_order_parameter_kernel import MatrixOrderParameterKernel
 from .nngp_kernel import _refuse_last_dim_is_batch
@@ -39,12 +40,16 @@ class BlockRenormalizedKernel(MatrixOrderParameterKernel):
         blocks: K_ab: a :class:`BlockKernel`, or a B x B table of kernels (:class:`KernelBlocks`).
         width: N, a number or a tensor ``*batch_shape x 1``; real or ``math.inf``.
         prior_mean: S, ``B x B``, symmetric positive semidefinite; that of the blocks if None.
+        chain: Several linear layers, whose lowest matrix G_1 stands in the place of E (:class:`LinearChain`, THEORY.md,
+            eq. (26)); one layer if None. The width is then N_1, ..., N_L.
         batch_shape: Batch shape; taken from ``width`` and the blocks if those are larger.
         active_dims: Columns that are read.
 
     Attributes:
         blocks: The block kernel.
-        order_parameter: E, ``*batch_shape x 1 x r x r``; set it with ``initialize(order_parameter=...)``.
+        order_parameter: E, ``*batch_shape x 1 x r x r``; set it with ``initialize(order_parameter=...)``. Of a chain
+            E_1, ..., E_L, ``*batch_shape x L x r x r``.
+        chain: The map from order parameters to the matrix between the columns of R.
         block_covariance: Q, ``*batch_shape x B x B``.
         factor: R, ``B x r``; None for the identity.
         width: ``*batch_shape x 1 x 1``, the buffer of the prior.
@@ -72,6 +77,7 @@ class BlockRenormalizedKernel(MatrixOrderParameterKernel):
         width: float | Tensor,
         *,
         prior_mean: Tensor | None = None,
+        chain: LinearChain | None = None,
         batch_shape: torch.Size | None = None,
         active_dims: Any = None,
     ) -> None:
@@ -79,20 +85,23 @@ class BlockRenormalizedKernel(MatrixOrderParameterKernel):
         if not isinstance(blocks, (BlockKernel, list, tuple)):
             raise TypeError(f"blocks: expected a BlockKernel or a table of kernels, got {type(blocks).__name__}")
         table: BlockKernel = blocks if isinstance(blocks, BlockKernel) else KernelBlocks(blocks)
-        widths = as_width(width)
-        if widths.shape[-1] != 1:
-            raise ValueError(f"width: expected one layer, got {widths.shape[-1]} numbers")
         shape = torch.broadcast_shapes(torch.Size(batch_shape or []), table.batch_shape)
         factor = table.factor if prior_mean is None else _factor(prior_mean, table.num_blocks)
-        super().__init__(widths, table.num_blocks if factor is None else factor.shape[-1], shape, active_dims)
+        chain = chain or LinearChain([], table.num_blocks if factor is None else factor.shape[-1])
+        widths = as_width(width)
+        if widths.shape[-1] != chain.depth:
+            layers = "one layer" if chain.depth == 1 else f"{chain.depth} layers"
+            raise ValueError(f"width: expected {layers}, got {widths.shape[-1]} numbers")
+        super().__init__(widths, chain.size, shape, active_dims)
+        self.chain = chain
         own = table.batch_shape in (torch.Size(), self._batch_shape)
         self.blocks = table if own else table.expand_batch(self._batch_shape)
-        self._factor = _Factor(factor)
+        self._prior_mean = None if prior_mean is None else _Factor(factor)
 
     @property
     def factor(self) -> Tensor | None:
         """R, ``B x r``; None for the identity."""
-        return self._factor.value
+        return self.blocks.factor if self._prior_mean is None else self._prior_mean.value
 
     @property
     def block_covariance(self) -> Tensor:
@@ -100,16 +109,27 @@ class BlockRenormalizedKernel(MatrixOrderParameterKernel):
         return self.covariance_of_blocks(self.order_parameter)
 
     def covariance_of_blocks(self, order_parameter: Tensor) -> Tensor:
-        """Return Q = R E R^T of E, ``*b x 1 x r x r``."""
-        matrix, factor = order_parameter.squeeze(-3), self.factor
-        return matrix if factor is None else factor @ matrix @ factor.mT
+        """Return Q = R E R^T of E, ``*b x 1 x r x r``, of a chain R G_1 R^T of ``*b x L x r x r``."""
+        return self._spread(self.chain(self.chain.matrices(order_parameter)))
+
+    def _spread(self, matrix: Tensor) -> Tensor:
+        """Return R G R^T."""
+        factor = self.factor
+        if factor is None:
+            return matrix
+        factor = factor.to(matrix)
+        return factor @ matrix @ factor.mT
 
     def at(self, order_parameter: Tensor) -> Kernel:
-        """Return the kernel at another order parameter, ``1 x r x r``, also with a graph; it shares the blocks.
+        """Return the kernel at another order parameter, ``L x r x r``, also with a graph; it shares the blocks.
 
-        It has no order parameter of its own. Any symmetric matrix is taken: the covariance is linear in E.
+        It has no order parameter of its own. Of one layer any symmetric matrix is taken: the covariance is linear in E.
         """
         return WeightedBlocks(self.blocks, self.covariance_of_blocks(order_parameter), self.active_dims)
+
+    def at_matrix(self, matrix: Tensor) -> Kernel:
+        """Return the kernel at any symmetric matrix in the place of E or G_1, ``r_1 x r_1``: it is linear in it."""
+        return WeightedBlocks(self.blocks, self._spread(matrix), self.active_dims)
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """Return K_R(x1, x2), ``... x n x m``, or its elementwise diagonal ``... x n``."""

@@ -7,10 +7,19 @@ from typing import Any, NamedTuple
 from gpytorch.kernels import AdditiveKernel, ConstantKernel, ScaleKernel
 from torch import Tensor
 
+from .convolutional_nngp_kernel import ConvolutionalNNGPKernel, ConvolutionalRenormalizedKernel
 from .nngp_kernel import NNGPKernel
 from .renormalized_nngp_kernel import RenormalizedNNGPKernel
 
-_PRIOR_KERNELS = (NNGPKernel.forward, RenormalizedNNGPKernel.forward)
+NetworkKernel = NNGPKernel | ConvolutionalNNGPKernel | ConvolutionalRenormalizedKernel
+"""Kernels that are the prior of one network; a subclass that computes something else is none."""
+
+_PRIOR_KERNELS = (
+    NNGPKernel.forward,
+    RenormalizedNNGPKernel.forward,
+    ConvolutionalNNGPKernel.forward,
+    ConvolutionalRenormalizedKernel.forward,
+)
 
 
 class NetworkCovariance(NamedTuple):
@@ -23,7 +32,7 @@ class NetworkCovariance(NamedTuple):
         columns: Columns of the inputs that K reads; all if None.
     """
 
-    kernel: NNGPKernel
+    kernel: NetworkKernel
     scale: Tensor
     bias_variance: Tensor
     columns: Tensor | None
@@ -52,8 +61,8 @@ def network_covariance(module: Any) -> NetworkCovariance:
 
 def _inside(module: Any) -> NetworkCovariance:
     """Likewise, with the columns among those that reach the module's ``forward``: a ScaleKernel has its inner one's."""
-    if getattr(type(module), "forward", None) in _PRIOR_KERNELS:
-        one = module.raw_readout_variance.new_ones(())
+    if isinstance(module, NetworkKernel) and type(module).forward in _PRIOR_KERNELS:
+        one = next(module.parameters()).new_ones(())
         return NetworkCovariance(module, one, 0 * one, None)
     if isinstance(module, ScaleKernel):
         inner, scale = _inside(module.base_kernel), module.outputscale
@@ -65,9 +74,9 @@ def _inside(module: Any) -> NetworkCovariance:
             inner = network_covariance(others[0])
             return inner._replace(bias_variance=sum((v for v in constants if v is not None), inner.bias_variance))
     raise TypeError(
-        "covar_module: expected an NNGPKernel or RenormalizedNNGPKernel, in ScaleKernels or not, with nothing but "
-        f"ConstantKernels added (a readout bias), got {type(module).__name__}: a sum, product or other kernel is not "
-        "the prior of one fully connected network"
+        "covar_module: expected an NNGPKernel or RenormalizedNNGPKernel, or their convolutional counterparts, in "
+        "ScaleKernels or not, with nothing but ConstantKernels added (a readout bias), got "
+        f"{type(module).__name__}: a sum, product or other kernel is not the prior of one network"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,6 +60,56 @@ class Patches:
             raise ValueError(f"kernel_size: expected at most the padded image's size {padded}, got {size}")
         return cls(shape, size, step, margin)
 
+    @classmethod
+    def of_layers(
+        cls,
+        image_shape: Sequence[int],
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        channels: Sequence[int] | None = None,
+    ) -> tuple[Patches, ...]:
+        """Return the patches of stacked layers, each over the image that the patches of the layer below form.
+
+        There are several layers where a size is a list that holds a sequence or None, ``[(3, 3), (2, 2)]``, or where
+        ``channels`` are several. Then every list has an entry for each layer, and numbers hold in all. Otherwise there
+        is one layer, with sizes as for :meth:`of`.
+
+        Args:
+            image_shape: Of the first layer.
+            kernel_size: Edges of the patches.
+            stride: Steps.
+            padding: Zeros.
+            channels: Of the layers; 1 if None.
+
+        Raises:
+            ValueError: Lists of different lengths, and as :meth:`of`.
+
+        Example:
+            >>> [patches.counts for patches in Patches.of_layers((1, 8, 8), [(3, 3), (2, 2)], [1, None])]
+            [(6, 6), (3, 3)]
+        """
+        sizes = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
+        several = any(_is_by_layer(value) for value in sizes.values()) or len(channels or ()) > 1
+        lists = {name: value for name, value in sizes.items() if several and isinstance(value, (list, tuple))}
+        lengths = {name: len(value) for name, value in lists.items()}
+        if channels is not None:
+            lengths["channels"] = len(channels)
+        if len(set(lengths.values())) > 1:
+            raise ValueError(
+                f"{next(iter(lengths))}: expected lists of one length, an entry for each layer, got {lengths}"
+            )
+        depth = next(iter(lengths.values()), 1)
+        stack, shape = [], tuple(image_shape)
+        for layer in range(depth):
+            own = {name: lists[name][layer] if name in lists else value for name, value in sizes.items()}
+            try:
+                stack.append(cls.of(shape, **own))
+            except ValueError as error:
+                raise ValueError(f"layer {layer + 1}: {error}" if depth > 1 else str(error)) from None
+            shape = (1 if channels is None else channels[layer], *stack[-1].counts)
+        return tuple(stack)
+
     @property
     def counts(self) -> tuple[int, ...]:
         """Number of patches along each spatial dimension."""
@@ -81,6 +131,12 @@ class Patches:
         """Number d of entries of an image."""
         return math.prod(self.image_shape)
 
+    @property
+    def sites(self) -> Tensor:
+        """Place in the image that each place of each patch reads, ``B x F``, -1 in the padding."""
+        one = replace(self, image_shape=(1, *self.image_shape[1:]))
+        return one(torch.arange(1, one.num_inputs + 1).unsqueeze(0))[0] - 1
+
     def __call__(self, x: Tensor) -> Tensor:
         """Return the patches ``*b x P x B x k`` of images ``*b x P x d``, flattened as ``image.flatten(-3)``."""
         images, dims = x.unflatten(-1, self.image_shape), len(self.kernel_size)
@@ -94,5 +150,18 @@ class Patches:
 def _per_dimension(name: str, value: Any, dims: int, least: int = 1) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * dims
     if len(values) != dims:
-        raise ValueError(f"{name}: expected 1 or {dims} numbers, got {value!r}")
+        hint = "; sizes of several layers are a list of sequences, one for each layer"
+        raise ValueError(f"{name}: expected 1 or {dims} numbers, got {value!r}{hint}")
     return tuple(whole_number(name, v, least=least) for v in values)
+
+
+def _is_by_layer(value: Any) -> bool:
+    """Whether a size is a list that can only have an entry for each layer."""
+    listed = isinstance(value, (list, tuple))
+    return listed and any(entry is None or isinstance(entry, (list, tuple)) for entry in value)
+
+
+def sizes_of(stack: Sequence[Patches]) -> dict[str, Any]:
+    """Return the arguments of :meth:`Patches.of_layers` that give a stack again."""
+    names = ("kernel_size", "stride", "padding")
+    return {"image_shape": stack[0].image_shape} | {name: [getattr(p, name) for p in stack] for name in names}

@@ -29,7 +29,7 @@ class FeatureNetwork(torch.nn.Module, ABC):
 
     A subclass calls ``__init__`` with the shape of every hidden weight matrix and gives ``_features``; see
     :class:`FiniteNetwork` and :class:`ConvolutionalNetwork`. A batch shape ``*b`` means that many independent networks.
-    Not included: the noise.
+    With ``input_scale`` a, ARD weights, x_j is multiplied by sqrt(a_j) first. Not included: the noise.
 
     Args:
         activation: An activation object, e.g. ``Erf()``.
@@ -40,6 +40,8 @@ class FeatureNetwork(torch.nn.Module, ABC):
         weight_variance: w_0, ..., w_L = 1 / lambda_l: a number or L + 1 numbers.
         bias_variance: Prior variances of the hidden biases: a number or L numbers; none where zero.
         readout_bias_variance: Prior variance of the readout's bias; none if zero.
+        input_scale: ARD weights a_j, ``input_dim`` numbers >= 0; all 1 if None.
+        active_dims: Columns of x that the network reads, ``input_dim`` of them; x has no others if None.
         batch_shape: Shape ``*b`` of a batch of independent networks.
         dtype: Data type of the weights; torch's default if None.
         device: Device of the weights.
@@ -52,6 +54,8 @@ class FeatureNetwork(torch.nn.Module, ABC):
         weight_variance: Buffer, L + 1 numbers in float64.
         bias_variance: Buffer, L numbers in float64.
         readout_bias_variance: Buffer, one number in float64.
+        input_scale: Buffer of a_j in float64, or None.
+        active_dims: Buffer of column indices, or None.
         num_units: F.
         num_features: Rows of the readout: F, one more with a bias.
 
@@ -76,6 +80,8 @@ class FeatureNetwork(torch.nn.Module, ABC):
     weight_variance: Tensor
     bias_variance: Tensor
     readout_bias_variance: Tensor
+    input_scale: Tensor | None
+    active_dims: Tensor | None
 
     def __init__(
         self,
@@ -88,6 +94,8 @@ class FeatureNetwork(torch.nn.Module, ABC):
         weight_variance: float | Sequence[float] | Tensor = 1.0,
         bias_variance: float | Sequence[float] | Tensor = 0.0,
         readout_bias_variance: float = 0.0,
+        input_scale: Sequence[float] | Tensor | None = None,
+        active_dims: Sequence[int] | Tensor | None = None,
         batch_shape: torch.Size | Sequence[int] = (),
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -109,6 +117,12 @@ class FeatureNetwork(torch.nn.Module, ABC):
         self.register_buffer("weight_variance", weights.to(device=device))
         self.register_buffer("bias_variance", biases.to(device=device))
         self.register_buffer("readout_bias_variance", torch.tensor(own, dtype=torch.float64, device=device))
+        scale = None if input_scale is None else torch.as_tensor(input_scale, dtype=torch.float64).detach().clone()
+        columns = None if active_dims is None else torch.as_tensor(active_dims, dtype=torch.long).clone()
+        for name, value in (("input_scale", scale), ("active_dims", columns)):
+            if value is not None and (value.shape != (self.input_dim,) or not bool((value >= 0).all())):
+                raise ValueError(f"{name}: expected {self.input_dim} numbers >= 0, got {value.tolist()}")
+            self.register_buffer(name, None if value is None else value.to(device=device))
         shape = torch.Size(batch_shape)
         self.hidden = torch.nn.Parameter(torch.empty(*shape, sum(self._sizes()), dtype=dtype, device=device))
         self.readout = torch.nn.Parameter(
@@ -239,12 +253,24 @@ class FeatureNetwork(torch.nn.Module, ABC):
         constant = count * math.log(2 * math.pi) + num_outputs * variance.log().sum()
         return -0.5 * (hidden + readout + constant)
 
-    def _check_inputs(self, x: Tensor, hidden: Tensor | None) -> Tensor:
-        """Return x if it has ``input_dim`` columns and the weights' dtype and device; finiteness is not looked at."""
-        check_same_kind(x=check_floating("x", x), weights=self.hidden if hidden is None else hidden)
+    def read_inputs(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Return what the first layer reads: the columns of x that are active, times sqrt(``input_scale``).
+
+        Finiteness is not looked at.
+
+        Args:
+            x: Inputs ``P x d`` or ``*b x P x d``.
+            hidden: Hidden weights whose dtype and device they must have; the module's own if None.
+
+        Raises:
+            TypeError: Inputs of another dtype.
+            ValueError: Inputs of another number of columns or device.
+        """
+        x = check_floating("x", x) if self.active_dims is None else check_floating("x", x)[..., self.active_dims]
+        check_same_kind(x=x, weights=self.hidden if hidden is None else hidden)
         if x.dim() < 2 or x.shape[-1] != self.input_dim:
             raise ValueError(f"x: expected shape (..., P, {self.input_dim}), got {tuple(x.shape)}")
-        return x
+        return x if self.input_scale is None else x * self.input_scale.sqrt().to(x.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.setdefault(f"{prefix}readout_bias_variance", torch.zeros(()))  # as before there were any

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._validation import whole_number
@@ -38,10 +37,8 @@ class FiniteNetwork(FeatureNetwork):
         activation: An activation object, e.g. ``Erf()``.
         input_dim: N_0, the number of inputs.
         width: N_1, ..., N_L: a whole number or a sequence of them.
-        input_scale: ARD weights a_j, N_0 numbers >= 0; all 1 if None.
-        active_dims: Columns of x that the network reads, N_0 of them; x has exactly N_0 columns if None.
-        kwargs: ``num_outputs``, ``weight_variance``, ``bias_variance``, ``readout_bias_variance``, ``batch_shape``,
-            ``dtype``, ``device`` and ``generator`` of :class:`FeatureNetwork`.
+        kwargs: ``num_outputs``, ``weight_variance``, ``bias_variance``, ``readout_bias_variance``, ``input_scale``,
+            ``active_dims``, ``batch_shape``, ``dtype``, ``device`` and ``generator`` of :class:`FeatureNetwork`.
 
     Attributes:
         hidden: Parameter ``*b x num_hidden``, standard normal under the prior.
@@ -69,29 +66,17 @@ class FiniteNetwork(FeatureNetwork):
         [torch.Size([5, 3]), torch.Size([4, 5])]
     """
 
-    input_scale: Tensor | None
-    active_dims: Tensor | None
-
     def __init__(
         self,
         activation: str | Activation,
         input_dim: int,
         width: int | Sequence[int],
-        *,
-        input_scale: Sequence[float] | Tensor | None = None,
-        active_dims: Sequence[int] | Tensor | None = None,
         **kwargs: Any,
     ) -> None:
         """Check the architecture and draw the weights from the prior."""
         sizes = [whole_number("input_dim", input_dim), *_whole_widths(width)]
         shapes = list(zip(sizes[1:], sizes[:-1], strict=True))
         super().__init__(activation, input_dim, shapes, sizes[-1], **kwargs)
-        scale = None if input_scale is None else torch.as_tensor(input_scale, dtype=torch.float64).detach().clone()
-        columns = None if active_dims is None else torch.as_tensor(active_dims, dtype=torch.long).clone()
-        for name, value in (("input_scale", scale), ("active_dims", columns)):
-            if value is not None and (value.shape != (self.input_dim,) or not bool((value >= 0).all())):
-                raise ValueError(f"{name}: expected {self.input_dim} numbers >= 0, got {value.tolist()}")
-            self.register_buffer(name, None if value is None else value.to(self.hidden.device))
 
     def _features(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         for state in self.activations(x, hidden):
@@ -114,20 +99,6 @@ class FiniteNetwork(FeatureNetwork):
             state = (weight * weight.shape[-1] ** -0.5) @ state
             state = self.activation(state if bias is None else state + bias.unsqueeze(-1))
             yield state.mT
-
-    def read_inputs(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Return what the first layer's weights multiply: the columns that it reads, times sqrt(``input_scale``).
-
-        Args:
-            x: Inputs ``P x d`` or ``*b x P x d``.
-            hidden: Hidden weights whose dtype and device they must have; the module's own if None.
-
-        Raises:
-            TypeError: Inputs of another dtype.
-            ValueError: Inputs of another number of columns or device.
-        """
-        inputs = self._check_inputs(x if self.active_dims is None else x[..., self.active_dims], hidden)
-        return inputs if self.input_scale is None else inputs * self.input_scale.sqrt().to(inputs.dtype)
 
 
 def _whole_widths(width: Any) -> list[int]:

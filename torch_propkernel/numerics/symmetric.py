@@ -36,6 +36,12 @@ def from_coordinates(coordinates: Tensor, size: int) -> Tensor:
     return entries[..., index]
 
 
+def symmetric_basis(size: int, like: Tensor) -> Tensor:
+    """Return the orthonormal basis of the symmetric matrices, ``D (D + 1) / 2 x D x D``."""
+    unit = torch.eye(num_coordinates(size), dtype=like.dtype, device=like.device)
+    return from_coordinates(unit, size)
+
+
 def _lengths(row: Tensor, column: Tensor, like: Tensor) -> Tensor:
     """Return the Frobenius norms of the basis of symmetric matrices, exact in the dtype of a tensor."""
     return torch.where(row == column, like.new_ones(()), like.new_tensor(_ROOT_TWO))

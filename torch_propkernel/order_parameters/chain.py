@@ -115,11 +115,6 @@ class ScalarChain:
         excess = exponential_excess(log_order_parameter)
         return torch.where(finite, torch.where(finite, self.width, 0.0) * excess, 0.0).sum(-1)
 
-    def softness(self, order_parameter: Tensor) -> Tensor:
-        """Return 1/(N_l q_l), by how much log q_l gives way to a common pull, ``*b x L``."""
-        finite = self.finite
-        return torch.where(finite, 1.0 / (torch.where(finite, self.width, 1.0) * order_parameter), 0.0)
-
     def at_log_scale(self, u: Tensor) -> StationaryLayers:
         """Return the stationary layers at u = log r: N_l (q_l - 1) = mu for all l, and sum_l log q_l = u.
 
@@ -146,6 +141,24 @@ class ScalarChain:
                 break
         logs, slope = _layers(t, ratio)
         return StationaryLayers(logs, narrowest * torch.expm1(t), narrowest * torch.exp(t) / slope)
+
+    def moved(self, u: Tensor, shift: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mu, ``*b``, and q_l, ``*b x L``, at u + shift and at other widths, right to first order in both.
+
+        For derivatives: at a shift of zero and at this chain's widths the values are those of :meth:`at_log_scale`.
+
+        Args:
+            u: ``*b``.
+            shift: Small, ``*b``.
+            width: Near this chain's, ``*b x L``.
+        """
+        layers, finite = self.at_log_scale(u), self.finite
+        number = torch.where(finite, self.width, 1.0)
+        wider = torch.where(finite, (width - self.width) / number.square(), 0.0)
+        opened = (wider / layers.order_parameter).sum(-1)
+        pull = layers.pull + layers.stiffness * (shift + layers.pull * opened)
+        change = torch.where(finite, (pull - layers.pull).unsqueeze(-1) / number, 0.0)
+        return pull, layers.order_parameter + change - layers.pull.unsqueeze(-1) * wider
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from .._validation import check_targets, present
-from ..inference import ErrorEstimate, OutputsProblem, Problem, Units
-from ..inference.outputs import has_outputs
+from ..inference import ErrorEstimate, OutputsProblem, Problem, Units, problem_of
 from ..networks.sample_posterior import MonteCarloEstimate, SampledPosterior, sample_posterior
 from ..theories import (
     CorrectedSaddle,
@@ -133,7 +132,8 @@ def compare_with_network(
     :func:`sample_posterior`, minutes for hundreds of points and units.
 
     Args:
-        model: An ExactGP-like model with one RenormalizedNNGPKernel and finite whole widths, with zero or other mean.
+        model: An ExactGP-like model with one RenormalizedNNGPKernel, MultitaskRenormalizedKernel or
+            ConvolutionalRenormalizedKernel and finite whole widths, with zero or other mean.
         x: Test inputs.
         y: Test targets, in original units.
         theories: What to compare, objects or names; all that apply if None. One that is given and does not apply
@@ -164,7 +164,7 @@ def compare_with_network(
         >>> abs(comparison.error("saddle", "order_parameter")) < 0.05
         True
     """
-    problem = OutputsProblem.of_outputs(model) if has_outputs(model) else Problem.frozen(model)
+    problem = problem_of(model)
     several = isinstance(problem, OutputsProblem)
     network = network_from_model(getattr(model, "covar_module", model), input_dim=problem.inputs.shape[-1])
     if problem.temperature is None or problem.temperature.numel() != 1:

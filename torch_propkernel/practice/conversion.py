@@ -17,6 +17,8 @@ from ..kernels import (
     RenormalizedNNGPKernel,
 )
 from ..kernels.compositions import get_composition
+from ..kernels.network_prior_kernel import NetworkPriorKernel
+from ..kernels.patches import sizes_of
 from ..models import MultitaskNetworkGP, NetworkGP
 from ..networks.convolutional import ConvolutionalNetwork
 from ..networks.feature_network import FeatureNetwork
@@ -95,10 +97,7 @@ def model_from_network(
     if getattr(network, "active_dims", None) is None and x.shape[-1] != network.input_dim:
         raise ValueError(f"x: expected {network.input_dim} columns, got shape {tuple(x.shape)}")
     temperature = positive_number("temperature", temperature)
-    if isinstance(network, FiniteNetwork):
-        kernel: Kernel = _fully_connected(network, composition)
-    else:
-        kernel = _convolutional(network)
+    kernel = _kernel(network, composition)
     if num_outputs is not None:
         return MultitaskNetworkGP.with_temperature(x, y, kernel, temperature)
     if float(network.readout_bias_variance) > 0:
@@ -111,9 +110,8 @@ def model_from_network(
     return NetworkGP(x, y, likelihood, kernel)
 
 
-def _fully_connected(
-    network: FiniteNetwork, composition: str | Composition
-) -> RenormalizedNNGPKernel | MultitaskRenormalizedKernel:
+def _kernel(network: FiniteNetwork | ConvolutionalNetwork, composition: str | Composition) -> Kernel:
+    """Return the renormalized kernel with the network's prior, in its dtype and on its device."""
     weights, scale = network.weight_variance.clone(), network.input_scale
     if scale is not None:
         if not bool((scale > 0).all()):
@@ -125,33 +123,22 @@ def _fully_connected(
         "ard_num_dims": None if scale is None else network.input_dim,
         "active_dims": None if network.active_dims is None else network.active_dims.cpu(),
     }
-    widths = list(network.width)
-    kernel: RenormalizedNNGPKernel | MultitaskRenormalizedKernel
-    if network.num_outputs is None:
-        kernel = RenormalizedNNGPKernel(network.activation, widths, composition, **options).to(network.hidden)
+    activation, widths = network.activation, list(network.width)
+    kernel: Kernel
+    prior: NetworkPriorKernel
+    if isinstance(network, ConvolutionalNetwork):
+        readout = "pooled" if network.pooled else "dense"
+        geometry = sizes_of(network.stack)
+        kernel = ConvolutionalRenormalizedKernel(activation, widths, readout=readout, **geometry, **options)
+        prior = kernel.blocks
+    elif network.num_outputs is None:
+        kernel = prior = RenormalizedNNGPKernel(activation, widths, composition, **options)
     else:
-        kernel = MultitaskRenormalizedKernel(network.activation, widths, network.num_outputs, **options)
-        kernel = kernel.to(network.hidden)
-    data = kernel.data_covar_module if isinstance(kernel, MultitaskRenormalizedKernel) else kernel
+        kernel = MultitaskRenormalizedKernel(activation, widths, network.num_outputs, **options)
+        prior = kernel.data_covar_module
+    kernel.to(network.hidden)
     # Parameters are built in torch's default dtype: set them again after the conversion, without its rounding.
-    data.weight_variance, data.bias_variance = weights, network.bias_variance
+    prior.weight_variance, prior.bias_variance = weights, network.bias_variance
     if scale is not None:
-        data.ard_weights = scale
-    return kernel
-
-
-def _convolutional(network: ConvolutionalNetwork) -> ConvolutionalRenormalizedKernel:
-    patches = network.patches
-    kernel = ConvolutionalRenormalizedKernel(
-        network.activation,
-        float(network.width[0]),
-        patches.image_shape,
-        patches.kernel_size,
-        stride=patches.stride,
-        padding=patches.padding,
-        readout="pooled" if network.pooled else "dense",
-        weight_variance=network.weight_variance.cpu(),
-        bias_variance=network.bias_variance.cpu(),
-    ).to(network.hidden)
-    kernel.blocks.weight_variance, kernel.blocks.bias_variance = network.weight_variance, network.bias_variance
+        prior.ard_weights = scale
     return kernel

@@ -108,7 +108,8 @@ def gibbs_parameters(
     Args:
         weight_decay: omega > 0, one number or one for each layer of weights.
         num_samples: P, the number of training samples (of the whole set, also with minibatches).
-        fan_in: N_0, ..., N_L: the inputs of each layer of weights, the readout's last.
+        fan_in: N_0, ..., N_L: the inputs of each layer of weights, the readout's last. Of a convolutional layer they
+            are the entries of a patch, input channels included.
         dynamics_temperature: tau; or give ``learning_rate`` and ``noise_std``.
         learning_rate: eta.
         noise_std: s, standard deviation of the noise in every step.

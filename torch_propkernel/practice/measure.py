@@ -22,7 +22,7 @@ class LayerMeasurement:
         shape: ``(N_l, N_{l-1})``; for a readout (D, N_L).
         mean_square: ``lambda_{l-1} |W^l|^2`` / (number of weights), ``*b``; one on average under the prior.
         order_parameter: Measured q_{l-1}, the order parameter of the units that this layer reads, ``*b``; None for the
-            first layer (inputs have none) and for several outputs or patches.
+            first layer (inputs have none), for several outputs or patches, and below a convolution.
     """
 
     name: str
@@ -176,13 +176,16 @@ def _measure(names: Sequence[str], weights: Sequence[Tensor]) -> MeasuredOrderPa
     """Measure whitened weights ``*b x N_l x N_{l-1}``, the readout last, ``*b x M x N_L``."""
     direction: Tensor | None = torch.ones_like(weights[-1][..., :1]) if weights[-1].shape[-2] == 1 else None
     found: list[LayerMeasurement] = []
-    for name, weight in reversed(list(zip(names, weights, strict=True))):
+    units_below = [0, *(weight.shape[-2] for weight in weights[:-1])]
+    for name, weight, units in reversed(list(zip(names, weights, units_below, strict=True))):
         rows, fan_in = weight.shape[-2:]
         q = None
-        if direction is not None and len(found) < len(weights) - 1:
+        if direction is not None and fan_in == units:  # each column is one unit: not so in a filter of several places
             back = weight.mT @ direction
             norm = back.norm(dim=-2, keepdim=True)
             q, direction = norm.square().squeeze(-1).squeeze(-1) / fan_in, back / norm
+        else:
+            direction = None
         found.append(LayerMeasurement(name, (rows, fan_in), weight.square().mean((-2, -1)), q))
     readout = weights[-1]
     return MeasuredOrderParameters(tuple(reversed(found)), readout @ readout.mT / readout.shape[-1])

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from .._validation import check_targets
-from ..inference import Conditioned, ErrorEstimate, Problem, StreamedProblem
-from ..inference.blocks import BlocksProblem, find_block_kernel
+from ..inference import BlocksProblem, Conditioned, ErrorEstimate, OutputsProblem, Problem, StreamedProblem, problem_of
 from ..inference.conditioned import check_chunk_size, expected_errors
-from ..inference.outputs import OutputsProblem, has_outputs
 from ..inference.streamed import streamed_past_memory
 from ..kernels import RenormalizedNNGPKernel
 from ..reliability import Reliability
@@ -97,15 +95,11 @@ class Theory(ABC):
         self._check(self._problem(model))
 
     def _problem(self, model: Any) -> Problem:
-        if not isinstance(model, Problem) and has_outputs(model):
-            model = OutputsProblem.of_outputs(model)
-        if isinstance(model, OutputsProblem) and not self.has_outputs:
-            raise ValueError(f"model: {self!r} expected one output, got {model.num_outputs}")
-        if find_block_kernel(model.model if isinstance(model, Problem) else model) is not None:
-            model = BlocksProblem.of_blocks(model)
-        if isinstance(model, BlocksProblem) and not self.has_blocks:
+        problem = problem_of(model, needs_order_parameters=self.needs_order_parameters)
+        if isinstance(problem, OutputsProblem) and not self.has_outputs:
+            raise ValueError(f"model: {self!r} expected one output, got {problem.num_outputs}")
+        if isinstance(problem, BlocksProblem) and not self.has_blocks:
             raise ValueError(f"model: {self!r} expected a RenormalizedNNGPKernel, got a BlockRenormalizedKernel")
-        problem = Problem.frozen(model, needs_order_parameters=self.needs_order_parameters)
         if isinstance(problem, StreamedProblem) and not self.has_streaming:
             raise ValueError(f"model: {self!r} expected a problem whose kernel matrix is held, got a streamed one")
         return streamed_past_memory(problem) if self.has_streaming else problem

@@ -10,8 +10,16 @@ from gpytorch.kernels import Kernel
 from linear_operator import to_dense
 from torch import Tensor
 
-from ..kernels import MultitaskRenormalizedKernel, NNGPKernel, RenormalizedNNGPKernel
+from ..kernels import (
+    ConvolutionalNNGPKernel,
+    ConvolutionalRenormalizedKernel,
+    MultitaskRenormalizedKernel,
+    RenormalizedNNGPKernel,
+)
 from ..kernels.network_covariance import network_covariance
+from ..kernels.network_prior_kernel import NetworkPriorKernel
+from ..kernels.patches import sizes_of
+from ..networks.convolutional import ConvolutionalNetwork
 from ..networks.finite_network import FiniteNetwork
 
 
@@ -22,7 +30,7 @@ def network_from_model(
     width: int | Sequence[int] | None = None,
     batch_shape: torch.Size | Sequence[int] = (),
     generator: torch.Generator | None = None,
-) -> FiniteNetwork:
+) -> FiniteNetwork | ConvolutionalNetwork:
     r"""Return a finite network whose prior is the one that a kernel stands for, with the kernel's present values.
 
     .. math:: w_l \leftarrow w_l^{\text{kernel}} \ (l < L), \qquad w_L \leftarrow s\, w_L^{\text{kernel}}
@@ -32,15 +40,16 @@ def network_from_model(
     :class:`gpytorch.kernels.ConstantKernel` that is added becomes the bias of the readout. Parametrization and units
     are the same in both (:class:`FiniteNetwork`). The order parameters and the composition do not carry over:
     they say what data do to the network. The noise is not part of a network; its temperature is ``likelihood.noise``.
-    A :class:`MultitaskRenormalizedKernel` is a network with ``num_outputs``. The values are exact to rounding; dtype
-    and device are the kernel's.
+    A :class:`MultitaskRenormalizedKernel` is a network with ``num_outputs``, a :class:`ConvolutionalNNGPKernel` or
+    :class:`ConvolutionalRenormalizedKernel` a :class:`ConvolutionalNetwork` of the same geometry. The values are exact
+    to rounding; dtype and device are the kernel's.
 
     Args:
-        model_or_kernel: An NNGPKernel (also ArcSineKernel, ArcCosineKernel) or a RenormalizedNNGPKernel, possibly in
-            ScaleKernels and with ConstantKernels added, a MultitaskRenormalizedKernel by itself, or a model with mean
-            zero and such a ``covar_module``.
-        input_dim: N_0; needed for a kernel without ``ard_num_dims`` and ``active_dims``.
-        width: N_1, ..., N_L; a renormalized kernel's own if None.
+        model_or_kernel: An NNGPKernel (also ArcSineKernel, ArcCosineKernel), a RenormalizedNNGPKernel or one of their
+            convolutional counterparts, possibly in ScaleKernels and with ConstantKernels added, a
+            MultitaskRenormalizedKernel by itself, or a model with mean zero and such a ``covar_module``.
+        input_dim: N_0; needed for a fully connected kernel without ``ard_num_dims`` and ``active_dims``.
+        width: N_1, ..., N_L, channels for a convolutional layer; a renormalized kernel's own if None.
         batch_shape: Shape of a batch of independent networks.
         generator: Draws the weights.
 
@@ -79,41 +88,47 @@ def network_from_model(
             f"model_or_kernel: expected a kernel without batch shape, got {tuple(batch)}; index it (kernel[0]) and "
             "convert one at a time"
         )
+    prior: NetworkPriorKernel = kernel.blocks if isinstance(kernel, ConvolutionalRenormalizedKernel) else kernel
     if width is None:
         owner = kernel if outputs is None else outputs
-        if not isinstance(owner, (RenormalizedNNGPKernel, MultitaskRenormalizedKernel)):
-            raise ValueError(f"width: expected {kernel.depth} whole numbers, got none: {type(owner).__name__} has none")
-        width = owner.width.reshape(-1).tolist()
+        finite = (RenormalizedNNGPKernel, MultitaskRenormalizedKernel, ConvolutionalRenormalizedKernel)
+        if not isinstance(owner, finite):
+            raise ValueError(f"width: expected {prior.depth} whole numbers, got none: {type(owner).__name__} has none")
+        width = [*getattr(owner, "lower_width", ()), *owner.width.reshape(-1).tolist()]
     sizes = list(width) if isinstance(width, Sequence) else [width]
-    if len(sizes) != kernel.depth:
-        raise ValueError(f"width: expected {kernel.depth} numbers, one per hidden layer of the kernel, got {width!r}")
-    reference = kernel.raw_hidden_weight_variance
-    weights = kernel.weight_variance.detach().double().reshape(-1)
+    if len(sizes) != prior.depth:
+        raise ValueError(f"width: expected {prior.depth} numbers, one per hidden layer of the kernel, got {width!r}")
+    reference = prior.raw_hidden_weight_variance
+    weights = prior.weight_variance.detach().double().reshape(-1)
     weights[-1:] *= scale.detach().double().reshape(())
-    return FiniteNetwork(
-        kernel.activation,
-        _input_dim(kernel, columns, input_dim),
-        sizes,
-        num_outputs=None if outputs is None else outputs.num_tasks,
-        weight_variance=weights,
-        bias_variance=kernel.bias_variance.detach().double().reshape(-1),
-        readout_bias_variance=float(bias_variance.detach()),
-        input_scale=None if kernel.ard_num_dims is None else kernel.ard_weights.detach().double().reshape(-1),
-        active_dims=columns,
-        batch_shape=batch_shape,
-        dtype=reference.dtype,
-        device=reference.device,
-        generator=generator,
-    )
+    number = _input_dim(prior, columns, input_dim)
+    options: dict[str, Any] = {
+        "weight_variance": weights,
+        "bias_variance": prior.bias_variance.detach().double().reshape(-1),
+        "readout_bias_variance": float(bias_variance.detach()),
+        "input_scale": None if prior.ard_num_dims is None else prior.ard_weights.detach().double().reshape(-1),
+        "active_dims": columns,
+        "batch_shape": batch_shape,
+        "dtype": reference.dtype,
+        "device": reference.device,
+        "generator": generator,
+    }
+    if isinstance(prior, ConvolutionalNNGPKernel):
+        geometry = sizes_of(prior.stack)
+        return ConvolutionalNetwork(prior.activation, channels=sizes, readout=prior.readout, **geometry, **options)
+    num_outputs = None if outputs is None else outputs.num_tasks
+    return FiniteNetwork(prior.activation, number, sizes, num_outputs=num_outputs, **options)
 
 
-def _input_dim(kernel: NNGPKernel, columns: Tensor | None, given: int | None) -> int:
+def _input_dim(kernel: NetworkPriorKernel, columns: Tensor | None, given: int | None) -> int:
     """Return N_0 from what the kernel knows and from what was given."""
     known = kernel.ard_num_dims if columns is None else len(columns)
+    if isinstance(kernel, ConvolutionalNNGPKernel) and known is None:
+        known = kernel.patches.num_inputs
     if known is None and given is None:
         raise ValueError("input_dim: expected the number of inputs, got None: this kernel takes any number of columns")
     if columns is None and known is not None and given not in (None, known):
-        raise ValueError(f"input_dim: expected {known}, the kernel's ard_num_dims, got {given}")
+        raise ValueError(f"input_dim: expected {known}, what the kernel reads, got {given}")
     return int(given if known is None else known)  # type: ignore[arg-type]
 
 
