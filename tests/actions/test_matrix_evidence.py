@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from matrix_truth import averaged, log_density, normal, wishart
 
 from torch_propkernel import Spectrum
 from torch_propkernel.actions import (
@@ -15,31 +16,6 @@ from torch_propkernel.actions import (
 )
 
 DOUBLE = torch.float64
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
-
-
-def wishart(freedom, size, count, generator):
-    """E = v^T v / N of N = ``freedom`` rows of normal readout weights."""
-    v = torch.randn(count, freedom, size, generator=generator, dtype=DOUBLE)
-    return v.mT @ v / freedom
-
-
-def averaged(log_values):
-    """The log of the mean of e^x, and its standard error."""
-    count = len(log_values)
-    shares = (log_values - log_values.max()).exp()
-    mean = shares.mean()
-    return (mean.log() + log_values.max()).item(), (shares.std() / mean / math.sqrt(count)).item()
-
-
-def log_density(covariance, y):
-    factor = torch.linalg.cholesky(covariance)
-    half = torch.linalg.solve_triangular(factor, y.expand(*factor.shape[:-1]).unsqueeze(-1), upper=False)
-    logs = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return -logs - 0.5 * half.square().sum((-2, -1)) - 0.5 * y.shape[-1] * math.log(2.0 * math.pi)
 
 
 def stacked(noise, matrices, kernel):

@@ -6,38 +6,12 @@ import math
 
 import pytest
 import torch
+from matrix_truth import check, normal
 
 from torch_propkernel import solve_order_parameters
 from torch_propkernel.actions import solve_block_order_parameters, solve_matrix_order_parameters
 
 DOUBLE = torch.float64
-STEP = 1e-3
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
-
-
-def check(solve, names, **inputs):
-    """Compare derivatives along random directions with fourth-order differences, for each input and each result."""
-    generator = torch.Generator().manual_seed(9)
-    leaves = {name: value.clone().requires_grad_() for name, value in inputs.items()}
-    found = solve(**leaves)
-    results = [getattr(found, name) for name in names]
-    weights = [torch.randn(r.shape, generator=generator, dtype=DOUBLE) for r in results]
-    for name, value in inputs.items():
-        direction = torch.randn(value.shape, generator=generator, dtype=DOUBLE)
-        sums = []
-        with torch.no_grad():
-            for shift in (-2, -1, 1, 2):
-                moved = solve(**{**inputs, name: value + shift * STEP * direction})
-                sums.append([(getattr(moved, r) * w).sum() for r, w in zip(names, weights, strict=True)])
-        for index, (result, weight) in enumerate(zip(results, weights, strict=True)):
-            (gradient,) = torch.autograd.grad((result * weight).sum(), leaves[name], retain_graph=True)
-            far, near = sums[0][index] - sums[3][index], sums[2][index] - sums[1][index]
-            expected = (far + 8.0 * near) / (12.0 * STEP)
-            # The solver's 1e-10 over the step, and the fifth derivative times its fourth power.
-            torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-6, atol=1e-6), (name, index)
 
 
 MATRICES = ("order_parameter", "output_covariance", "action")

@@ -33,7 +33,14 @@ from torch_propkernel import (
 )
 from torch_propkernel.activations import ACTIVATIONS, Identity, LeakyReLU
 from torch_propkernel.inference import Normalization
-from torch_propkernel.kernels import COMPOSITIONS, MultitaskRenormalizedKernel
+from torch_propkernel.kernels import (
+    COMPOSITIONS,
+    BlockRenormalizedKernel,
+    ConvolutionalNNGPKernel,
+    ConvolutionalRenormalizedKernel,
+    KernelBlocks,
+    MultitaskRenormalizedKernel,
+)
 from torch_propkernel.mixing import (
     GammaMixing,
     InverseGammaMixing,
@@ -42,6 +49,7 @@ from torch_propkernel.mixing import (
     ProductGammaMixing,
 )
 from torch_propkernel.models import MultitaskNetworkGP, NetworkFiniteWidthProcess, NetworkStudentTProcess
+from torch_propkernel.order_parameters import LinearChain
 from torch_propkernel.saving import SavedModelError, load, save
 from torch_propkernel.theories import SaddlePoint
 
@@ -100,6 +108,16 @@ def check(model, path):
     return loaded
 
 
+def two_blocks():
+    return [[NNGPKernel("erf", active_dims=(0, 1)), None], [None, gk.ScaleKernel(gk.RBFKernel(active_dims=(2,)))]]
+
+
+def three_blocks():
+    """A table in which one kernel stands four times."""
+    shared = NNGPKernel("erf")
+    return [[shared, shared, None], [shared, shared, None], [None, None, NNGPKernel("relu")]]
+
+
 KERNELS = {
     "two layers": lambda: RenormalizedNNGPKernel(ReLU(), [20, 30], bias_variance=[1.0, 0.0]),
     "infinite layer": lambda: RenormalizedNNGPKernel(Erf(), [20, float("inf")], bias_variance=1.0),
@@ -124,6 +142,28 @@ KERNELS = {
         + gk.MaternKernel(0.5, active_dims=(1,)) * RenormalizedNNGPKernel(ReLU(), 9)
         + gk.ConstantKernel(constant_prior=HalfCauchyPrior(1.0))
     ),
+    "convolution": lambda: ConvolutionalNNGPKernel("relu", (1, 3), 2, stride=1, readout="pooled", bias_variance=0.5),
+    "convolution of finite width": lambda: ConvolutionalRenormalizedKernel(
+        LeakyReLU(0.3), 9, (1, 3), 2, stride=1, padding=1, bias_variance=0.5, ard_num_dims=DIMENSION
+    ),
+    "pooled convolution beside a bias": lambda: (
+        ConvolutionalRenormalizedKernel("erf", 9, (1, 2), 1, readout="pooled", active_dims=(0, 2)) + gk.ConstantKernel()
+    ),
+    "stacked convolutions, the last one renormalized": lambda: ConvolutionalRenormalizedKernel(
+        "relu", [7, 9], (1, 3), [(2,), (1,)], [1, 1], bias_variance=0.5
+    ),
+    "stacked linear convolutions": lambda: ConvolutionalRenormalizedKernel(
+        "identity", [7, 9], (1, 3), [(2,), (2,)], [1, 1]
+    ),
+    "chain of given maps": lambda: BlockRenormalizedKernel(
+        two_blocks(), [7.0, 9.0], chain=LinearChain([torch.eye(2).unsqueeze(0)], 2)
+    ),
+    "table of kernels": lambda: BlockRenormalizedKernel(two_blocks(), 9),
+    "table in which a kernel is shared": lambda: BlockRenormalizedKernel(three_blocks(), 9, active_dims=(0, 2)),
+    "table of kernels, prior mean of rank one": lambda: BlockRenormalizedKernel(
+        two_blocks(), 9, prior_mean=torch.tensor([[1.0, 0.5], [0.5, 0.25]])
+    ),
+    "blocks at infinite width": lambda: gk.ScaleKernel(KernelBlocks(two_blocks())),
     "others": lambda: (
         gk.RQKernel(lengthscale_constraint=Interval(0.1, 9.0, initial_value=0.5))
         + gk.PeriodicKernel(period_length_prior=SmoothedBoxPrior(0.1, 5.0))

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..numerics.gaussian_terms import log_det_and_square
 from ..numerics.symmetric import from_coordinates, num_coordinates, to_coordinates
 from .matrix_minimum import covariance_curvature
 
@@ -80,13 +81,11 @@ class DenseBlocks:
         return (to_coordinates(order_parameter) @ self.matrices.flatten(1)).unflatten(-1, (size, size))
 
 
-def log_det_and_square(covariance: Tensor, targets: Tensor) -> Tensor:
-    """Return log det A + y^T A^{-1} y, ``*b``, of A ``*b x M x M`` and y ``M``; infinite where A is not positive."""
-    factor, info = torch.linalg.cholesky_ex(covariance)
-    y = targets.unsqueeze(-1).expand(*factor.shape[:-1], 1)
-    half = torch.linalg.solve_triangular(factor, y, upper=False)
-    value = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + half.square().sum((-2, -1))
-    return torch.where(info > 0, torch.inf, value)
+def base_matrix(base: Tensor | None, targets: Tensor) -> Tensor:
+    """Return B as a matrix in float64 from a matrix or a diagonal; the identity if None."""
+    if base is None:
+        return torch.eye(len(targets), dtype=torch.float64, device=targets.device)
+    return (base if base.dim() == 2 else torch.diag_embed(base)).double()
 
 
 class BlockAction:

@@ -16,8 +16,8 @@ def directions(u: Tensor, vectors: Tensor) -> Tensor:
 
     .. math:: Q(Y) = V \rho^{1/2}\, e^Y \rho^{1/2}\, V^T, \qquad Y = \sum_p Y_p B_p
 
-    with B_p the orthonormal basis of the symmetric matrices. In these coordinates the measure dQ / |Q|^((D+1)/2) is
-    flat at Y = 0.
+    with B_p the orthonormal basis of the symmetric matrices. In them the invariant measure, dQ over the determinant of
+    Q to the power (D + 1) / 2, is flat at Y = 0.
 
     Args:
         u: log rho, ``n x D``.

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..numerics.gaussian_terms import log_det_and_square
 from ..numerics.symmetric import to_coordinates
 from ..order_parameters import ScalarChain
 from ..spectra.spectrum import Spectrum
-from .block_action import log_det_and_square
 from .matrix_minimum import covariance_curvature
 from .observed_entries import ObservedEntries
 from .outer_action import OuterAction

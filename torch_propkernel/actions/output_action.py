@@ -171,7 +171,7 @@ class OutputAction:
         heard = (self.projections @ mix) * k.sqrt() / (self.temperature[:, None, None] + k * scale.unsqueeze(-2))
         met = torch.einsum("nia,nib,nic->nabc", share, heard, heard)
         turned = mix.mT.unsqueeze(-3) @ along @ mix.unsqueeze(-3)
-        bent = 2.0 * (turned.unsqueeze(-2) @ met.unsqueeze(-4)).squeeze(-2)
+        bent = 2.0 * torch.einsum("npab,nabc->npac", turned, met)
         return (bent - (counted.mT @ share).unsqueeze(-3) * turned).flatten(-2) @ turned.flatten(-2).mT
 
     @property

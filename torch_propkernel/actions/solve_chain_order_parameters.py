@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .._validation import as_width, check_targets, positive_number
-from ..numerics.symmetric import from_coordinates, num_coordinates, symmetric_log, to_coordinates
+from ..numerics.first_derivatives import first_derivatives_only
+from ..numerics.gaussian_terms import log_det_and_square
+from ..numerics.symmetric import (
+    exponential_differences,
+    from_coordinates,
+    num_coordinates,
+    symmetric_log,
+    to_coordinates,
+)
 from ..order_parameters import LinearChain
-from .block_action import BlockMatrices, log_det_and_square
-from .local_minimum import lowest_minimum, quasi_newton, value_and_gradient
+from .block_action import BlockMatrices, DenseBlocks, base_matrix
+from .local_minimum import implicit_minimum, lowest_minimum, quasi_newton, value_and_gradient
 from .solution import Solution, SolveResult
 from .solve_order_parameters import solve_order_parameters
 
@@ -52,7 +62,7 @@ class ChainAction:
     def __init__(self, blocks: BlockMatrices, chain: LinearChain, base: Tensor, targets: Tensor, width: Tensor) -> None:
         """Store the problem."""
         self.blocks, self.chain, self.base, self.targets = blocks, chain, base, targets
-        self.finite = torch.isfinite(width)
+        self.widths, self.finite = width, torch.isfinite(width)
         self.width = torch.where(self.finite, width, 0.0)
         self._numbers = [num_coordinates(size) for size in chain.sizes]
 
@@ -76,12 +86,31 @@ class ChainAction:
         excess = [(E - X).diagonal().sum() - len(E) for E, X in zip(order_parameters, logs, strict=True)]
         return (self.width * torch.stack(excess)).sum() + self.data(order_parameters)
 
+    def log_evidence(self, coordinates: Tensor, value: Tensor, hessian: Tensor) -> Tensor:
+        """Return log p(y) by Laplace's method; NaN off a minimum, and where a layer has fewer than r_l units.
+
+        In X the invariant measure has the density prod_{a < b} sinh(d) / d, d half the difference of two eigenvalues.
+
+        Args:
+            coordinates: The minimum.
+            value: The action there.
+            hessian: Its second derivatives, the identity where the width is infinite.
+        """
+        number = self.by_coordinate(torch.where(self.finite, self.widths, 1.0))
+        value = value + len(self.targets) * math.log(2.0 * math.pi) + torch.logdet(hessian) - number.log().sum()
+        density = torch.zeros_like(value)
+        for log in self.logs(coordinates):
+            u = torch.linalg.eigvalsh(log)
+            middle = 0.5 * (u.unsqueeze(-1) + u.unsqueeze(-2))
+            density = density + (exponential_differences(u).log() - middle).tril(-1).sum()
+        narrow = (self.widths < self.widths.new_tensor(self.chain.sizes)).any()
+        return torch.where(narrow, torch.nan, density - 0.5 * value)
+
     def data(self, order_parameters: Sequence[Tensor]) -> Tensor:
         """Return log det A + y^T A^{-1} y at E_1, ..., E_L."""
         return log_det_and_square(self.base + self.blocks(self.chain(order_parameters)).to(self.base), self.targets)
 
 
-@torch.no_grad()
 def solve_chain_order_parameters(
     blocks: BlockMatrices,
     targets: Tensor,
@@ -90,6 +119,7 @@ def solve_chain_order_parameters(
     width: Sequence[float] | Tensor,
     temperature: float = 1.0,
     base: Tensor | None = None,
+    evidence: bool = False,
     throw: bool = True,
 ) -> Solution:
     r"""Minimize the effective action of stacked linear layers over blocks: one matrix order parameter for each layer.
@@ -102,6 +132,9 @@ def solve_chain_order_parameters(
     the multiples of it that solve the problem of one number for each layer, where a fixed-point step leads from there,
     and a point beside it. The lowest minimum is returned; nothing excludes a lower one.
 
+    Differentiable as :func:`solve_block_order_parameters`, in what the blocks, the targets, the base and the width are
+    made of. That and the evidence take one more gradient of the gradient for each unknown.
+
     Shapes: ``order_parameter`` is ``L x r x r`` with r the largest size, as :meth:`LinearChain.tensor` lays it out.
     Cost: 100 to 400 gradients, each a few Cholesky factorizations and a pass over the blocks; the number of unknowns is
     the sum of the r_l (r_l + 1) / 2, whose square is the memory and whose cube the time of a step.
@@ -113,6 +146,8 @@ def solve_chain_order_parameters(
         width: N_1, ..., N_L; ``math.inf`` allowed.
         temperature: T > 0.
         base: B, a matrix or a diagonal; the identity if None.
+        evidence: Compute ``log_evidence`` too, from the exact second derivatives in all E_l (THEORY.md, section 12);
+            NaN where a layer has fewer than r_l units, whose prior has no density.
         throw: Raise if the solve did not converge.
 
     Raises:
@@ -134,6 +169,47 @@ def solve_chain_order_parameters(
         >>> torch.allclose(found.order_parameter.flatten(), q, rtol=1e-6)   # two linear layers
         True
     """
+    with torch.no_grad():
+        held = DenseBlocks(blocks.matrices.detach()) if isinstance(blocks, DenseBlocks) else blocks
+        still = None if base is None else base.detach()
+        solution, logs, action = _minimize(held, targets.detach(), chain, width, temperature, still)
+    if throw:
+        solution.raise_if_failed()
+    live = ChainAction(
+        blocks,
+        chain,
+        temperature * base_matrix(base, targets),
+        targets.double(),
+        width.to(targets.device, torch.float64) if isinstance(width, Tensor) else action.widths,
+    )
+    free = action.by_coordinate(action.finite)
+    if not (evidence or (torch.is_grad_enabled() and live(logs).requires_grad)):
+        return solution
+    value, moved, hessian = implicit_minimum(live, logs, free)
+    if evidence:
+        log_evidence = action.log_evidence(logs, value.detach(), hessian)
+        solution = dataclasses.replace(solution, log_evidence=log_evidence)
+    if not (torch.is_grad_enabled() and value.requires_grad):
+        return solution
+    order_parameter = chain.tensor([torch.matrix_exp(log) for log in live.logs(moved)])
+    sizes = live.width.new_tensor(chain.sizes)
+    value = (value + (live.width * sizes).sum()) / (live.width[-1] if bool(live.finite[-1]) else 1.0)
+    return dataclasses.replace(
+        solution,
+        order_parameter=first_derivatives_only(order_parameter, "order_parameter"),
+        action=first_derivatives_only(value, "action"),
+    )
+
+
+def _minimize(
+    blocks: BlockMatrices,
+    targets: Tensor,
+    chain: LinearChain,
+    width: Sequence[float] | Tensor,
+    temperature: float,
+    base: Tensor | None,
+) -> tuple[Solution, Tensor, ChainAction]:
+    """Return the solution, the coordinates of its logarithms, and the action."""
     units = [torch.eye(size, dtype=torch.float64, device=targets.device) for size in chain.sizes]
     whole = blocks(chain(units)).double()
     check_targets(targets, len(whole), "targets")
@@ -143,12 +219,9 @@ def solve_chain_order_parameters(
     if widths.shape != (chain.depth,):
         raise ValueError(f"width: expected {chain.depth} numbers, one for each layer, got shape {tuple(widths.shape)}")
     temperature, y = positive_number("temperature", temperature), targets.double()
-    still = torch.eye(len(whole), dtype=torch.float64, device=targets.device)
-    if base is not None:
-        still = (base if base.dim() == 2 else torch.diag_embed(base)).double()
     scalar = solve_order_parameters(whole, y, width=widths, temperature=temperature, base=base, throw=False)
     multiples = torch.nan_to_num(scalar.order_parameter, nan=1.0)
-    action = ChainAction(blocks, chain, temperature * still, y, widths)
+    action = ChainAction(blocks, chain, temperature * base_matrix(base, y), y, widths)
     total = y.new_tensor(len(y)) + action.width.sum()
     curvature = action.by_coordinate(torch.where(action.finite, widths, 1.0))
     free = action.by_coordinate(action.finite)
@@ -171,7 +244,7 @@ def solve_chain_order_parameters(
     value = best.value + (action.width * sizes).sum()
     order_parameter = chain.tensor([torch.matrix_exp(log) for log in action.logs(best.logs)])
     solution = Solution(order_parameter, value / (widths[-1] if bool(finite[-1]) else 1.0), result, stats=stats)
-    return solution.raise_if_failed() if throw else solution
+    return solution, best.logs, action
 
 
 def _starts(action: ChainAction, multiples: Tensor) -> list[Tensor]:

@@ -7,6 +7,7 @@ from .observed_outputs_conditioned import ObservedOutputsConditioned
 from .outputs import OutputsProblem
 from .outputs_conditioned import OutputsConditioned
 from .problem import KernelNode, Problem, ScalarProblem
+from .problem_of import problem_of
 from .units import Normalization, Units
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "ScalarProblem",
     "SpectralConditioned",
     "Units",
+    "problem_of",
 ]

@@ -70,7 +70,17 @@ class BlocksProblem(Problem):
     @torch.no_grad()
     def of_blocks(cls, model: Any) -> BlocksProblem:
         """Take a deep copy of a model apart."""
-        problem = cls.frozen(model, needs_order_parameters=False)
+        problem = cls._of_problem(cls.frozen(model, needs_order_parameters=False))
+        problem._own_model.requires_grad_(False)
+        return problem
+
+    @classmethod
+    def live(cls, model: Any) -> BlocksProblem:
+        """Take a model apart as it is, differentiable in its parameters."""
+        return cls._of_problem(cls.of(model, needs_order_parameters=False))
+
+    @classmethod
+    def _of_problem(cls, problem: Problem) -> BlocksProblem:
         if not isinstance(problem, BlocksProblem):
             raise TypeError(f"model: expected an ExactGP-like model or a BlocksProblem, got {type(problem).__name__}")
         kernel = find_block_kernel(problem.model)
@@ -82,7 +92,6 @@ class BlocksProblem(Problem):
                 f"model: expected no batch dimensions for several blocks, got targets {tuple(problem.targets.shape)} "
                 f"and order parameters {tuple(kernel.raw_order_parameter.shape)}"
             )
-        problem.model.requires_grad_(False)
         problem.block_kernel = kernel
         problem._own_model = problem.model
         problem.model = problem._at(problem.at_scale(1.0))
@@ -93,6 +102,20 @@ class BlocksProblem(Problem):
         raw = self.block_kernel.raw_order_parameter
         unit = torch.diag_embed(torch.ones_like(raw[..., 0]))
         return torch.cat([unit[:1] * scale, unit[1:]])
+
+    @property
+    def solved_kernel(self) -> BlockRenormalizedKernel:
+        """The block kernel."""
+        return self.block_kernel
+
+    @property
+    def whole_model(self) -> Any:
+        """The view of the model with the block kernel in its place."""
+        return self._own_model
+
+    def set_order_parameter(self, value: Tensor) -> None:
+        """Write E, ``1 x r x r``, into the kernel."""
+        self.block_kernel.initialize(order_parameter=value)
 
     def _in_double(self) -> BlocksProblem:
         """Return a copy whose covariances are in double precision."""
@@ -142,12 +165,12 @@ class BlocksProblem(Problem):
     def training_blocks(self) -> tuple[BlockMatrices, Tensor]:
         """Return the map from E to the moving part of the training points' covariance, and noise plus fixed terms.
 
-        In double precision, whatever the model's.
+        In double precision, whatever the model's; with a graph they are the model's own, converted.
 
         Raises:
             ValueError: The covariance is not affine in the block kernel.
         """
-        if self.inputs.dtype != torch.float64:
+        if self.inputs.dtype != torch.float64 and not torch.is_grad_enabled():
             return self._in_double().training_blocks()
         unit = self.unit_covariance
         fixed = torch.zeros_like(unit)
@@ -159,8 +182,8 @@ class BlocksProblem(Problem):
         free = available_memory(unit.device)
         blocks: BlockMatrices = _Streamed(self, fixed)
         if needed <= _DENSE and (free is None or needed <= 0.5 * free):
-            blocks = DenseBlocks(torch.stack([blocks(matrix) for matrix in symmetric_basis(size, unit)]))
-        return blocks, fixed + self.noise_covariance(unit)
+            blocks = DenseBlocks(torch.stack([blocks(matrix) for matrix in symmetric_basis(size, unit)]).double())
+        return blocks, (fixed + self.noise_covariance(unit)).double()
 
 
 class _Streamed:

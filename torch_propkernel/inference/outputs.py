@@ -78,8 +78,13 @@ class OutputsProblem(Problem):
     @torch.no_grad()
     def of_outputs(cls, model: Any) -> OutputsProblem:
         """Take a deep copy of a model apart."""
+        return cls.live(copy.deepcopy(model))
+
+    @classmethod
+    def live(cls, model: Any) -> OutputsProblem:
+        """Take a model apart as it is, differentiable in its parameters."""
         training = model.training
-        model = evaluation_view(copy.deepcopy(model))
+        model = evaluation_view(model)
         kernel = getattr(model, "covar_module", None)
         if not isinstance(kernel, MultitaskRenormalizedKernel):
             got = type(kernel).__name__
@@ -106,6 +111,20 @@ class OutputsProblem(Problem):
         problem.noise_scale, problem.output_noise = scale.double(), None if alike else (noise / scale).double()
         problem.mean_module, problem.outputs, problem.output_chain = model.mean_module, kernel, kernel.chain
         return problem
+
+    @property
+    def solved_kernel(self) -> MultitaskRenormalizedKernel:
+        """The multitask kernel."""
+        return self.outputs
+
+    @property
+    def whole_model(self) -> Any:
+        """The multitask kernel, which is the whole covariance."""
+        return self.outputs
+
+    def set_order_parameter(self, value: Tensor) -> None:
+        """Write E_1, ..., E_L, ``L x D x D``, into the kernel."""
+        self.outputs.initialize(order_parameter=value)
 
     @property
     def num_outputs(self) -> int:

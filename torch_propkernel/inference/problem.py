@@ -235,6 +235,16 @@ class Problem:
         return self._network()[0]
 
     @property
+    def solved_kernel(self) -> Kernel:
+        """The kernel whose order parameters are solved for, where it stands in :attr:`whole_model`."""
+        return self.network
+
+    @property
+    def whole_model(self) -> Any:
+        """The view of the model with that kernel in its place."""
+        return self.model
+
+    @property
     def layers(self) -> ScalarChain:
         """The order parameters as one object.
 
@@ -242,6 +252,10 @@ class Problem:
             ValueError: There is no renormalized kernel.
         """
         return self._network()[1]
+
+    def set_order_parameter(self, value: Tensor) -> None:
+        """Write order parameters ``*b x L`` into the kernel: the model's own, of which a live problem is a view."""
+        self.network.initialize(order_parameter=value.unsqueeze(-2))
 
     @property
     def num_data(self) -> int:
@@ -560,19 +574,23 @@ def check_affine(problem: Problem) -> None:
 
 def warn_if_not_identifiable(problem: Problem, stacklevel: int = 4) -> None:
     """Warn where an overall scale trains beside the order parameters."""
-    kernel, free = problem.network, []
-    if kernel.raw_readout_variance.requires_grad:
-        free.append("the kernel's readout variance")
-    for module in problem.model.modules():
+    model, kernel, free = problem.whole_model, problem.solved_kernel, []
+    for module in kernel.modules():
+        readout = getattr(module, "raw_readout_variance", None)
+        if readout is not None and readout.requires_grad:
+            free.append("the kernel's readout variance")
+        if isinstance(module, ScaleKernel) and module.raw_outputscale.requires_grad:
+            free.append("an outputscale inside the kernel")
+    for module in model.modules():
         if isinstance(module, ScaleKernel) and module.raw_outputscale.requires_grad:
             inside = any(m is kernel for m in module.modules())
             if inside:
                 free.append("an outputscale around the kernel")
     if free:
         warnings.warn(
-            f"{' and '.join(free)} trains beside the order parameters, but only the product of both enters the data: "
-            "trained together without a prior on the scale, q sits at one and the model is an infinitely wide network "
-            "with a free scale. Fix it with requires_grad_(False) to read q as a prediction.",
+            f"{' and '.join(dict.fromkeys(free))} trains beside the order parameters, but only the product of both "
+            "enters the data: trained together without a prior on the scale, q sits at one and the model is an "
+            "infinitely wide network with a free scale. Fix it with requires_grad_(False) to read q as a prediction.",
             IdentifiabilityWarning,
             stacklevel=stacklevel,
         )

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from .._validation import check_targets, present
-from ..inference import BlocksProblem, ErrorEstimate, OutputsProblem, Problem, Units
-from ..inference.blocks import find_block_kernel
-from ..inference.outputs import has_outputs
+from ..inference import ErrorEstimate, OutputsProblem, Problem, Units, problem_of
 from ..networks.sample_posterior import MonteCarloEstimate, SampledPosterior, sample_posterior
 from ..theories import (
     CorrectedSaddle,
@@ -166,7 +164,7 @@ def compare_with_network(
         >>> abs(comparison.error("saddle", "order_parameter")) < 0.05
         True
     """
-    problem = _problem(model)
+    problem = problem_of(model)
     several = isinstance(problem, OutputsProblem)
     network = network_from_model(getattr(model, "covar_module", model), input_dim=problem.inputs.shape[-1])
     if problem.temperature is None or problem.temperature.numel() != 1:
@@ -207,13 +205,6 @@ def compare_with_network(
         own["order_parameter"] = present(sampled.order_parameter_matrix, "order_parameter_matrix")[a, a]
         outputs.append(NetworkComparison(own, {name: _predicted(*both, output=a) for name, both in errors.items()}))
     return NetworkComparison(measured, predicted, skipped, sampled, fitted, tuple(outputs))
-
-
-def _problem(model: Any) -> Problem:
-    """Return the frozen problem of a model, by its kind of kernel."""
-    if has_outputs(model):
-        return OutputsProblem.of_outputs(model)
-    return Problem.frozen(model) if find_block_kernel(model) is None else BlocksProblem.of_blocks(model)
 
 
 def _predicted(error: ErrorEstimate, theory: FittedTheory, output: int | None = None) -> dict[str, float]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..actions.solution import Solution
 from ..actions.solve_order_parameters import solve_order_parameters
-from ..inference import Problem
+from ..inference import BlocksProblem, OutputsProblem, Problem
 from ..inference.last_layer import last_layer
 from .assessment import Reliability, assess_reliability
 from .unit_response import unit_response
@@ -36,6 +36,8 @@ def assess(problem: Problem, solution: Solution) -> Reliability:
         >>> assess(problem, solve_problem(problem)).reliable is None   # three rows say nothing
         True
     """
+    if isinstance(problem, (OutputsProblem, BlocksProblem)):
+        return _without_score(problem, solution)
     kernel, inputs = problem.network, problem.inputs
     score, missing = None, "the solve did not converge"
     if inputs.shape[-2] < MIN_ROWS:
@@ -47,9 +49,27 @@ def assess(problem: Problem, solution: Solution) -> Reliability:
             missing = str(error)
     if kernel.active_dims is not None:
         inputs = inputs.index_select(-1, kernel.active_dims)
-    scaled = kernel.scaled_inputs(inputs)
-    scaled = (scaled / scaled.abs().amax().clamp_min(1e-30)).float()  # a ratio to a few digits, at half the cost
+    scaled = _rounded(kernel.scaled_inputs(inputs))
     return assess_reliability(score, scaled, problem.layers.width, solution.order_parameter, missing)
+
+
+def _rounded(inputs: Tensor) -> Tensor:
+    """Return inputs for a ratio to a few digits, at half the cost."""
+    return (inputs / inputs.abs().amax().clamp_min(1e-30)).float()
+
+
+def _without_score(problem: OutputsProblem | BlocksProblem, solution: Solution) -> Reliability:
+    """Return what is known of matrices: directions of the inputs, P/N, and how far E is from the identity."""
+    kernel, inputs = problem.solved_kernel, problem.inputs
+    if kernel.active_dims is not None:
+        inputs = inputs.index_select(-1, kernel.active_dims)
+    if isinstance(problem, OutputsProblem):
+        inputs = problem.outputs.data_covar_module.scaled_inputs(inputs)
+        what = "a hidden unit answers all outputs at once, which was measured for one output only"
+    else:
+        what = "a hidden unit reads all blocks at once, which was measured for fully connected networks only"
+    eigenvalues = torch.linalg.eigvalsh(solution.order_parameter)
+    return assess_reliability(None, _rounded(inputs), kernel.width, eigenvalues, what)
 
 
 @torch.no_grad()

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
+import torch
 from gpytorch import constraints, kernels, likelihoods, means, priors
 from gpytorch.likelihoods.noise_models import HomoskedasticNoise
 
 from .. import activations, mixing, models
 from .. import kernels as own_kernels
 from ..inference import Normalization
+from ..kernels.block_renormalized_kernel import _Factor
 from ..kernels.compositions import COMPOSITIONS
+from ..kernels.convolutional_nngp_kernel import _Blocks, _ChainBlocks
 from ..kernels.multitask_renormalized_kernel import _DataKernel
+from ..kernels.patches import sizes_of
 from ..likelihoods import FiniteWidthLikelihood, StudentTProcessLikelihood
-from ..order_parameters import OrderParameterPrior, WishartOrderParameterPrior
+from ..order_parameters import LinearChain, OrderParameterPrior, WishartOrderParameterPrior
 from ..theories import THEORIES
 from .registry import Entry, register
 
@@ -129,6 +134,31 @@ def _multitask(kernel: Any) -> dict[str, Any]:
     return {"activation": data.activation, "width": kernel.width.squeeze(-2), **_kernel(kernel)}
 
 
+def _convolutional(kernel: Any) -> dict[str, Any]:
+    return {**sizes_of(kernel.stack), "readout": kernel.readout, **_network(kernel)}
+
+
+def _convolutional_renormalized(kernel: Any) -> dict[str, Any]:
+    blocks, width = kernel.blocks, kernel.width.squeeze(-2)
+    if any(math.isfinite(number) for number in kernel.lower_width):
+        width = torch.cat([width.new_tensor(kernel.lower_width), width])
+    own = {"activation": blocks.activation, "width": width, **_kernel(kernel)}
+    return {**sizes_of(blocks.stack), "readout": blocks.readout, **own}
+
+
+def _of_blocks(kernel: Any) -> dict[str, Any]:
+    given, factor = kernel._prior_mean is not None, kernel.factor
+    mean = torch.eye(kernel.blocks.num_blocks) if factor is None else factor @ factor.mT
+    own = {"prior_mean": mean if given else None, "chain": kernel.chain if kernel.chain.maps else None}
+    return {"width": kernel.width.squeeze(-2), **own, **_kernel(kernel)}
+
+
+def _table(kernel: Any) -> dict[str, Any]:
+    size = kernel.num_blocks
+    rows = [[kernel._modules[f"kernel_{a}_{b}"] if a <= b else None for b in range(size)] for a in range(size)]
+    return {"kernels": rows, "active_dims": kernel.active_dims}
+
+
 _NETWORK = {name: name for name in ("weight_variance_prior", "readout_variance_prior", "bias_ratio_prior", "ard_prior")}
 register(
     Entry(own_kernels.NNGPKernel, ("activation",), computed=_nngp, priors=_NETWORK),
@@ -148,6 +178,25 @@ register(
         priors={"order_parameter_prior": None},
         children=("data_covar_module",),
     ),
+    Entry(own_kernels.ConvolutionalNNGPKernel, ("activation",), computed=_convolutional, priors=_NETWORK),
+    Entry(_Blocks, ("activation",), computed=_convolutional, priors=_NETWORK),
+    Entry(_ChainBlocks, ("activation",), computed=_convolutional, priors=_NETWORK),
+    Entry(
+        own_kernels.ConvolutionalRenormalizedKernel,
+        computed=_convolutional_renormalized,
+        priors={"order_parameter_prior": None},
+        children=("blocks",),
+    ),
+    Entry(_Factor, ("value",)),
+    Entry(LinearChain, ("maps",), computed=lambda chain: {"size": chain.sizes[-1]}),
+    Entry(
+        own_kernels.BlockRenormalizedKernel,
+        ("blocks",),
+        computed=_of_blocks,
+        priors={"order_parameter_prior": None},
+        children=("_prior_mean",),
+    ),
+    Entry(own_kernels.KernelBlocks, computed=_table, held=lambda kernel: kernel._modules),
 )
 
 

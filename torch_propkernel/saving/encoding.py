@@ -123,6 +123,7 @@ class Encoder:
             record["buffers"][name] = self.value(buffer, f"{path}.{name}")
         known = {*priors, *constraints, *entry.children, entry.positional, "distance_module"}
         known |= {"_transform", "_inv_transform"} if isinstance(module, Interval) else set(arguments)
+        known |= set(() if entry.held is None else entry.held(module))
         for name, child in module._modules.items():
             if child is not None and name not in known:
                 raise SavedModelError(f"{path}.{name}: expected no further submodule, got {type(child).__name__}")

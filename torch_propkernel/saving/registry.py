@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ class Entry:
         positional: Attribute that holds the constructor's positional arguments.
         priors: Registered name of each prior, and the argument that takes it; None if other arguments imply the prior.
         children: Submodules that are set after construction.
+        held: Names of the submodules that an argument of another name holds, from the object.
         values: Plain attributes that are set after construction.
         has_data: Whether it is a model with training data, which is stored beside it.
         renamed: Arguments of earlier versions, and what they are called now.
@@ -36,6 +37,7 @@ class Entry:
     positional: str | None = None
     priors: Mapping[str, str | None] = field(default_factory=dict)
     children: tuple[str, ...] = ()
+    held: Callable[[Any], Iterable[str]] | None = None
     values: tuple[str, ...] = ()
     has_data: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)

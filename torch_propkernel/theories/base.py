@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from .._validation import check_targets
-from ..inference import Conditioned, ErrorEstimate, Problem
-from ..inference.blocks import BlocksProblem, find_block_kernel
+from ..inference import BlocksProblem, Conditioned, ErrorEstimate, OutputsProblem, Problem, problem_of
 from ..inference.conditioned import check_chunk_size, expected_errors
-from ..inference.outputs import OutputsProblem, has_outputs
 from ..kernels import RenormalizedNNGPKernel
 from ..reliability import Reliability
 
@@ -88,15 +86,12 @@ class Theory(ABC):
         self._check(self._problem(model))
 
     def _problem(self, model: Any) -> Problem:
-        if not isinstance(model, Problem) and has_outputs(model):
-            model = OutputsProblem.of_outputs(model)
-        if isinstance(model, OutputsProblem) and not self.has_outputs:
-            raise ValueError(f"model: {self!r} expected one output, got {model.num_outputs}")
-        if find_block_kernel(model.model if isinstance(model, Problem) else model) is not None:
-            model = BlocksProblem.of_blocks(model)
-        if isinstance(model, BlocksProblem) and not self.has_blocks:
+        problem = problem_of(model, needs_order_parameters=self.needs_order_parameters)
+        if isinstance(problem, OutputsProblem) and not self.has_outputs:
+            raise ValueError(f"model: {self!r} expected one output, got {problem.num_outputs}")
+        if isinstance(problem, BlocksProblem) and not self.has_blocks:
             raise ValueError(f"model: {self!r} expected a RenormalizedNNGPKernel, got a BlockRenormalizedKernel")
-        return Problem.frozen(model, needs_order_parameters=self.needs_order_parameters)
+        return problem
 
     def _check(self, problem: Problem) -> None:  # noqa: B027  (most theories apply to every network)
         """Raise if the theory does not apply to a frozen problem, without a matrix of the training points."""

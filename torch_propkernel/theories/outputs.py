@@ -147,7 +147,13 @@ def chunk_of_classes(chunk_size: int, number: int) -> int:
 
 
 def fit_at(
-    theory: Any, problem: OutputsProblem, order_parameter: Tensor, message: str, stats: dict[str, Any]
+    theory: Any,
+    problem: OutputsProblem,
+    order_parameter: Tensor,
+    message: str,
+    stats: dict[str, Any],
+    log_evidence: Tensor | None = None,
+    kind: type[FittedOutputs] = FittedOutputs,
 ) -> FittedOutputs:
     """Return a theory's fit at order parameters ``L x D x D`` that commute."""
     covariance = order_parameter[0]
@@ -156,4 +162,4 @@ def fit_at(
     covariance = 0.5 * (covariance + covariance.mT)
     values = {"E": order_parameter, "Q": covariance}
     conditioned = problem.rotated(covariance)
-    return FittedOutputs(theory, problem, conditioned, values, order_parameter[-1], message, stats)
+    return kind(theory, problem, conditioned, values, order_parameter[-1], message, stats, log_evidence)

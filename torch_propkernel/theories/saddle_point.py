@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from torch import Tensor
+
 from ..actions.evidence import laplace_evidence
-from ..actions.solve_block_order_parameters import solve_block_order_parameters
-from ..actions.solve_chain_order_parameters import solve_chain_order_parameters
-from ..actions.solve_matrix_order_parameters import solve_matrix_order_parameters
+from ..actions.solution import Solution
 from ..inference import BlocksProblem, OutputsProblem, Problem
 from ..reliability import Reliability
 from ..reliability.score import assess
 from .base import FittedTheory, Theory
-from .outputs import fit_at
+from .outputs import FittedOutputs, fit_at
 from .solve import solve_problem
+from .solve_matrices import solve_blocks, solve_outputs
 
 
 class SaddlePoint(Theory):
@@ -29,8 +30,11 @@ class SaddlePoint(Theory):
     read.
 
     A kernel with matrices (:class:`MultitaskRenormalizedKernel`, :class:`BlockRenormalizedKernel`) has them in
-    ``order_parameters["E"]``, their product or the covariance of the blocks in ``["Q"]``, and neither evidence nor
-    reliability. Of blocks, ``readout_norm`` is tr E / r, the posterior mean of the mean squared readout weight.
+    ``order_parameters["E"]``, their product or the covariance of the blocks in ``["Q"]``. Of blocks, ``readout_norm``
+    is tr E / r, the posterior mean of the mean squared readout weight. ``log_evidence`` is Laplace's in the matrices;
+    None where a layer has fewer units than outputs or blocks, where the minimum is degenerate, and of blocks that do
+    not fit into memory, since it takes a pass over them for each entry of the matrices. The score of the reliability
+    is that of one output's units: of matrices ``reliability`` has only what is known of data and widths.
 
     Raises:
         ConvergenceError: The solve did not converge.
@@ -76,27 +80,25 @@ class SaddlePoint(Theory):
         )
 
     def _fit_outputs(self, problem: OutputsProblem) -> FittedTheory:
-        columns = problem.unit_covariance, problem.residuals().mT
-        found = solve_matrix_order_parameters(
-            *((problem.joint_spectrum, None) if problem.is_complete else columns),
-            width=problem.output_chain.width,
-            temperature=problem.noise_scale,
-            output_noise=problem.output_noise,
-        )
-        stats = found.stats | {"solution": found}
-        return fit_at(self, problem, found.order_parameter.to(problem.targets), found.message, stats)
+        found = solve_outputs(problem, evidence=True).raise_if_failed()
+        stats, order_parameter = found.stats | {"solution": found}, found.order_parameter.to(problem.targets)
+        evidence = _evidence(found)
+        return fit_at(self, problem, order_parameter, found.message, stats, evidence, FittedSaddleOutputs)
 
     def _fit_blocks(self, problem: BlocksProblem) -> FittedTheory:
-        blocks, base = problem.training_blocks()
-        width, chain, y = problem.block_kernel.width.flatten().double(), problem.block_kernel.chain, problem.residuals()
-        if chain.depth == 1:
-            found = solve_block_order_parameters(blocks, y, width=width, temperature=1.0, base=base)
-        else:
-            found = solve_chain_order_parameters(blocks, y, chain, width=width, base=base)
+        found = solve_blocks(problem, evidence=True).raise_if_failed()
         order_parameter = found.order_parameter.to(problem.targets)
-        values, norm = problem.values(order_parameter), chain.matrices(order_parameter)[-1].diagonal().mean()
-        conditioned = problem.conditioned(order_parameter)
-        return FittedTheory(self, problem, conditioned, values, norm, found.message, found.stats | {"solution": found})
+        chain, values = problem.block_kernel.chain, problem.values(order_parameter)
+        norm = chain.matrices(order_parameter)[-1].diagonal().mean()
+        conditioned, stats = problem.conditioned(order_parameter), found.stats | {"solution": found}
+        evidence = _evidence(found)
+        return FittedSaddlePoint(self, problem, conditioned, values, norm, found.message, stats, evidence)
+
+
+def _evidence(solution: Solution) -> Tensor | None:
+    """Return log p(y) of one problem; None where it was not computed or does not exist."""
+    evidence = solution.log_evidence
+    return None if evidence is None or bool(evidence.isnan().any()) else evidence
 
 
 class FittedSaddlePoint(FittedTheory):
@@ -104,5 +106,9 @@ class FittedSaddlePoint(FittedTheory):
 
     @cached_property
     def reliability(self) -> Reliability | None:
-        """How far the prediction may be off, from the training data alone."""
+        """How far the prediction may be off, from the training data alone; of matrices only what is known of them."""
         return assess(self.problem, self.stats["solution"])
+
+
+class FittedSaddleOutputs(FittedSaddlePoint, FittedOutputs):
+    """The saddle point of several outputs."""

@@ -29,12 +29,13 @@ class Sampled(Theory):
     No theory but the thing that theories describe, within Monte Carlo errors. Chains cool from the prior to T in steps
     (:class:`~torch_propkernel.networks.Annealing`), which gathers the evidence; then they go on at T, and
     ``num_draws`` states of each are kept. The readout is integrated out, in sampling and in predictions. Any depth and
-    activation; the covariance must be one fully connected network's (a RenormalizedNNGPKernel, possibly in
-    ScaleKernels; a ConstantKernel that is added is a bias of the readout, integrated out with it), whose order
-    parameters and composition play no part; any mean. A model with a :class:`MultitaskRenormalizedKernel` is a network
-    with several outputs (:class:`FittedOutputs`).
+    activation; the covariance must be one network's (a RenormalizedNNGPKernel or a ConvolutionalRenormalizedKernel,
+    possibly in ScaleKernels; a ConstantKernel that is added is a bias of the readout, integrated out with it), whose
+    order parameters and composition play no part; any mean. A model with a :class:`MultitaskRenormalizedKernel` is a
+    network with several outputs (:class:`FittedOutputs`). Of other blocks no network is known.
 
-    ``order_parameters["q"]`` is the posterior mean of ``lambda_L |v|^2 / N_L``. ``log_evidence`` is log p(y | T), with
+    ``order_parameters["q"]`` is the posterior mean of ``lambda_L |v|^2 / N_L``, of a convolution with a dense readout
+    of ``lambda_1 |v|^2 / (N B)``. ``log_evidence`` is log p(y | T), with
     ``stats["log_evidence_error"]``; on average it is too low, most so where chains do not follow. ``stats`` has the
     largest R-hat (``"r_hat"``; of the log likelihood, q and the training error), ``"monte_carlo_error"``, the standard
     error of the predicted means as a share of the predicted spread, ``"acceptance"``, ``"gradients"``, ``"draws"``.
@@ -73,6 +74,7 @@ class Sampled(Theory):
 
     name = "sampled"
     has_outputs = True
+    has_blocks = True
 
     def __init__(
         self,

@@ -118,7 +118,7 @@ def network_of(problem: Problem) -> FeatureNetwork:
         return network_from_model(problem.outputs, input_dim=problem.inputs.shape[-1]).double()
     if problem.targets.dim() != 1 or problem.inputs.dim() != 2:
         raise ValueError(f"model: expected no batch dimensions, got targets of shape {tuple(problem.targets.shape)}")
-    covariance = getattr(problem.model, "covar_module", None)
+    covariance = getattr(problem.whole_model, "covar_module", None)
     return network_from_model(covariance, input_dim=problem.inputs.shape[-1]).double()
 
 

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..actions.local_minimum import lowest_minimum, minimize
+from ..actions.local_minimum import LocalMinimum, implicit_minimum, lowest_minimum, minimize
 from ..actions.solution import Solution, SolveResult
 from ..actions.solve_order_parameters import solve_order_parameters
 from ..exceptions import PrecisionWarning, ReliabilityWarning
-from ..inference import Problem
+from ..inference import BlocksProblem, OutputsProblem, Problem, problem_of
 from ..inference.last_layer import has_known_units
 from ..inference.problem import warn_if_not_identifiable
 from ..numerics.first_derivatives import first_derivatives_only
+from ..numerics.gaussian_terms import log_det_and_square
 from ..reliability import Reliability
 from ..reliability.score import assess
+from .solve_matrices import solve_blocks, solve_outputs
 
 UNRELIABLE = (
     "the saddle point is likely to be off by more than 5 % here; solution.reliability has the score and what was "
@@ -31,6 +33,11 @@ NO_SCORE = (
     "there is no score of the saddle point's reliability for a covariance that is more than one network's (its kernel, "
     "ScaleKernels around it, ConstantKernels added to it): the prediction may be off by 30 % without a sign. Compare "
     "with a free scale and on held-out rows"
+)
+
+NO_SCORE_OF_MATRICES = (
+    "there is no score of the reliability of matrix order parameters: the prediction may be off without a sign. "
+    "Compare with a free scale and on held-out rows, or with theory='sampled'"
 )
 
 COARSE = (
@@ -54,7 +61,7 @@ class ModelSolution(Solution):
 def fit_order_parameters(
     model: Any, *, throw: bool = True, differentiable: bool = False, warn: bool = True
 ) -> ModelSolution:
-    r"""Solve the order parameters of a model's renormalized kernel from its training data, and write them into it.
+    r"""Solve the order parameters of a model's kernel from its training data, and write them into it.
 
     The effective action is minimized at fixed hyperparameters: S(q) of THEORY.md, eq. (2), with
     :math:`A = T 1 + \text{(fixed terms)} + K_R(q)`, T the likelihood's noise. One hidden layer and the outer
@@ -67,6 +74,11 @@ def fit_order_parameters(
     again on them to re-solve. BoTorch models standardize their targets by default; q and T are then in standardized
     units.
 
+    Or the model has a :class:`BlockRenormalizedKernel`, in the same places, or a :class:`MultitaskRenormalizedKernel`
+    as its ``covar_module``: the matrices E are solved (:func:`solve_block_order_parameters`,
+    :func:`solve_matrix_order_parameters`; several starts, "local minimum") and written. There is no score of their
+    reliability, which is warned of.
+
     Cost: one kernel evaluation and about 7 Cholesky factorizations for the one-dimensional problems. For the others,
     Newton's method from four starts took 1000 to 1800 of them for two layers and 400 to 1125 points.
 
@@ -75,8 +87,8 @@ def fit_order_parameters(
         throw: Raise if the solve did not converge.
         differentiable: Give the returned order parameters implicit gradients with respect to the hyperparameters (and
             training inputs that require them). Needs memory for the kernel's graph.
-        warn: Warn where the prediction is likely to be off by more than 5 %, where a free scale hides q, and where
-            single precision is too coarse for the temperature.
+        warn: Warn where the prediction is likely to be off by more than 5 % or where that is not known, where a free
+            scale hides the order parameters, and where single precision is too coarse for the temperature.
 
     Returns:
         The solution; ``reliability`` holds the score of the reliability and what it means.
@@ -85,7 +97,7 @@ def fit_order_parameters(
         TypeError, ValueError: Not a suitable model, NaN in the data, mixed dtypes or devices, zero or two such kernels.
         ConvergenceError: Not converged, with ``throw=True``; the kernel is left unchanged.
 
-    Reference: Pacelli et al. (2023), arXiv:2209.04882, results (i) and (ii); THEORY.md, sections 1 and 4.
+    Reference: Pacelli et al. (2023), arXiv:2209.04882, results (i) and (ii); THEORY.md, sections 1, 4, 11 and 12.
 
     Example:
         >>> import gpytorch, torch
@@ -98,7 +110,8 @@ def fit_order_parameters(
         >>> solution.result.name, bool((model.covar_module.order_parameter > 1.2).all())
         ('global_minimum', True)
     """
-    problem = Problem.of(model)
+    with torch.set_grad_enabled(differentiable):
+        problem = problem_of(model, frozen=False)
     solution = fit_problem(problem, throw=throw, differentiable=differentiable, warn=warn, stacklevel=4)
     drop_cached_predictions(model)
     return solution
@@ -126,21 +139,39 @@ def fit_problem(
     if throw:
         solution.raise_if_failed()
     if solution.result.successful:
-        # The parameter is the model's own: its views share it.
-        problem.network.initialize(order_parameter=solution.order_parameter.detach().unsqueeze(-2))
-    if warn and problem.network.is_scalar and problem.targets.dtype != torch.float64:
-        rounding = torch.finfo(problem.targets.dtype).eps * problem.spectrum().eigenvalues[..., -1]
-        if bool((rounding > _COARSE * problem.scalar().temperature).any()):
-            warnings.warn(PrecisionWarning(COARSE), stacklevel=stacklevel)
+        problem.set_order_parameter(solution.order_parameter.detach())
+    if warn and _is_coarse(problem):
+        warnings.warn(PrecisionWarning(COARSE), stacklevel=stacklevel)
     if warn and solution.reliability.reliable is False:
         warnings.warn(ReliabilityWarning(UNRELIABLE), stacklevel=stacklevel)
-    if warn and solution.reliability.reliable is None and not has_known_units(problem):
-        warnings.warn(ReliabilityWarning(NO_SCORE), stacklevel=stacklevel)
+    if warn and solution.reliability.reliable is None:
+        if isinstance(problem, (OutputsProblem, BlocksProblem)):
+            warnings.warn(ReliabilityWarning(NO_SCORE_OF_MATRICES), stacklevel=stacklevel)
+        elif not has_known_units(problem):
+            warnings.warn(ReliabilityWarning(NO_SCORE), stacklevel=stacklevel)
     return solution
+
+
+def _is_coarse(problem: Problem) -> bool:
+    """Whether the rounding of a kernel matrix in single precision is not small against the temperature."""
+    if problem.targets.dtype == torch.float64 or isinstance(problem, BlocksProblem):  # these compute in double
+        return False
+    if isinstance(problem, OutputsProblem):
+        largest = torch.linalg.eigvalsh(problem.unit_covariance.detach())[..., -1]
+        temperature = torch.linalg.eigvalsh(problem.noise_covariance_of_a_point.detach())[..., 0]
+    elif problem.network.is_scalar:
+        largest, temperature = problem.spectrum().eigenvalues[..., -1], problem.scalar().temperature
+    else:
+        return False
+    return bool((torch.finfo(problem.targets.dtype).eps * largest > _COARSE * temperature).any())
 
 
 def solve_problem(problem: Problem) -> Solution:
     """Solve at the present hyperparameters and leave the kernel as it is."""
+    if isinstance(problem, OutputsProblem):
+        return solve_outputs(problem)
+    if isinstance(problem, BlocksProblem):
+        return solve_blocks(problem)
     if not problem.network.is_scalar:
         return _solve_local(problem)
     scalar, width = problem.scalar(), problem.layers.width
@@ -168,11 +199,8 @@ def _solve_local(problem: Problem) -> Solution:
         """N_L S as a function of log q; infinite where the covariance is not positive definite."""
         order_parameter = torch.exp(logs).to(kernel.raw_order_parameter.dtype)
         covariance = problem.covariance(order_parameter).to(torch.float64)
-        factor, info = torch.linalg.cholesky_ex(covariance + problem.noise_covariance(covariance).to(torch.float64))
-        half = torch.linalg.solve_triangular(factor, residuals.unsqueeze(-1), upper=False)
-        data = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + half.square().sum((-2, -1))
-        value = (counted * (torch.exp(logs) - logs)).sum(-1) + data
-        return torch.where(info > 0, torch.inf, value)
+        noisy = covariance + problem.noise_covariance(covariance).to(torch.float64)
+        return (counted * (torch.exp(logs) - logs)).sum(-1) + log_det_and_square(noisy, residuals)
 
     with torch.no_grad():
         residuals = problem.residuals().to(torch.float64)
@@ -186,21 +214,15 @@ def _solve_local(problem: Problem) -> Solution:
         zero = torch.zeros(shape, dtype=torch.float64, device=residuals.device)
         starts = [outer.to(zero).expand(shape), zero, zero - 0.7, zero + 0.7]
         scale = residuals.shape[-1] + counted.amax(-1).expand(batch)
-        runs = [minimize(total_action, start, finite, scale) for start in starts]
+        runs: list[LocalMinimum] = []
+        for start in starts:
+            runs.append(minimize(total_action, start, finite, scale, earlier=runs))
     best, agreeing, num_minima = lowest_minimum(runs)
     order_parameter, value = torch.exp(best.logs), best.value
     if differentiable:
         residuals = problem.residuals().to(torch.float64)
-        logs = best.logs.clone().requires_grad_(True)
-        value = total_action(logs)
-        (gradient,) = torch.autograd.grad(value.sum(), logs, create_graph=True)
-        rows = [torch.autograd.grad(gradient[..., i].sum(), logs, retain_graph=True)[0] for i in range(logs.shape[-1])]
-        # Layers of infinite width do not move: their rows and columns are those of the identity.
-        both = finite.unsqueeze(-1) & finite.unsqueeze(-2)
-        unit = torch.eye(logs.shape[-1], dtype=logs.dtype, device=logs.device)
-        hessian = torch.where(both, torch.stack(rows, -2), unit)
-        change = torch.linalg.solve(hessian, torch.where(finite, gradient - gradient.detach(), 0.0))
-        order_parameter = torch.exp(best.logs) * (1.0 - change)
+        value, logs, _ = implicit_minimum(total_action, best.logs, finite)  # layers of infinite width do not move
+        order_parameter = torch.exp(logs)
     ok = bool(best.converged.all())
     stats = {
         "iterations": sum(run.iterations for run in runs),
