@@ -5,7 +5,7 @@ Usage::
     python examples/compare_with_sampled_networks.py DIR [--json OUT]
 
 DIR holds ``finite_networks.json``, a list of cases, and the arrays they name. Three small cases ship in
-``tests/data``, one of two outputs in ``tests/data/outputs``, two convolutional networks in ``tests/data/convolution``.
+``tests/data``, one of two outputs in ``tests/data/outputs``, four convolutional networks in ``tests/data/convolution``.
 A case is an object with
 
 ``id``
@@ -23,8 +23,8 @@ A case is an object with
     T, the variance of the observation noise,
 ``image_shape``, ``kernel_size``, ``stride``, ``padding``, ``readout``
     (convolutional networks of one output) [channels, rows, columns] or [channels, length], each row of X an image
-    flattened; the others as for ``ConvolutionalRenormalizedKernel``, all but the first two optional; ``widths`` are
-    numbers of channels,
+    flattened; the others as for ``ConvolutionalRenormalizedKernel``, all but the first two optional, of several layers
+    lists with an entry for each, such as ``"kernel_size": [[3, 3], [2, 2]]``; ``widths`` are numbers of channels,
 ``measured``
     (optional) ``{"mse": {"mean": .., "se": ..}, ...}``: E (y* - f(x*))^2 averaged over the test points and over
     networks sampled from the posterior, without noise; also ``bias2``, ``variance``, and ``qv``, the mean of

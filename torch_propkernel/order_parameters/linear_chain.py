@@ -37,8 +37,8 @@ class LinearChain:
     Example:
         >>> import torch
         >>> chain = LinearChain([torch.ones(2, 1, 1)], size=1)
-        >>> chain([torch.tensor([[3.0]]), torch.tensor([[5.0]])])   # 3 (5 + 5)
-        tensor([[30.]])
+        >>> round(chain([torch.tensor([[3.0]]), torch.tensor([[5.0]])]).item(), 4)   # 3 (5 + 5)
+        30.0
     """
 
     def __init__(self, maps: Sequence[Tensor], size: int) -> None:

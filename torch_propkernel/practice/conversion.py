@@ -38,8 +38,8 @@ def model_from_network(
     ARD weights and active columns, a ConstantKernel added to it for a bias of the readout, its likelihood a Gaussian
     one with noise T, its mean zero. :func:`fit_order_parameters` then predicts what the network's posterior does,
     without sampling it. The network's present weights and batch shape do not enter. An ``input_scale`` of mean other
-    than one goes into w_0. A convolutional network has a :class:`ConvolutionalRenormalizedKernel`, which the theories
-    :class:`InfiniteWidth`, :class:`FreeScale` and :class:`SaddlePoint` take.
+    than one goes into w_0. A convolutional network has a :class:`ConvolutionalRenormalizedKernel`; linear layers
+    have a matrix each (biases above the first are refused), of several others only the last one has.
 
     A fully connected network with ``num_outputs`` becomes a :class:`MultitaskNetworkGP` with a
     :class:`MultitaskRenormalizedKernel`.
@@ -50,7 +50,7 @@ def model_from_network(
     device are the network's.
 
     Args:
-        network: The network, fully connected or with a convolutional layer.
+        network: The network, fully connected or with convolutional layers.
         x: Training inputs.
         y: Training targets.
         temperature: T > 0, the variance of the noise.
@@ -61,7 +61,8 @@ def model_from_network(
         TypeError: Neither a FiniteNetwork nor a ConvolutionalNetwork; data of another dtype.
         NotImplementedError: Several outputs of a convolutional network, with a readout bias or another composition;
             another network.
-        ValueError: Shapes that do not fit, NaN or infinite data, T <= 0, an ``input_scale`` with a zero.
+        ValueError: Shapes that do not fit, NaN or infinite data, T <= 0, an ``input_scale`` with a zero, linear
+            convolutions with biases above the first.
 
     Reference: Pacelli et al. (2023), arXiv:2209.04882; THEORY.md, sections 0 and 4.
 
