@@ -162,13 +162,12 @@ class RenormalizedNNGPKernel(NNGPKernel):
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """Return K_R(x1, x2), ``... x n x m``, or its elementwise diagonal ``... x n``."""
         _refuse_last_dim_is_batch(params)
-        state = self.input_covariance(x1, x2, elementwise=diag)
         order_parameter = self.order_parameter.squeeze(-2)
         order_parameters = [
             order_parameter[..., i : i + 1] if diag else order_parameter[..., i : i + 1].unsqueeze(-1)
             for i in range(self.depth)
         ]
-        return self.composition.covariance(state, self.layers(elementwise=diag), order_parameters)
+        return self._covariance(self.composition.covariance, x1, x2, order_parameters, diag)
 
     def __getitem__(self, index: Any) -> Kernel:
         """Index the batch dimensions of every parameter and of the width together."""
