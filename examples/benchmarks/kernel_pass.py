@@ -3,8 +3,8 @@
     python examples/benchmarks/kernel_pass.py                   # one thread, float64, ten minutes
     python examples/benchmarks/kernel_pass.py --only matrix --sizes 1000
 
-1. Kernel matrix and its gradient at 784 inputs, in units of one product X X^T of the same size. "hyperparameters": weight
-   and bias variances (the lengthscale of RBF) need gradients; "ARD": the weights of all inputs too.
+1. Kernel matrix and its gradient at 784 inputs, in units of one product X X^T of the same size. "hyperparameters":
+   weight and bias variances (the lengthscale of RBF) need gradients; "ARD": the weights of all inputs too.
 2. Peak resident memory of the same in a fresh process, P = 4000, beyond the kernel matrix and the gradient that comes
    in, in units of one P x P matrix.
 3. A training iteration of an ExactGP (marginal likelihood, backward, a step of Adam) with exact Cholesky solves, in

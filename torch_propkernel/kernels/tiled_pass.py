@@ -1,10 +1,13 @@
 r"""The matrix of a network's kernel and its gradient, tile by tile: one matrix of memory at any depth.
 
-Every kernel of the recursion is a function of single entries, :math:`K_{ij} = k(x_i \cdot x_j, |x_i|^2, |x_j|^2;
-\theta)`. So a tile of it is finished, all layers of it, while it lies in a core's cache, and the other half of a symmetric
-matrix is its mirror image. Backward keeps the products :math:`x_i \cdot x_j` alone: it computes each tile again, differentiates
-it there (``Activation.dual_partials``), and adds up what belongs to parameters and norms. The scale w_0 / N_0 is one of the
-parameters, so another product of the inputs' size is needed only where the inputs or their ARD weights have gradients.
+Every kernel of the recursion is a function of single entries,
+
+.. math:: K_{ij} = k(x_i \cdot x_j,\ |x_i|^2,\ |x_j|^2;\ \theta).
+
+So a tile of it is finished, all layers of it, while it lies in a core's cache, and the upper half of a symmetric matrix is
+a mirror image. Backward keeps nothing but the products: it computes each tile again, differentiates it there
+(``Activation.dual_partials``), and adds up what belongs to parameters and norms. The scale w_0 / N_0 is one of the
+parameters, so backward forms products of the size of the inputs only where these or their ARD weights have gradients.
 """
 
 from __future__ import annotations
@@ -52,8 +55,8 @@ def kernel_matrix(rule: Rule, inputs: Inputs, layers: Sequence[Layer], order_par
 class _Entries(NamedTuple):
     """The kernel as a function of products and norms of the points and of parameters: as a whole or on a tile.
 
-    Everywhere below, ``tensors`` are x1, x2, ``|x1|^2``, ``|x2|^2`` and the parameters; of a symmetric matrix x2 and its
-    norms are None.
+    Everywhere below, ``tensors`` are x1, x2, ``|x1|^2``, ``|x2|^2`` and the parameters; for a symmetric matrix x2 and
+    its norms are None.
     """
 
     rule: Rule
