@@ -82,9 +82,8 @@ def forward_and_backward(kernel: gpytorch.kernels.Kernel, x: torch.Tensor, cotan
 def time_of_matrix(sizes: list[int], repeats: int) -> None:
     """Table 1."""
     print(f"\n## Kernel matrix: {INPUTS} inputs, in products X X^T\n")
-    print(
-        "| kernel | P | forward | forward + backward, hyperparameters | forward + backward, ARD |\n|---|---|---|---|---|"
-    )
+    print("| kernel | P | forward | forward + backward, hyperparameters | forward + backward, ARD |")
+    print("|---|---|---|---|---|")
     for size in sizes:
         x, cotangent = inputs(size, INPUTS), inputs(size, size)
         cotangent = cotangent + cotangent.mT

@@ -4,8 +4,8 @@ Every kernel of the recursion is a function of single entries,
 
 .. math:: K_{ij} = k(x_i \cdot x_j,\ |x_i|^2,\ |x_j|^2;\ \theta).
 
-So a tile of it is finished, all layers of it, while it lies in a core's cache, and the upper half of a symmetric matrix is
-a mirror image. Backward keeps nothing but the products: it computes each tile again, differentiates it there
+So a tile of it is finished, all its layers, while it lies in a core's cache, and the upper half of a symmetric matrix
+is a mirror image. Backward keeps nothing but the products: it computes each tile again, differentiates it there
 (``Activation.dual_partials``), and adds up what belongs to parameters and norms. The scale w_0 / N_0 is one of the
 parameters, so backward forms products of the size of the inputs only where these or their ARD weights have gradients.
 """
@@ -48,7 +48,7 @@ def kernel_matrix(rule: Rule, inputs: Inputs, layers: Sequence[Layer], order_par
     xx, yy = inputs.squared_norms()
     points = (inputs.x1, None, xx, None) if inputs.symmetric else (inputs.x1, inputs.x2, xx, yy)
     if recorded:
-        return _TiledPass.apply(entries, *points, *parameters)  # type: ignore[no-untyped-call, no-any-return]
+        return _TiledPass.apply(entries, *points, *parameters)  # type: ignore[no-untyped-call]
     return entries.by_tiles((*points, *parameters))
 
 
