@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor
 from ..exceptions import InputScaleWarning
 from ..numerics.autocast import outside_autocast
 from ..numerics.differentiation import transforms_are_active
+from .kernel_matrix import matrix_of_layers
 from .network_prior_kernel import NetworkPriorKernel
 from .recursion import Covariance, Inputs, Layer, input_covariance, propagate_all, same_points
-from .tiled_pass import Rule, kernel_matrix
 
 
 class NNGPKernel(NetworkPriorKernel):
@@ -132,14 +131,6 @@ class NNGPKernel(NetworkPriorKernel):
         """Return K^0 between two sets of points as the triple of the recursion."""
         return input_covariance(self.inputs(x1, x2, elementwise), elementwise)
 
-    def _covariance(self, rule: Rule, x1: Tensor, x2: Tensor, order_parameters: Sequence[Tensor], diag: bool) -> Tensor:
-        """Return what a rule makes of K^0, the layers and the order parameters."""
-        if diag:
-            return rule(
-                self.input_covariance(x1, x2, elementwise=True), self.layers(elementwise=True), order_parameters
-            )
-        return kernel_matrix(rule, self.inputs(x1, x2), self.layers(), order_parameters)
-
     def _check_scale(self, x: Tensor, factor: Tensor) -> None:
         """Warn (once for each kernel: it reads the device) when the inputs are far from unit scale."""
         if "raw_hidden_weight_variance" not in self._parameters:  # sampled: its scale says nothing about the inputs
@@ -157,7 +148,9 @@ class NNGPKernel(NetworkPriorKernel):
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """Return K(x1, x2), ``... x n x m``, or its elementwise diagonal ``... x n``."""
         _refuse_last_dim_is_batch(params)
-        return self._covariance(propagate_all, x1, x2, (), diag)
+        if diag:
+            return propagate_all(self.input_covariance(x1, x2, elementwise=True), self.layers(elementwise=True))
+        return matrix_of_layers(self.inputs(x1, x2), self.layers())
 
 
 def _refuse_last_dim_is_batch(params: dict[str, Any]) -> None:

@@ -58,6 +58,10 @@ class Layer(NamedTuple):
     weight_variance: Tensor
     bias_variance: Tensor | None = None
 
+    def times(self, order_parameter: Tensor) -> Layer:
+        """Return the layer with its weights' part multiplied by an order parameter."""
+        return self._replace(weight_variance=self.weight_variance * order_parameter)
+
 
 def with_diagonal(matrix: Tensor, diagonal: Tensor) -> Tensor:
     """Return ``matrix`` with its diagonal set to ``diagonal`` (``... x n x 1``), in place where allowed."""
@@ -133,12 +137,13 @@ def propagate(state: Covariance, layer: Layer, scale: Tensor | None = None, over
 
     ``scale`` is the order parameter q_l of this layer, which multiplies the weights' part only.
     """
-    factor = layer.weight_variance if scale is None else layer.weight_variance * scale
-    return affine(dual_covariance(state, layer.activation, overwrite), factor, layer.bias_variance, overwrite=True)
+    layer = layer if scale is None else layer.times(scale)
+    kappa = dual_covariance(state, layer.activation, overwrite)
+    return affine(kappa, layer.weight_variance, layer.bias_variance, overwrite=True)
 
 
-def propagate_all(state: Covariance, layers: Sequence[Layer], order_parameters: Sequence[Tensor] = ()) -> Tensor:
-    """Return K^L of infinite width, without order parameters; the memory of the state may be reused."""
+def propagate_all(state: Covariance, layers: Sequence[Layer]) -> Tensor:
+    """Return K^L, the covariance behind all layers; the memory of the state may be reused."""
     for layer in layers:
         state = propagate(state, layer, overwrite=True)
     return state.xy
@@ -150,20 +155,21 @@ def affine(state: Covariance, factor: Tensor | None, term: Tensor | None, overwr
     ``overwrite=True`` allows the matrix to be changed in place, where it takes part in no differentiation: it must be
     the caller's own and in no graph.
     """
-
-    def apply(value: Tensor, in_place: bool) -> Tensor:
-        for other, operation in ((factor, "mul"), (term, "add")):
-            if other is None:
-                continue
-            fits = value.shape == torch.broadcast_shapes(value.shape, other.shape)
-            if in_place and fits and not is_recorded(value, other):
-                getattr(value, operation + "_")(other)
-            else:
-                value = getattr(torch, operation)(value, other)
-        return value
-
-    xx = apply(state.xx, False)
+    xx = scaled(state.xx, factor, term)
     if state.symmetric and state.elementwise:
         return state._replace(xx=xx, xy=xx, yy=xx)
-    yy = xx.transpose(-1, -2) if state.symmetric else apply(state.yy, False)
-    return state._replace(xx=xx, xy=apply(state.xy, overwrite), yy=yy)
+    yy = xx.transpose(-1, -2) if state.symmetric else scaled(state.yy, factor, term)
+    return state._replace(xx=xx, xy=scaled(state.xy, factor, term, overwrite), yy=yy)
+
+
+def scaled(value: Tensor, factor: Tensor | None, term: Tensor | None, in_place: bool = False) -> Tensor:
+    """Return factor * value + term, where allowed in the memory of ``value``."""
+    for other, operation in ((factor, "mul"), (term, "add")):
+        if other is None:
+            continue
+        fits = value.shape == torch.broadcast_shapes(value.shape, other.shape)
+        if in_place and fits and not is_recorded(value, other):
+            getattr(value, operation + "_")(other)
+        else:
+            value = getattr(torch, operation)(value, other)
+    return value

@@ -14,7 +14,8 @@ from .._views import twin
 from ..activations import Activation
 from ..numerics.autocast import outside_autocast
 from ..order_parameters import OrderParameterPrior, ScalarChain
-from .compositions import Composition, get_composition
+from .compositions import Composition, get_composition, renormalized_layers
+from .kernel_matrix import matrix_of_layers, matrix_of_rule
 from .nngp_kernel import NNGPKernel, _refuse_last_dim_is_batch
 
 
@@ -167,7 +168,13 @@ class RenormalizedNNGPKernel(NNGPKernel):
             order_parameter[..., i : i + 1] if diag else order_parameter[..., i : i + 1].unsqueeze(-1)
             for i in range(self.depth)
         ]
-        return self._covariance(self.composition.covariance, x1, x2, order_parameters, diag)
+        composition, layers = self.composition, self.layers(elementwise=diag)
+        if diag:
+            return composition.covariance(self.input_covariance(x1, x2, elementwise=True), layers, order_parameters)
+        inputs, renormalized = self.inputs(x1, x2), renormalized_layers(composition, layers, order_parameters)
+        if renormalized is not None:
+            return matrix_of_layers(inputs, renormalized)
+        return matrix_of_rule(composition.covariance, inputs, layers, order_parameters)
 
     def __getitem__(self, index: Any) -> Kernel:
         """Index the batch dimensions of every parameter and of the width together."""
