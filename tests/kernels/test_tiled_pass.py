@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from torch_propkernel import Erf, NNGPKernel, ReLU, RenormalizedNNGPKernel
-from torch_propkernel.activations import GELU, Sin, Tanh
+from torch_propkernel.activations import GELU, Identity, Sin, Tanh
 from torch_propkernel.kernels import Outer, tiled_pass
 
 
@@ -132,6 +132,17 @@ def test_products_of_the_size_of_the_inputs(ard, products, monkeypatch):
         kernel.forward(x := points(n, d), x).sum().backward()
     one = 2 * n * n * d
     assert counter.get_total_flops() == products * one * (1 + 4 / n)  # tiles on the diagonal are formed as a whole
+
+
+@pytest.mark.parametrize("composition", ["infinite width", "linear_part"])
+@pytest.mark.parametrize("activation", [Erf(), ReLU(), Identity()], ids=repr)  # relu: a first layer without gradients
+@pytest.mark.usefixtures("small_tiles")
+def test_backward_leaves_what_was_kept(composition, activation):
+    kernel = made(composition, activation)
+    parameters = [p for p in kernel.parameters() if p.requires_grad]
+    value = kernel(hard_points()).to_dense().sin().sum()
+    first, second = (torch.autograd.grad(value, parameters, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.usefixtures("small_tiles")

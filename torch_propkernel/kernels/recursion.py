@@ -90,14 +90,17 @@ def input_covariance(inputs: Inputs, elementwise: bool = False) -> Covariance:
     else:
         xy = gram(x1) if inputs.symmetric and not is_recorded(x1) else x1 @ x2.mT
     state = Covariance(xx, xy, yy, inputs.symmetric, elementwise)
-    return first_covariance(state, inputs.factor, inputs.bias_variance)
+    return first_covariance(state, inputs.factor, inputs.bias_variance, overwrite=True)
 
 
-def first_covariance(products: Covariance, factor: Tensor, bias_variance: Tensor | None) -> Covariance:
-    """Return C = factor X1 X2^T + b_0 from the products of the inputs, whose memory may be reused."""
-    if products.symmetric and not products.elementwise:
-        products = products._replace(xy=with_diagonal(products.xy, products.xx))
-    return affine(products, factor, bias_variance, overwrite=True)
+def first_covariance(
+    products: Covariance, factor: Tensor, bias_variance: Tensor | None, overwrite: bool = False
+) -> Covariance:
+    """Return C = factor X1 X2^T + b_0 from the products of the inputs, with ``overwrite=True`` in their memory."""
+    state = affine(affine(products, factor, None, overwrite), None, bias_variance, overwrite=True)
+    if state.symmetric and not state.elementwise:
+        return state._replace(xy=with_diagonal(state.xy, state.xx))
+    return state
 
 
 def gram(x: Tensor, block: int = 256) -> Tensor:

@@ -62,12 +62,9 @@ def by_tiles(
     Cost: one GEMM, half of one for a symmetric matrix, and one pass over the entries (backward: two), and with
     gradients of the inputs twice this GEMM again. Memory: the matrix and, where it has a gradient, the products.
     """
-    if inputs.symmetric:
-        layout = _Layout(entries, True, len(rows))
-        tensors = (inputs.x1, *rows, *parameters)
-    else:
-        layout = _Layout(entries, False, len(rows))
-        tensors = (inputs.x1, inputs.x2, *rows, *columns, *parameters)
+    layout = _Layout(entries, inputs.symmetric, len(rows))
+    points = (inputs.x1, *rows) if inputs.symmetric else (inputs.x1, inputs.x2, *rows, *columns)
+    tensors = (*points, *parameters)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _TiledPass.apply(layout, *tensors)  # type: ignore[no-untyped-call]
     return layout.matrix(tensors)
