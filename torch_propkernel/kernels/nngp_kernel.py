@@ -48,8 +48,8 @@ class NNGPKernel(NetworkPriorKernel):
     Shapes: inputs ``... x n x d`` and ``... x m x d`` give ``... x n x m``, with ``diag=True`` ``... x n``.
     Accuracy: exact to rounding for closed-form activations, the activation's tolerance for quadrature ones.
     Cost: one GEMM, half of one for a symmetric matrix, and one elementwise pass for each layer. A gradient costs two
-    more passes and the memory of one more matrix at any depth, and as much as another GEMM where the inputs or their ARD
-    weights have gradients. Quadrature activations, and second derivatives, keep several matrices for each layer.
+    more passes and the memory of one more matrix at any depth, and as much as another GEMM where the inputs or their
+    ARD weights have gradients. Quadrature activations, and second derivatives, keep several matrices for each layer.
     Under ``torch.autocast`` the kernel is computed in its inputs' dtype all the same; what an ExactGP does with it is
     not: predict with GPyTorch's models outside of autocast.
 
