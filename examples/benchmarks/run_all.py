@@ -67,6 +67,18 @@ BENCHMARKS = {
     "evidence_vs_brute_force": Benchmark("evidence_vs_brute_force.py", ("",), "--only accuracy --problems 3", ".*"),
     "solve_and_predict": Benchmark("solve_and_predict.py", ("",), "--only sweep --repeats 1", ".*"),
     "kernel_pass": Benchmark("kernel_pass.py", ("",), "--only matrix --sizes 500 --repeats 1", ".*"),
+    "peers": Benchmark(
+        "peers.py",
+        ("--markdown {page}",),
+        "--sizes 100 --only gpytorch scikit-learn --markdown {page}",
+        "^ours$|peer|difference",
+    ),
+    "matrix_cost": Benchmark(
+        "matrix_cost.py",
+        ("--markdown {page}",),
+        "--sizes 100 --rows 100 --many 60 --rounds 1 --markdown {page}",
+        "solve|fit|kernels|steps|matrices",
+    ),
     "reliability": Benchmark(
         "calibrate_reliability.py",
         ("{reference} --uci {uci}",),

@@ -12,7 +12,7 @@ import torch
 
 from torch_propkernel import ConvergenceError, solve_order_parameters
 from torch_propkernel.actions import BlockAction, DenseBlocks, solve_block_order_parameters
-from torch_propkernel.actions.local_minimum import quasi_newton
+from torch_propkernel.actions.local_minimum import lowest_minimum, minimize, quasi_newton
 from torch_propkernel.numerics.symmetric import from_coordinates, to_coordinates
 
 DOUBLE = torch.float64
@@ -105,6 +105,42 @@ def test_one_block_is_the_scalar_theory():
     action = BlockAction(DenseBlocks.of(blocks), 0.1 * torch.eye(20, dtype=DOUBLE), y, 7.0)
     run = quasi_newton(action, torch.zeros(1, dtype=DOUBLE), action.scale, 7.0)
     torch.testing.assert_close(run.logs.exp(), scalar.order_parameter, rtol=1e-9, atol=0)
+
+
+def test_a_descent_ends_at_a_minimum_that_is_known_and_only_there():
+    """(x^2 - 1)^2 has its minima at 1 and -1."""
+    calls = []
+
+    def double_well(point):
+        calls.append(point)
+        return (point.square() - 1.0).square().sum()
+
+    def descend(start, earlier=()):
+        calls.clear()
+        run = quasi_newton(double_well, torch.full((1,), start, dtype=DOUBLE), torch.ones(()), 8.0, earlier)
+        return run, len(calls)
+
+    first, alone = descend(1.7)
+    again, known = descend(1.7, [first])
+    assert torch.equal(again.logs, first.logs) and known < alone
+    other, _ = descend(-1.7, [first])
+    assert bool(other.converged) and other.logs.item() == pytest.approx(-1.0, abs=1e-9)
+
+
+def test_newtons_descents_do_so_for_each_problem_of_a_batch():
+    def double_wells(points):
+        return (points.square() - 1.0).square().sum(-1)
+
+    def descend(*starts, earlier=()):
+        start, scale = torch.tensor(starts, dtype=DOUBLE).unsqueeze(-1), torch.ones(len(starts), dtype=DOUBLE)
+        return minimize(double_wells, start, torch.ones_like(start, dtype=torch.bool), scale, earlier=earlier)
+
+    first = descend(1.7, 1.7)
+    second = descend(1.6, -1.6, earlier=[first])
+    assert bool(second.converged.all()) and second.logs[0] == first.logs[0]
+    assert second.logs[1].item() == pytest.approx(-1.0, abs=1e-9)
+    _, agreeing, minima = lowest_minimum([first, second])
+    assert agreeing.tolist() == [2, 1] and minima.tolist() == [1, 2]
 
 
 def test_permuted_and_rotated_blocks_have_permuted_and_rotated_order_parameters():

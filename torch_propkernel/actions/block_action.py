@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..numerics.gaussian_terms import log_det_and_square
 from ..numerics.symmetric import from_coordinates, num_coordinates, to_coordinates
 
 
@@ -122,10 +123,7 @@ class BlockAction:
 
     def data(self, order_parameter: Tensor) -> Tensor:
         """Return log det A + y^T A^{-1} y at E, ``r x r``; infinite where A is not positive definite."""
-        factor, info = torch.linalg.cholesky_ex(self.base + self.blocks(order_parameter).to(self.base))
-        half = torch.linalg.solve_triangular(factor, self.targets.unsqueeze(-1), upper=False)
-        value = 2.0 * factor.diagonal().log().sum() + half.square().sum()
-        return torch.where(info > 0, torch.inf, value)
+        return log_det_and_square(self.base + self.blocks(order_parameter).to(self.base), self.targets)
 
     @property
     def scale(self) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,12 +57,18 @@ def hessian_by_differences(function: Callable[[Tensor], Tensor], logs: Tensor, g
 
 
 def minimize(
-    function: Callable[[Tensor], Tensor], start: Tensor, free: Tensor, scale: Tensor, tolerance: float = 1e-11
+    function: Callable[[Tensor], Tensor],
+    start: Tensor,
+    free: Tensor,
+    scale: Tensor,
+    tolerance: float = 1e-11,
+    earlier: Sequence[LocalMinimum] = (),
 ) -> LocalMinimum:
     """Descend from ``start`` to a local minimum for each batch element.
 
     Newton directions from the Hessian with its eigenvalues made positive, steps of at most one in log q, halved until
-    the value drops. A function value of infinity marks a point outside the domain.
+    the value drops. A function value of infinity marks a point outside the domain. The first step takes the Hessian of
+    the last of the earlier descents, and one that comes within a thousandth of an earlier minimum goes there at once.
 
     Args:
         function: Maps log order parameters ``*b x L`` to values ``*b``.
@@ -69,14 +76,24 @@ def minimize(
         free: Which components move, broadcastable to ``*b x L``.
         scale: Size of the terms of the gradient, ``*b``; converged where |gradient| <= tolerance * scale.
         tolerance: Relative tolerance.
+        earlier: Descents from other starts.
     """
     logs = torch.where(free, start, torch.zeros_like(start))
     pinned = torch.diag_embed(torch.where(free, 0.0, 1.0).to(logs).expand_as(logs))
     both = free.unsqueeze(-1) & free.unsqueeze(-2)
     iterations, moved, hessian = 0, torch.inf, pinned
+    if earlier and bool(earlier[-1].converged.all()):
+        moved, hessian = 0.0, earlier[-1].hessian
     while True:
+        met = torch.zeros(logs.shape[:-1], dtype=torch.bool, device=logs.device)
+        for run in earlier:
+            there = run.converged & ((logs - run.logs).abs() <= _NEAR).all(-1)
+            logs = torch.where(there.unsqueeze(-1), run.logs, logs)
+            hessian = torch.where(there[..., None, None], run.hessian, hessian)
+            met = met | there
         value, gradient = value_and_gradient(function, logs)
-        if moved > _NEAR:  # closer than this the last Hessian serves: each step still gains three digits
+        # Closer than this the last Hessian serves: each step still gains three digits.
+        if moved > _NEAR and not bool(met.all()):
             hessian = hessian_by_differences(function, logs, gradient)
             hessian = torch.where(both.expand_as(hessian), hessian, torch.zeros_like(hessian)) + pinned
         gradient = torch.where(free, gradient, torch.zeros_like(gradient))
@@ -114,25 +131,36 @@ def minimize(
 
 
 def quasi_newton(
-    function: Callable[[Tensor], Tensor], start: Tensor, scale: Tensor, curvature: float, tolerance: float = 1e-11
+    function: Callable[[Tensor], Tensor],
+    start: Tensor,
+    scale: Tensor,
+    curvature: float,
+    earlier: Sequence[LocalMinimum] = (),
+    tolerance: float = 1e-11,
 ) -> LocalMinimum:
     """Descend from ``start`` to a local minimum by BFGS: for many variables, one problem at a time.
 
-    The Hessian starts at ``curvature`` times the identity and learns from every step that curves upward; steps are at
-    most one in every variable, and halved until the value drops. Cost: one gradient for each step.
+    The Hessian starts at that of the last minimum that was found, else at ``curvature`` times the identity, and learns
+    from every step that curves upward; steps are at most one in every variable, and halved until the value drops. A
+    descent that comes within a thousandth of a minimum found before ends there. Cost: one gradient for each step.
 
     Args:
         function: Maps a point ``C`` to a value; infinity marks a point outside the domain.
         start: First point, ``C``.
         scale: Size of the terms of the gradient; converged where |gradient| <= tolerance * scale.
         curvature: First guess of the second derivatives, positive.
+        earlier: Descents from other starts.
         tolerance: Relative tolerance.
     """
     x, fresh = start, curvature * torch.eye(len(start), dtype=start.dtype, device=start.device)
     value, gradient = value_and_gradient(function, x)
     size, bound = float(gradient.abs().max()), tolerance * float(scale)
-    hessian, iterations, misses = fresh, 0, 0
+    known = [run for run in earlier if bool(run.converged)]
+    hessian, iterations, misses = known[-1].hessian if known else fresh, 0, 0
     while size > bound and iterations < _MAX_QUASI_NEWTON:
+        for run in known:
+            if bool((run.logs - x).abs().max() <= _NEAR):
+                return dataclasses.replace(run, iterations=iterations)
         iterations += 1
         direction = -torch.linalg.solve(hessian, gradient)
         direction = direction * (_MAX_STEP / direction.abs().max().clamp_min(_MAX_STEP))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..numerics.gaussian_terms import log_det_and_square
 from ..numerics.symmetric import to_coordinates
 from ..order_parameters import ScalarChain
 from ..spectra.spectrum import Spectrum
@@ -76,10 +77,8 @@ class ObservedOutputAction(OutputAction):
         with torch.enable_grad():
             matrix.requires_grad_(True)
             covariance = self.entries.between_outputs(matrix) * self.observed_kernel
-            factor = torch.linalg.cholesky_ex(covariance + self.temperature[:, None, None] * self.noise).L
-            y = self.entries.select(self.targets).unsqueeze(-1).expand(*factor.shape[:-1], 1)
-            whitened = torch.linalg.solve_triangular(factor, y, upper=False)
-            data = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + whitened.square().sum((-2, -1))
+            noisy = covariance + self.temperature[:, None, None] * self.noise
+            data = log_det_and_square(noisy, self.entries.select(self.targets))
             (slope,) = torch.autograd.grad(data.sum(), matrix)
         return data.detach(), vectors.mT @ (0.5 * (slope + slope.mT)) @ vectors
 

@@ -14,6 +14,7 @@ from ..activations import ReLU
 from ..exceptions import ConvergenceError
 from ..inference import Blocks, DenseConditioned, Problem
 from ..kernels.recursion import dual_covariance
+from ..numerics.gaussian_terms import log_det_and_square
 from .base import FittedTheory, Theory, bare_kernel, kernel_inputs
 
 _RESOLVED = 1e-8
@@ -97,11 +98,9 @@ class Gated(Theory):
             """Action less N_1 at (log q_1, log A/A_0, log B/B_0); infinite out of reach."""
             rate = prior.rate(A_0 * logs[..., 1].exp(), B_0 * logs[..., 2].exp())
             covariance = noise + _combine(logs, linear, rest)
-            factor, info = torch.linalg.cholesky_ex(covariance)
-            half = torch.linalg.solve_triangular(factor, residuals.unsqueeze(-1), upper=False)
-            data = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + half.square().sum((-2, -1))
+            data = log_det_and_square(covariance, residuals)
             layers = counted[..., 0] * (torch.expm1(logs[..., 0]) - logs[..., 0]) + 2.0 * counted[..., 1] * rate.value
-            return torch.where((info > 0) | (rate.gradient > _RESOLVED), torch.inf, layers + data)
+            return torch.where(rate.gradient > _RESOLVED, torch.inf, layers + data)
 
         outer = solve_order_parameters(whole, residuals, width=width, temperature=1.0, base=noise, throw=False)
         first, last = outer.order_parameter.log().expand(*batch, 2).unbind(-1)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..actions.local_minimum import lowest_minimum, minimize
+from ..actions.local_minimum import LocalMinimum, lowest_minimum, minimize
 from ..actions.solution import Solution, SolveResult
 from ..actions.solve_order_parameters import solve_order_parameters
 from ..exceptions import PrecisionWarning, ReliabilityWarning
@@ -18,6 +18,7 @@ from ..inference import Problem
 from ..inference.last_layer import has_known_units
 from ..inference.problem import warn_if_not_identifiable
 from ..numerics.first_derivatives import first_derivatives_only
+from ..numerics.gaussian_terms import log_det_and_square
 from ..reliability import Reliability
 from ..reliability.score import assess
 
@@ -168,11 +169,8 @@ def _solve_local(problem: Problem) -> Solution:
         """N_L S as a function of log q; infinite where the covariance is not positive definite."""
         order_parameter = torch.exp(logs).to(kernel.raw_order_parameter.dtype)
         covariance = problem.covariance(order_parameter).to(torch.float64)
-        factor, info = torch.linalg.cholesky_ex(covariance + problem.noise_covariance(covariance).to(torch.float64))
-        half = torch.linalg.solve_triangular(factor, residuals.unsqueeze(-1), upper=False)
-        data = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + half.square().sum((-2, -1))
-        value = (counted * (torch.exp(logs) - logs)).sum(-1) + data
-        return torch.where(info > 0, torch.inf, value)
+        noisy = covariance + problem.noise_covariance(covariance).to(torch.float64)
+        return (counted * (torch.exp(logs) - logs)).sum(-1) + log_det_and_square(noisy, residuals)
 
     with torch.no_grad():
         residuals = problem.residuals().to(torch.float64)
@@ -186,7 +184,9 @@ def _solve_local(problem: Problem) -> Solution:
         zero = torch.zeros(shape, dtype=torch.float64, device=residuals.device)
         starts = [outer.to(zero).expand(shape), zero, zero - 0.7, zero + 0.7]
         scale = residuals.shape[-1] + counted.amax(-1).expand(batch)
-        runs = [minimize(total_action, start, finite, scale) for start in starts]
+        runs: list[LocalMinimum] = []
+        for start in starts:
+            runs.append(minimize(total_action, start, finite, scale, earlier=runs))
     best, agreeing, num_minima = lowest_minimum(runs)
     order_parameter, value = torch.exp(best.logs), best.value
     if differentiable:
