@@ -3,6 +3,7 @@
 from .block_action import BlockAction, BlockMatrices, DenseBlocks
 from .evidence import effective_action, laplace_evidence
 from .first_order import FirstOrderTerms, Terms, draw_pre_activations, first_order_terms
+from .hidden_response import hidden_kernel_response
 from .observed_output_action import ObservedOutputAction
 from .output_action import OutputAction
 from .solution import Solution, SolveResult
@@ -27,6 +28,7 @@ __all__ = [
     "draw_pre_activations",
     "find_stationary_points",
     "first_order_terms",
+    "hidden_kernel_response",
     "solve_block_order_parameters",
     "solve_matrix_order_parameters",
     "solve_order_parameters",

@@ -9,6 +9,7 @@ from .multitask_renormalized_kernel import MultitaskRenormalizedKernel
 from .nngp_kernel import NNGPKernel
 from .patches import Patches
 from .renormalized_nngp_kernel import RenormalizedNNGPKernel
+from .transfer_kernel import TransferKernel
 
 __all__ = [
     "COMPOSITIONS",
@@ -27,4 +28,5 @@ __all__ = [
     "Outer",
     "Patches",
     "RenormalizedNNGPKernel",
+    "TransferKernel",
 ]

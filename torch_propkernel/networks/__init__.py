@@ -7,6 +7,7 @@ from .diagnostics import MonteCarloEstimate, effective_sample_size, estimate, sp
 from .feature_network import FeatureNetwork
 from .finite_network import FiniteNetwork
 from .hamiltonian import HamiltonianMonteCarlo
+from .hidden_kernels import measure_hidden_kernels
 from .langevin import LangevinDynamics, extrapolate_learning_rate
 from .row_space import RowSpaceTarget
 from .sample_posterior import sample_posterior
@@ -36,6 +37,7 @@ __all__ = [
     "effective_sample_size",
     "estimate",
     "extrapolate_learning_rate",
+    "measure_hidden_kernels",
     "sample_posterior",
     "split_r_hat",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -94,11 +94,26 @@ class FiniteNetwork(FeatureNetwork):
             self.register_buffer(name, None if value is None else value.to(self.hidden.device))
 
     def _features(self, x: Tensor, hidden: Tensor | None) -> Tensor:
+        for state in self.activations(x, hidden):
+            last = state
+        return last * self.num_units**-0.5
+
+    def activations(self, x: Tensor, hidden: Tensor | None = None) -> Iterator[Tensor]:
+        """Yield sigma(h^l) of the hidden layers one after the other, ``*b x P x N_l``.
+
+        Args:
+            x: Inputs ``P x d`` or ``*b x P x d``.
+            hidden: Whitened hidden weights ``*b x num_hidden`` of any batch shape; the module's own if None.
+
+        Raises:
+            TypeError: Inputs of another dtype.
+            ValueError: Inputs of another number of columns or device.
+        """
         state = self.read_inputs(x, hidden).mT  # units by points: a batch of networks is one product
         for weight, bias in self.layers(hidden):
             state = (weight * weight.shape[-1] ** -0.5) @ state
             state = self.activation(state if bias is None else state + bias.unsqueeze(-1))
-        return state.mT * self.num_units**-0.5
+            yield state.mT
 
     def read_inputs(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Return what the first layer's weights multiply: the columns that it reads, times sqrt(``input_scale``).

@@ -8,6 +8,7 @@ from .first_order import CorrectedSaddle, FirstOrder
 from .free_scale import FreeScale
 from .from_model import network_from_model
 from .gated import Gated
+from .hidden_kernels import HiddenKernels, hidden_kernels
 from .infinite_width import InfiniteWidth
 from .mixture import Mixture
 from .names import THEORIES, get_theory
@@ -29,6 +30,7 @@ __all__ = [
     "FittedTheory",
     "FreeScale",
     "Gated",
+    "HiddenKernels",
     "InfiniteWidth",
     "LearningCurve",
     "Mixture",
@@ -42,6 +44,7 @@ __all__ = [
     "fit_order_parameters",
     "generalization_error",
     "get_theory",
+    "hidden_kernels",
     "learning_curve",
     "leave_one_out_error",
     "network_from_model",

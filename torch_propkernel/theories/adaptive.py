@@ -225,6 +225,24 @@ class FittedAdaptive(FittedTheory):
         values, vectors = torch.linalg.eigh(moment)
         return values.flip(-1)[:number], (basis @ vectors).mT.flip(0)[:number]
 
+    def draw_units(self, count: int, seed: int = 0) -> Tensor:
+        """Return whitened weights of single units drawn from the posterior, ``count x d``, a bias's in one more column.
+
+        What the training inputs do not span keeps its prior. Rows are hidden weights of a :class:`FiniteNetwork` of
+        width 1, as :class:`TransferKernel` takes them: the cheap form of a source task.
+
+        Args:
+            count: Number of units; more than the theory has (thousands) repeat what it knows.
+            seed: Seed of the draws.
+        """
+        basis, _ = self._learned()
+        posterior, generator = self.conditioned.posterior, torch.Generator().manual_seed(seed)  # type: ignore[attr-defined]
+        share = posterior.solution.response.weights
+        rows = torch.multinomial(share.double().cpu(), count, replacement=True, generator=generator)
+        units, rank = posterior.weights[rows.to(share.device)].to(basis), basis.shape[-1]
+        free = torch.randn(count, len(basis), generator=generator, dtype=torch.float64).to(basis)
+        return torch.cat([free + (units[:, :rank] - free @ basis) @ basis.mT, units[:, rank:]], -1)
+
     def _learned(self) -> tuple[Tensor, Tensor]:
         posterior, inputs = self.conditioned.posterior, self.conditioned.inputs  # type: ignore[attr-defined]
         if not isinstance(inputs, LinearInputs):
