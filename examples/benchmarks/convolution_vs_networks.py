@@ -16,14 +16,13 @@ RUNS; predictions are computed again for every page. About half an hour on one c
 from __future__ import annotations
 
 import argparse
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+from _images import image_folder, normalized, planes_and_cars
 from _uci import append_record, read_records, table, versions
 from torch import Tensor
 
@@ -79,14 +78,8 @@ def data(folder: Path, index: int, case: Case) -> tuple[Tensor, Tensor, Tensor, 
         teacher = torch.randn(50, generator=generator) / 50**0.5
         y = x[:, :50] @ teacher + x[:, 50:100] @ teacher + TEMPERATURE**0.5 * torch.randn(number, generator=generator)
     else:
-        stored = np.load(folder / "cifar10_planes_cars.npz")
-        rows = np.random.default_rng(index).permutation(len(stored["labels"]))[:number]
-        images = torch.as_tensor(stored["images"][rows] / 255.0).movedim(-1, 1)
-        images = torch.nn.functional.avg_pool2d(images, 4)
-        images = images.mean(1, keepdim=True) if case.data == "gray" else images
-        x, y = images.flatten(1), torch.as_tensor(stored["labels"][rows] * 2.0 - 1.0)
-        x = x - x[: case.num_data].mean(0)
-        x = x / x[: case.num_data].std()
+        x, y = planes_and_cars(folder, index, 4, case.data == "gray")
+        x, y = normalized(x[:number], case.num_data), y[:number]
     return x[: case.num_data], y[: case.num_data], x[case.num_data :], y[case.num_data :]
 
 
@@ -199,8 +192,7 @@ def page(folder: Path, runs: dict[int, dict[str, Any]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Sample what is missing, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shared = os.environ.get("PROPKERNEL_DATA", HERE.parents[2] / "shared" / "data")
-    parser.add_argument("--data", type=Path, default=shared, help="folder of cifar10_planes_cars.npz")
+    parser.add_argument("--data", type=Path, default=image_folder(), help="folder of cifar10_planes_cars.npz")
     parser.add_argument("--cases", nargs="+", type=int, default=list(range(len(CASES))), metavar="K")
     parser.add_argument("--json", type=Path, default=Path("convolution_vs_networks.jsonl"), help="finished runs")
     parser.add_argument("--draws", type=int, default=1000, help="draws of each chain at first")

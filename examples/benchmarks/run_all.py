@@ -139,6 +139,18 @@ BENCHMARKS = {
         "--cases 0 --draws 100 --longest 100 --json {records} --markdown {page}",
         "sampled|width|scale|number|matrix|norm|of Q",
     ),
+    "cifar_convolution": Benchmark(
+        "cifar_convolution.py",
+        ("--data {uci}/.. --json {records} --markdown {page}",),
+        "--data {uci}/.. --splits 1 --sizes 50 --cases --json {records} --markdown {page}",
+        "width|scale|^N =|sampled|saddle|predictor",
+    ),
+    "uci_additive": Benchmark(
+        "uci_additive.py",
+        (FITS + "--splits 6",),
+        FITS + "--sets yacht --splits 1",
+        "RMSE|NLPD|additive|free scales",
+    ),
     "uci_table": Benchmark(
         "uci_table.py",
         (FITS + "--sets yacht energy concrete pol kin40k --splits 10",),

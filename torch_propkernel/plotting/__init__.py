@@ -1,6 +1,7 @@
 """Plots of what the package computes; matplotlib is imported only when a plot is made, and pyplot never."""
 
 from .action import plot_action
+from .blocks import plot_block_covariance
 from .calibration import plot_calibration
 from .comparison import plot_comparison
 from .intervals import plot_intervals
@@ -19,6 +20,7 @@ __all__ = [
     "SKY",
     "VERMILLION",
     "plot_action",
+    "plot_block_covariance",
     "plot_calibration",
     "plot_comparison",
     "plot_errors",
