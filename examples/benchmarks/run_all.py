@@ -84,6 +84,7 @@ BENCHMARKS = {
     "count_work": Benchmark("count_work.py", ("--markdown {page}",), "--markdown {page}", ".*"),
     "evidence_vs_brute_force": Benchmark("evidence_vs_brute_force.py", ("",), "--only accuracy --problems 3", ".*"),
     "solve_and_predict": Benchmark("solve_and_predict.py", ("",), "--only sweep --repeats 1", ".*"),
+    "kernel_pass": Benchmark("kernel_pass.py", ("",), "--only matrix --sizes 500 --repeats 1", ".*"),
     "peers": Benchmark(
         "peers.py",
         ("--markdown {page}",),

@@ -57,10 +57,14 @@ def _result_type(c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(c_xx.dtype, c_xy.dtype), c_yy.dtype)
 
 
+def block_elements(device: torch.device) -> int:
+    """Elements of one block: temporaries of this size stay in the caches of a processor, and fill an accelerator."""
+    return CPU_BLOCK * torch.get_num_threads() if device.type == "cpu" else CUDA_BLOCK
+
+
 def _blocks(shape: torch.Size, device: torch.device) -> Iterator[tuple[int, int]]:
     """Start and length of the blocks of rows (dimension -2) of a result of this shape."""
-    budget = CPU_BLOCK * torch.get_num_threads() if device.type == "cpu" else CUDA_BLOCK
-    rows = max(1, budget * shape[-2] // max(1, shape.numel()))
+    rows = max(1, block_elements(device) * shape[-2] // max(1, shape.numel()))
     for start in range(0, shape[-2], rows):
         yield start, min(rows, shape[-2] - start)
 
@@ -87,17 +91,21 @@ def _forward(activation: Any, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor, out: Ten
     return out
 
 
-def _backward_blockwise(activation: Any, grad: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _backward_blockwise(
+    activation: Any, grad: Tensor, inputs: tuple[Tensor, ...], needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
     """Gradients of a graph-free backward pass: one block of partials at a time, reduced to the inputs' shapes."""
     grad, *padded = (_pad(c, grad.ndim) for c in (grad, *inputs))
-    grads = [grad.new_zeros(c.shape) for c in padded]
+    grads = [grad.new_zeros(c.shape) if need else None for c, need in zip(padded, needed, strict=True)]
     for block in _blocks(grad.shape, grad.device):
         partials = activation.dual_partials(*(_rows(c, *block) for c in padded))
         g = _rows(grad, *block)
         for total, partial in zip(grads, partials, strict=True):
+            if total is None:
+                continue
             target = _rows(total, *block)
             target += (g * partial).sum_to_size(target.shape)
-    return tuple(total.reshape(c.shape).to(c.dtype) for total, c in zip(grads, inputs, strict=True))
+    return tuple(None if t is None else t.reshape(c.shape).to(c.dtype) for t, c in zip(grads, inputs, strict=True))
 
 
 class _Dual(torch.autograd.Function):
@@ -117,7 +125,7 @@ class _Dual(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
         if ctx.activation._blockwise_partials and not torch.is_grad_enabled():
-            return (None, *_backward_blockwise(ctx.activation, grad, inputs))
+            return (None, *_backward_blockwise(ctx.activation, grad, inputs, ctx.needs_input_grad[1:]))
         partials = ctx.activation.dual_partials(*inputs)
         return (None, *((grad * p).sum_to_size(c.shape).to(c.dtype) for p, c in zip(partials, inputs, strict=True)))
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..numerics.autocast import outside_autocast
+from ..numerics.differentiation import transforms_are_active
 from .nngp_kernel import _refuse_last_dim_is_batch
-from .recursion import same_points, transforms_are_active
+from .recursion import same_points
 
 Pairs = list[tuple[int, int]]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..order_parameters import ScalarChain
-from .recursion import Covariance, Layer, affine, dual_covariance, propagate
+from .recursion import Covariance, Layer, affine, dual_covariance, propagate_all
 
 
 class Composition(ABC):
@@ -17,7 +17,7 @@ class Composition(ABC):
 
     A subclass implements :meth:`covariance`, and :meth:`is_scalar` if it can be solved in one dimension. With one
     hidden layer every composition is K_R = q K. An object of a subclass can be given to
-    :class:`RenormalizedNNGPKernel`.
+    :class:`RenormalizedNNGPKernel`. ``covariance`` works entry by entry: it is called on parts of a matrix.
 
     Example:
         >>> from torch_propkernel import Erf, RenormalizedNNGPKernel
@@ -64,7 +64,28 @@ class Composition(ABC):
         return f"{type(self).__name__}()"
 
 
-class Outer(Composition):
+class _OfLayers(Composition):
+    """K_R is the kernel of an infinitely wide network with other weight variances."""
+
+    @abstractmethod
+    def renormalized(self, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> list[Layer]:
+        """Return the layers of that network."""
+
+    def covariance(self, state: Covariance, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> Tensor:
+        """Return K_R, the last covariance of the recursion through the renormalized layers."""
+        return propagate_all(state, self.renormalized(layers, order_parameters))
+
+
+def renormalized_layers(
+    composition: Composition, layers: Sequence[Layer], order_parameters: Sequence[Tensor]
+) -> list[Layer] | None:
+    """Return the layers of an infinitely wide network with the kernel K_R; None where it is not one's."""
+    if isinstance(composition, _OfLayers) and type(composition).covariance is _OfLayers.covariance:
+        return composition.renormalized(layers, order_parameters)
+    return None
+
+
+class Outer(_OfLayers):
     """K_R = (prod_l q_l) K^L (THEORY.md, eq. (7)); hidden biases stay inside the recursion.
 
     Example:
@@ -75,19 +96,17 @@ class Outer(Composition):
 
     name = "outer"
 
-    def covariance(self, state: Covariance, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> Tensor:
-        """Return (prod_l q_l) K^L."""
+    def renormalized(self, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> list[Layer]:
+        """Return the layers with all order parameters on the last one."""
         product = ScalarChain.scale(torch.stack(torch.broadcast_tensors(*order_parameters), -1))
-        for layer in layers[:-1]:
-            state = propagate(state, layer, overwrite=True)
-        return propagate(state, layers[-1], scale=product, overwrite=True).xy
+        return [*layers[:-1], layers[-1].times(product)]
 
     def is_scalar(self, layers: Sequence[Layer]) -> bool:
         """Return True: only the product enters."""
         return True
 
 
-class Nested(Composition):
+class Nested(_OfLayers):
     """K_R^l = (q_l / lambda_l) kappa(K_R^{l-1}) + b_l (THEORY.md, eq. (6)), the reading stated by the paper.
 
     Example:
@@ -98,11 +117,9 @@ class Nested(Composition):
 
     name = "nested"
 
-    def covariance(self, state: Covariance, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> Tensor:
-        """Return K_R^L."""
-        for layer, order_parameter in zip(layers, order_parameters, strict=True):
-            state = propagate(state, layer, scale=order_parameter, overwrite=True)
-        return state.xy
+    def renormalized(self, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> list[Layer]:
+        """Return each layer with its own order parameter."""
+        return [layer.times(q) for layer, q in zip(layers, order_parameters, strict=True)]
 
     def is_scalar(self, layers: Sequence[Layer]) -> bool:
         """Nested equals outer if every layer above the first is homogeneous of degree one and no bias sits between."""

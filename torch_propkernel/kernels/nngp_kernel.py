@@ -5,12 +5,15 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..exceptions import InputScaleWarning
 from ..numerics.autocast import outside_autocast
+from ..numerics.differentiation import transforms_are_active
+from .kernel_matrix import matrix_of_layers
 from .network_prior_kernel import NetworkPriorKernel
-from .recursion import Covariance, Layer, input_covariance, propagate, same_points, transforms_are_active
+from .recursion import Covariance, Inputs, Layer, input_covariance, propagate_all, same_points
 
 
 class NNGPKernel(NetworkPriorKernel):
@@ -44,8 +47,11 @@ class NNGPKernel(NetworkPriorKernel):
 
     Shapes: inputs ``... x n x d`` and ``... x m x d`` give ``... x n x m``, with ``diag=True`` ``... x n``.
     Accuracy: exact to rounding for closed-form activations, the activation's tolerance for quadrature ones.
-    Cost: one GEMM and one elementwise pass for each layer. Under ``torch.autocast`` the kernel is computed in its
-    inputs' dtype all the same; what an ExactGP does with it is not: predict with GPyTorch's models outside of autocast.
+    Cost: one GEMM, half of one for a symmetric matrix, and one elementwise pass for each layer. A gradient costs two
+    more passes and the memory of one more matrix at any depth, and as much as another GEMM where the inputs or their
+    ARD weights have gradients. Quadrature activations, and second derivatives, keep several matrices for each layer.
+    Under ``torch.autocast`` the kernel is computed in its inputs' dtype all the same; what an ExactGP does with it is
+    not: predict with GPyTorch's models outside of autocast.
 
     Args:
         activation: An activation object such as ``Erf()``, or its name, ``"erf"``.
@@ -89,10 +95,10 @@ class NNGPKernel(NetworkPriorKernel):
 
     def scaled_inputs(self, x: Tensor) -> Tensor:
         """Return x with sqrt(w_0 a_j / N_0) multiplied in, so that K^0 = x x^T + b_0."""
-        scale = self.hidden_weight_variance[..., :1] / x.shape[-1]
-        if self.ard_num_dims is not None:
-            scale = scale * self.ard_weights
-        return x * scale.sqrt()
+        return self._with_ard(x) * (self.hidden_weight_variance[..., :1] / x.shape[-1]).sqrt()
+
+    def _with_ard(self, x: Tensor) -> Tensor:
+        return x if self.ard_num_dims is None else x * self.ard_weights.sqrt()
 
     def layers(self, elementwise: bool = False) -> list[Layer]:
         """Return the hidden layers for the recursion, parameters shaped to broadcast against its matrices."""
@@ -110,23 +116,29 @@ class NNGPKernel(NetworkPriorKernel):
             for index in range(1, self.depth + 1)
         ]
 
-    def input_covariance(self, x1: Tensor, x2: Tensor, elementwise: bool = False) -> Covariance:
-        """Return K^0 between two sets of points as the triple of the recursion."""
-        scaled = self.scaled_inputs(x1)
-        other = scaled if same_points(x1, x2) else self.scaled_inputs(x2)
+    def inputs(self, x1: Tensor, x2: Tensor, elementwise: bool = False) -> Inputs:
+        """Return what the recursion begins with: K^0 = w_0/N_0 X1 X2^T + b_0, the ARD weights in X."""
+        factor = self.hidden_weight_variance[..., :1] / x1.shape[-1]
+        dtype = torch.promote_types(x1.dtype, factor.dtype)
+        first = self._with_ard(x1).to(dtype)
+        second = first if same_points(x1, x2) else self._with_ard(x2).to(dtype)
         bias = self.bias_variance[..., :1] if self._has_bias[0] else None
-        if bias is not None and elementwise:
-            bias = bias.squeeze(-1)
+        if elementwise:
+            factor, bias = factor.squeeze(-1), None if bias is None else bias.squeeze(-1)
         if self.training and not self._inputs_checked and not transforms_are_active():
             self._inputs_checked = True
-            self._check_scale(scaled)
-        return input_covariance(scaled, other, bias, elementwise)
+            self._check_scale(first, factor)
+        return Inputs(first, second, factor, bias)
 
-    def _check_scale(self, scaled: Tensor) -> None:
+    def input_covariance(self, x1: Tensor, x2: Tensor, elementwise: bool = False) -> Covariance:
+        """Return K^0 between two sets of points as the triple of the recursion."""
+        return input_covariance(self.inputs(x1, x2, elementwise), elementwise)
+
+    def _check_scale(self, x: Tensor, factor: Tensor) -> None:
         """Warn (once for each kernel: it reads the device) when the inputs are far from unit scale."""
         if "raw_hidden_weight_variance" not in self._parameters:  # sampled: its scale says nothing about the inputs
             return
-        scale = float(scaled.detach().square().sum(-1).mean())
+        scale = float(x.detach().square().sum(-1).mean() * factor.detach().mean())
         if not 1e-3 <= scale <= 1e3:
             warnings.warn(
                 f"{type(self).__name__}: expected inputs of about unit scale (mean |x|^2 w_0 / N_0 between 1e-3 and "
@@ -139,10 +151,9 @@ class NNGPKernel(NetworkPriorKernel):
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """Return K(x1, x2), ``... x n x m``, or its elementwise diagonal ``... x n``."""
         _refuse_last_dim_is_batch(params)
-        state = self.input_covariance(x1, x2, elementwise=diag)
-        for layer in self.layers(elementwise=diag):
-            state = propagate(state, layer, overwrite=True)
-        return state.xy
+        if diag:
+            return propagate_all(self.input_covariance(x1, x2, elementwise=True), self.layers(elementwise=True))
+        return matrix_of_layers(self.inputs(x1, x2), self.layers())
 
 
 def _refuse_last_dim_is_batch(params: dict[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..activations import Activation
+from ..numerics.differentiation import is_recorded, transforms_are_active
 
 
 class Covariance(NamedTuple):
@@ -25,6 +27,30 @@ class Covariance(NamedTuple):
     elementwise: bool = False
 
 
+class Inputs(NamedTuple):
+    """What the recursion begins with: C = factor X1 X2^T + bias_variance.
+
+    Shapes: ``x1`` is ``... x n x d``, ``x2`` is ``... x m x d``, with ARD weights multiplied in; the same tensor where
+    the points are. The scale w_0 / N_0 stands outside of the products, which therefore serve every value of it.
+    """
+
+    x1: Tensor
+    x2: Tensor
+    factor: Tensor
+    bias_variance: Tensor | None = None
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether both are the same points."""
+        return self.x1 is self.x2
+
+    def squared_norms(self, elementwise: bool = False) -> tuple[Tensor, Tensor]:
+        """Return ``|x|^2`` of both, ``... x n x 1`` and ``... x 1 x m``; elementwise ``... x n``."""
+        xx = self.x1.square().sum(-1)
+        yy = xx if self.symmetric else self.x2.square().sum(-1)
+        return (xx, yy) if elementwise else (xx.unsqueeze(-1), yy.unsqueeze(-2))
+
+
 class Layer(NamedTuple):
     """One layer of the recursion: K = weight_variance * kappa(previous) + bias_variance."""
 
@@ -32,25 +58,15 @@ class Layer(NamedTuple):
     weight_variance: Tensor
     bias_variance: Tensor | None = None
 
-
-def transforms_are_active() -> bool:
-    """Whether this runs inside of torch.func.grad, vmap, jvp or the like, where tensors have no memory of their own."""
-    return torch._C._are_functorch_transforms_active()
-
-
-def may_overwrite(tensor: Tensor) -> bool:
-    """Whether ``tensor`` takes part in no kind of differentiation, so that its memory may be reused."""
-    if torch.is_grad_enabled() and tensor.requires_grad:
-        return False
-    if transforms_are_active():
-        return False
-    return torch.autograd.forward_ad._current_level < 0
+    def times(self, order_parameter: Tensor) -> Layer:
+        """Return the layer with its weights' part multiplied by an order parameter."""
+        return self._replace(weight_variance=self.weight_variance * order_parameter)
 
 
 def with_diagonal(matrix: Tensor, diagonal: Tensor) -> Tensor:
     """Return ``matrix`` with its diagonal set to ``diagonal`` (``... x n x 1``), in place where allowed."""
     values = diagonal.squeeze(-1).expand(matrix.shape[:-1])
-    if may_overwrite(matrix) and may_overwrite(values):
+    if not is_recorded(matrix, values):
         matrix.diagonal(dim1=-2, dim2=-1).copy_(values)
         return matrix
     return torch.diagonal_scatter(matrix, values, dim1=-2, dim2=-1)
@@ -65,22 +81,26 @@ def same_points(x1: Tensor, x2: Tensor) -> bool:
     return x1.device == x2.device and x1.stride() == x2.stride() and x1.data_ptr() == x2.data_ptr()
 
 
-def input_covariance(x1: Tensor, x2: Tensor, bias_variance: Tensor | None, elementwise: bool) -> Covariance:
-    """Return C = X1 X2^T + b_0 of inputs that already carry sqrt(weight variance / N_0).
-
-    Shapes: ``x1`` is ``... x n x d``, ``x2`` is ``... x m x d``; with ``elementwise=True``, n = m. Cost: one GEMM.
-    """
-    symmetric = same_points(x1, x2)
-    xx = x1.square().sum(-1)
+def input_covariance(inputs: Inputs, elementwise: bool = False) -> Covariance:
+    """Return C = factor X1 X2^T + b_0, with ``elementwise=True`` of pairs of rows. Cost: one GEMM."""
+    x1, x2 = inputs.x1, inputs.x2
+    xx, yy = inputs.squared_norms(elementwise)
     if elementwise:
-        yy = xx if symmetric else x2.square().sum(-1)
-        xy = xx if symmetric else (x1 * x2).sum(-1)
+        xy = xx if inputs.symmetric else (x1 * x2).sum(-1)
     else:
-        xx = xx.unsqueeze(-1)
-        yy = xx.transpose(-1, -2) if symmetric else x2.square().sum(-1).unsqueeze(-2)
-        xy = gram(x1) if symmetric and may_overwrite(x1) else x1 @ x2.transpose(-1, -2)
-        xy = with_diagonal(xy, xx) if symmetric else xy
-    return affine(Covariance(xx, xy, yy, symmetric, elementwise), None, bias_variance, overwrite=True)
+        xy = gram(x1) if inputs.symmetric and not is_recorded(x1) else x1 @ x2.mT
+    state = Covariance(xx, xy, yy, inputs.symmetric, elementwise)
+    return first_covariance(state, inputs.factor, inputs.bias_variance, overwrite=True)
+
+
+def first_covariance(
+    products: Covariance, factor: Tensor, bias_variance: Tensor | None, overwrite: bool = False
+) -> Covariance:
+    """Return C = factor X1 X2^T + b_0 from the products of the inputs, with ``overwrite=True`` in their memory."""
+    state = affine(affine(products, factor, None, overwrite), None, bias_variance, overwrite=True)
+    if state.symmetric and not state.elementwise:
+        return state._replace(xy=with_diagonal(state.xy, state.xx))
+    return state
 
 
 def gram(x: Tensor, block: int = 256) -> Tensor:
@@ -108,7 +128,7 @@ def dual_covariance(state: Covariance, activation: Activation, overwrite: bool =
         return state._replace(xx=xx, xy=xx, yy=xx)
     yy = xx.transpose(-1, -2) if state.symmetric else activation.dual_diag(state.yy)
     whole = state.xy.shape == torch.broadcast_shapes(state.xx.shape, state.xy.shape, state.yy.shape)
-    out = state.xy if overwrite and whole and all(may_overwrite(c) for c in state[:3]) else None
+    out = state.xy if overwrite and whole and not is_recorded(*state[:3]) else None
     xy = activation.dual(state.xx, state.xy, state.yy, out=out)
     if state.symmetric:
         xy = with_diagonal(xy, xx)
@@ -120,8 +140,16 @@ def propagate(state: Covariance, layer: Layer, scale: Tensor | None = None, over
 
     ``scale`` is the order parameter q_l of this layer, which multiplies the weights' part only.
     """
-    factor = layer.weight_variance if scale is None else layer.weight_variance * scale
-    return affine(dual_covariance(state, layer.activation, overwrite), factor, layer.bias_variance, overwrite=True)
+    layer = layer if scale is None else layer.times(scale)
+    kappa = dual_covariance(state, layer.activation, overwrite)
+    return affine(kappa, layer.weight_variance, layer.bias_variance, overwrite=True)
+
+
+def propagate_all(state: Covariance, layers: Sequence[Layer]) -> Tensor:
+    """Return K^L, the covariance behind all layers; the memory of the state may be reused."""
+    for layer in layers:
+        state = propagate(state, layer, overwrite=True)
+    return state.xy
 
 
 def affine(state: Covariance, factor: Tensor | None, term: Tensor | None, overwrite: bool = False) -> Covariance:
@@ -130,20 +158,21 @@ def affine(state: Covariance, factor: Tensor | None, term: Tensor | None, overwr
     ``overwrite=True`` allows the matrix to be changed in place, where it takes part in no differentiation: it must be
     the caller's own and in no graph.
     """
-
-    def apply(value: Tensor, in_place: bool) -> Tensor:
-        for other, operation in ((factor, "mul"), (term, "add")):
-            if other is None:
-                continue
-            fits = value.shape == torch.broadcast_shapes(value.shape, other.shape)
-            if in_place and fits and may_overwrite(value) and may_overwrite(other):
-                getattr(value, operation + "_")(other)
-            else:
-                value = getattr(torch, operation)(value, other)
-        return value
-
-    xx = apply(state.xx, False)
+    xx = scaled(state.xx, factor, term)
     if state.symmetric and state.elementwise:
         return state._replace(xx=xx, xy=xx, yy=xx)
-    yy = xx.transpose(-1, -2) if state.symmetric else apply(state.yy, False)
-    return state._replace(xx=xx, xy=apply(state.xy, overwrite), yy=yy)
+    yy = xx.transpose(-1, -2) if state.symmetric else scaled(state.yy, factor, term)
+    return state._replace(xx=xx, xy=scaled(state.xy, factor, term, overwrite), yy=yy)
+
+
+def scaled(value: Tensor, factor: Tensor | None, term: Tensor | None, in_place: bool = False) -> Tensor:
+    """Return factor * value + term, where allowed in the memory of ``value``."""
+    for other, operation in ((factor, "mul"), (term, "add")):
+        if other is None:
+            continue
+        fits = value.shape == torch.broadcast_shapes(value.shape, other.shape)
+        if in_place and fits and not is_recorded(value, other):
+            getattr(value, operation + "_")(other)
+        else:
+            value = getattr(torch, operation)(value, other)
+    return value

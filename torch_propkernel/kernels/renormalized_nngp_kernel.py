@@ -14,7 +14,8 @@ from .._views import twin
 from ..activations import Activation
 from ..numerics.autocast import outside_autocast
 from ..order_parameters import OrderParameterPrior, ScalarChain
-from .compositions import Composition, get_composition
+from .compositions import Composition, get_composition, renormalized_layers
+from .kernel_matrix import matrix_of_layers, matrix_of_rule
 from .nngp_kernel import NNGPKernel, _refuse_last_dim_is_batch
 
 
@@ -162,13 +163,18 @@ class RenormalizedNNGPKernel(NNGPKernel):
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """Return K_R(x1, x2), ``... x n x m``, or its elementwise diagonal ``... x n``."""
         _refuse_last_dim_is_batch(params)
-        state = self.input_covariance(x1, x2, elementwise=diag)
         order_parameter = self.order_parameter.squeeze(-2)
         order_parameters = [
             order_parameter[..., i : i + 1] if diag else order_parameter[..., i : i + 1].unsqueeze(-1)
             for i in range(self.depth)
         ]
-        return self.composition.covariance(state, self.layers(elementwise=diag), order_parameters)
+        composition, layers = self.composition, self.layers(elementwise=diag)
+        if diag:
+            return composition.covariance(self.input_covariance(x1, x2, elementwise=True), layers, order_parameters)
+        inputs, renormalized = self.inputs(x1, x2), renormalized_layers(composition, layers, order_parameters)
+        if renormalized is not None:
+            return matrix_of_layers(inputs, renormalized)
+        return matrix_of_rule(composition.covariance, inputs, layers, order_parameters)
 
     def __getitem__(self, index: Any) -> Kernel:
         """Index the batch dimensions of every parameter and of the width together."""

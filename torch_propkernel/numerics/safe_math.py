@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from .differentiation import is_recorded
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
@@ -24,6 +28,8 @@ def safe_sqrt(x: Tensor) -> Tensor:
         >>> x.grad.tolist()
         [0.0, 0.25]
     """
+    if not is_recorded(x):
+        return x.clamp_min(0).sqrt_()
     zero = x <= 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
 
@@ -33,7 +39,7 @@ def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
 
     .. math:: a / b \text{ for } b \ne 0, \quad 0 \text{ for } b = 0
 
-    Elementwise with broadcasting; NaN stays NaN; rounding accuracy.
+    Finite numerators, elementwise with broadcasting; NaN stays NaN; rounding accuracy.
 
     Args:
         numerator: a.
@@ -44,8 +50,7 @@ def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
         >>> safe_divide(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 2.0])).tolist()
         [0.0, 0.5]
     """
-    zero = denominator == 0
-    return torch.where(zero, 0.0, numerator / torch.where(zero, 1.0, denominator))
+    return numerator / torch.where(denominator == 0, math.inf, denominator)
 
 
 def safe_atan2(y: Tensor, x: Tensor) -> Tensor:
@@ -65,6 +70,8 @@ def safe_atan2(y: Tensor, x: Tensor) -> Tensor:
         >>> bool(torch.autograd.grad(safe_atan2(y, x).sum(), y)[0] == 0)
         True
     """
+    if not is_recorded(x, y):
+        return torch.atan2(y, x)
     origin = (x == 0) & (y == 0)
     return torch.atan2(torch.where(origin, 0.0, y), torch.where(origin, 1.0, x))
 
