@@ -3,12 +3,12 @@
     python examples/benchmarks/solve_and_predict.py                  # the three tables, one thread, float64
     python examples/benchmarks/solve_and_predict.py --only memory
 
-1. P = 2000, d = 784, erf, one hidden layer: kernel, order parameter and predictions at 200 points for a plain
-   GPyTorch model, infinite width included, in units of one Cholesky factorization of the same matrix.
-2. 100 widths x 20 temperatures at P = 1000 against one eigendecomposition of the same matrix, the reduction included.
+1. d = 784, erf, one hidden layer: kernel, order parameter and predictions at 200 points for a plain GPyTorch model,
+   infinite width included, in units of one Cholesky factorization of the same matrix.
+2. 100 widths x 20 temperatures against one eigendecomposition of the same matrix, the reduction included.
 3. Peak resident memory of solve + predict above the inputs in a fresh process, P = 4000, in units of one P x P matrix.
 
-Every time is the smallest of ``--repeats`` runs; the machine should be idle.
+Every time is the smallest CPU time of ``--repeats`` rounds (of two at P = 4000).
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ from torch_propkernel import (  # noqa: E402
     generalization_error,
     solve_order_parameters,
 )
+from torch_propkernel.inference import Problem  # noqa: E402
+from torch_propkernel.reliability import assess  # noqa: E402
+from torch_propkernel.theories.solve import solve_problem  # noqa: E402
 
 
 class Model(gpytorch.models.ExactGP):
@@ -60,60 +63,58 @@ def problem(size: int, dimension: int = 784, test: int = 200):
 
 
 def best(steps: dict, repeats: int) -> dict[str, float]:
-    """Smallest wall time of each step over several rounds, each of which runs every step once."""
+    """Smallest CPU time of each step over several rounds, each of which runs every step once."""
     times = {name: math.inf for name in steps}
     for _ in range(repeats):
         for name, function in steps.items():
-            start = time.perf_counter()
+            start = time.process_time()
             function()
-            times[name] = min(times[name], time.perf_counter() - start)
+            times[name] = min(times[name], time.process_time() - start)
     return times
 
 
-def print_ratios(title: str, times: dict[str, float], unit: str) -> None:
-    """Print a table of times over the time of ``unit``."""
-    print(f"\n## {title}\n\n| step | ratio |\n|---|---|")
-    for name, seconds in times.items():
-        print(f"| {name} | {seconds / times[unit]:.2f} |")
+def print_ratios(title: str, columns: dict[str, dict[str, float]], unit: str) -> None:
+    """Print a table of times over the time of ``unit``, with a column for each size."""
+    print(f"\n## {title}\n\n| step | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for name in next(iter(columns.values())):
+        print(f"| {name} | {' | '.join(f'{times[name] / times[unit]:.2f}' for times in columns.values())} |")
+    sys.stdout.flush()
 
 
-def time_of_pipeline(repeats: int) -> None:
-    """Table 1."""
-    x, y, test_x, test_y = problem(2000)
-    model = Model(x, y, 500.0)
+def time_of_pipeline(size: int, repeats: int) -> dict[str, float]:
+    """A column of table 1."""
+    x, y, test_x, test_y = problem(size)
+    model = Model(x, y, size / 4.0)
     with torch.no_grad():
-        matrix = model.covar_module(x).to_dense() + 0.1 * torch.eye(2000, dtype=torch.float64)
+        matrix = model.covar_module(x).to_dense() + 0.1 * torch.eye(size, dtype=torch.float64)
+        given = Problem.frozen(model)
+        solution = solve_problem(given)
 
     def build():
         with torch.no_grad():
             model.covar_module(x).to_dense()
 
-    def solve():
-        fit_order_parameters(model)
-
-    def predict():
-        generalization_error(model, test_x, test_y)
-
-    def together():
-        generalization_error(model, test_x, test_y, fit=True)
-
     steps = {
         "one Cholesky factorization": lambda: torch.linalg.cholesky(matrix),
         "kernel matrix": build,
-        "reduction to a spectrum": lambda: Spectrum.from_kernel(matrix, y),
+        "reduction": lambda: Spectrum.from_kernel(matrix, y),
+        "reduction with projections": lambda: Spectrum.from_kernel(matrix, y).projections,
         "one eigendecomposition": lambda: torch.linalg.eigh(matrix),
-        "fit_order_parameters (builds the kernel)": solve,
-        "generalization_error, 200 points, with infinite width (builds the kernel)": predict,
-        "both, one after the other": lambda: (solve(), predict()),
-        "build + solve + predict in one call (generalization_error with fit=True)": together,
+        "score of the reliability": lambda: assess(given, solution),
+        "fit_order_parameters (builds the kernel)": lambda: fit_order_parameters(model),
+        "generalization_error, 200 points, with infinite width (builds the kernel)": lambda: generalization_error(
+            model, test_x, test_y
+        ),
+        "build + solve + predict in one call (generalization_error with fit=True)": lambda: generalization_error(
+            model, test_x, test_y, fit=True
+        ),
     }
-    title = "P = 2000, d = 784, erf, one hidden layer; units of one Cholesky factorization"
-    print_ratios(title, best(steps, repeats), "one Cholesky factorization")
+    return best(steps, repeats)
 
 
-def time_of_sweep(repeats: int) -> None:
-    """Table 2."""
-    x, y, _, _ = problem(1000)
+def time_of_sweep(size: int, repeats: int) -> dict[str, float]:
+    """A column of table 2."""
+    x, y, _, _ = problem(size)
     with torch.no_grad():
         matrix = Model(x, y, 500.0).covar_module(x).to_dense()
     width = torch.logspace(1, 4, 100, dtype=torch.float64).reshape(-1, 1, 1)
@@ -123,14 +124,14 @@ def time_of_sweep(repeats: int) -> None:
     def sweep(reduced):
         solve_order_parameters(reduced, width=width, temperature=temperature)
 
+    sweep(spectrum)  # which projects the targets
     steps = {
         "one eigendecomposition": lambda: torch.linalg.eigh(matrix),
-        "reduction to a spectrum": lambda: Spectrum.from_kernel(matrix, y),
+        "reduction with projections": lambda: Spectrum.from_kernel(matrix, y).projections,
         "2,000 solves": lambda: sweep(spectrum),
         "both": lambda: sweep(Spectrum.from_kernel(matrix, y)),
     }
-    title = "100 widths x 20 temperatures, P = 1000; units of one eigendecomposition"
-    print_ratios(title, best(steps, repeats), "one eigendecomposition")
+    return best(steps, repeats)
 
 
 def peak_memory() -> int:
@@ -150,14 +151,12 @@ def memory_of_pipeline(size: int) -> None:
     x, y, test_x, test_y = problem(size)
     model = Model(x, y, size / 4.0)
     before = peak_memory()
-    fit_order_parameters(model)
-    solved = peak_memory()
-    generalization_error(model, test_x, test_y)
+    generalization_error(model, test_x, test_y, fit=True)
     after = peak_memory()
     matrix = 8 * size**2
     print(f"\n## Peak resident memory above the inputs, P = {size}; units of one P x P matrix\n")
     print("| step | matrices |\n|---|---|")
-    print(f"| solve | {(solved - before) / matrix:.2f} |\n| solve + predict | {(after - before) / matrix:.2f} |")
+    print(f"| build + solve + predict in one call | {(after - before) / matrix:.2f} |")
 
 
 def main() -> None:
@@ -165,22 +164,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["pipeline", "sweep", "memory"])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000, 4000], help="P of the first table")
     parser.add_argument("--size", type=int, default=4000, help="P of the memory table")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     warnings.simplefilter("ignore", PropKernelWarning)
     if options.only != "memory":  # the memory table is printed by a process of its own
         print("# Time and memory of the solver\n")
-        print(f"Every time is the smallest of {options.repeats} rounds, with {options.threads} thread(s).")
+        print(f"Every time is the smallest CPU time of {options.repeats} rounds (of two at P = 4000), with one thread.")
+
+    def columns(function, *sizes):
+        return {f"P = {p}": function(p, options.repeats if p < 4000 else min(2, options.repeats)) for p in sizes}
+
     if options.only in (None, "pipeline"):
-        time_of_pipeline(options.repeats)
+        title = "d = 784, erf, one hidden layer; units of one Cholesky factorization"
+        print_ratios(title, columns(time_of_pipeline, *options.sizes), "one Cholesky factorization")
     if options.only in (None, "sweep"):
-        time_of_sweep(options.repeats)
+        title = "100 widths x 20 temperatures; units of one eigendecomposition"
+        print_ratios(title, columns(time_of_sweep, 500, 1000), "one eigendecomposition")
     if options.only == "memory":
         memory_of_pipeline(options.size)
     elif options.only is None:
-        sys.stdout.flush()
         subprocess.run([sys.executable, __file__, "--only", "memory", "--size", str(options.size)], check=True)
 
 

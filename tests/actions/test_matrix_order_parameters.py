@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -12,7 +13,12 @@ import torch
 from torch_propkernel import Spectrum, solve_order_parameters
 from torch_propkernel.actions import OutputAction, solve_matrix_order_parameters
 from torch_propkernel.exceptions import NotEnoughMemoryError
-from torch_propkernel.numerics.symmetric import exponential_differences, from_coordinates, to_coordinates
+from torch_propkernel.numerics.symmetric import (
+    exponential_differences,
+    from_coordinates,
+    second_exponential_differences,
+    to_coordinates,
+)
 
 DOUBLE = torch.float64
 
@@ -103,6 +109,32 @@ def test_the_dense_action_of_observed_targets_and_the_reduced_one_have_the_same_
     dense = solve_matrix_order_parameters(larger, padded, width=[4.0, 9.0], **noise)
     torch.testing.assert_close(dense.order_parameter, complete.order_parameter, rtol=1e-7, atol=1e-7)
     assert dense.action.item() == pytest.approx(complete.action.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("noise", [None, NOISE])
+def test_the_hessian_is_the_difference_quotient_of_the_gradient(noise):
+    kernel, y = data()
+    width = torch.tensor([[8.0, 30.0], [5.0, math.inf]], dtype=DOUBLE)
+    spectrum = Spectrum.from_kernel(kernel, y, num_outputs=3)
+    action = OutputAction(spectrum, width, torch.tensor([0.2, 0.5], dtype=DOUBLE), noise)
+    rough = 0.5 * torch.randn(2, 6, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+    for point in (rough, torch.zeros_like(rough)):  # the second with equal eigenvalues
+        rows = []
+        for step in 1e-5 * torch.eye(6, dtype=DOUBLE):
+            ends = [(point + sign * step).requires_grad_() for sign in (1, -1)]
+            above, below = (torch.autograd.grad(action(end).sum(), end)[0] for end in ends)
+            rows.append((above - below) / 2e-5)
+        expected = torch.stack(rows, -2)
+        # the difference quotient's own error: step^2 and rounding over the step
+        assert (action.hessian(point) - expected).abs().max() < 1e-8 * expected.abs().max()
+
+
+def test_second_divided_differences_are_those_of_the_exponential():
+    u = torch.tensor([0.3, 0.3, 0.3 + 1e-7, -1.2, 0.3 + 3e-4, 5.0], dtype=DOUBLE)
+    table = second_exponential_differences(u)
+    for a, b, c in itertools.product(range(6), repeat=3):  # Opitz: a corner of the exponential of a bidiagonal matrix
+        corner = torch.linalg.matrix_exp(torch.diag(u[[a, b, c]]) + torch.diag(torch.ones(2, dtype=DOUBLE), 1))[0, 2]
+        assert table[a, b, c].item() == pytest.approx(corner.item(), rel=1e-8)
 
 
 def test_divided_differences_are_those_of_the_exponential():

@@ -63,6 +63,7 @@ def minimize(
     scale: Tensor,
     tolerance: float = 1e-11,
     earlier: Sequence[LocalMinimum] = (),
+    hessian_of: Callable[[Tensor], Tensor] | None = None,
 ) -> LocalMinimum:
     """Descend from ``start`` to a local minimum for each batch element.
 
@@ -77,6 +78,7 @@ def minimize(
         scale: Size of the terms of the gradient, ``*b``; converged where |gradient| <= tolerance * scale.
         tolerance: Relative tolerance.
         earlier: Descents from other starts.
+        hessian_of: Second derivatives ``*b x L x L`` at a point; from differences of gradients if None.
     """
     logs = torch.where(free, start, torch.zeros_like(start))
     pinned = torch.diag_embed(torch.where(free, 0.0, 1.0).to(logs).expand_as(logs))
@@ -94,7 +96,8 @@ def minimize(
         value, gradient = value_and_gradient(function, logs)
         # Closer than this the last Hessian serves: each step still gains three digits.
         if moved > _NEAR and not bool(met.all()):
-            hessian = hessian_by_differences(function, logs, gradient)
+            exact = None if hessian_of is None else hessian_of(logs)
+            hessian = hessian_by_differences(function, logs, gradient) if exact is None else exact
             hessian = torch.where(both.expand_as(hessian), hessian, torch.zeros_like(hessian)) + pinned
         gradient = torch.where(free, gradient, torch.zeros_like(gradient))
         # A value that is not finite has no usable derivatives: such a start has failed.

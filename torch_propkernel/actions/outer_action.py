@@ -12,10 +12,12 @@ from .._validation import as_temperature, positive_number
 from ..exceptions import NotPositiveDefiniteError
 from ..order_parameters import ScalarChain
 from ..order_parameters.chain import StationaryLayers
-from ..spectra.spectrum import Spectrum
+from ..spectra.spectrum import Spectrum, TridiagonalSpectrum
 
 _BLOCK = 2**16
 _INFINITE = 1e300
+_FEW = 16
+"""Problems up to which tridiagonal solves are cheaper than all projections on eigenvectors."""
 
 
 class OuterAction:
@@ -32,11 +34,12 @@ class OuterAction:
     with :math:`x_i = r k_i / T` and n_i the number of eigenvalues that a node stands for (one each in a dense
     reduction). At T = 0, :math:`g = P - b/r` with :math:`b = \sum_i z_i^2/k_i`.
 
-    Build it with :meth:`of`. Shapes: n problems, a spectrum ``n x M`` or ``1 x M`` (shared by all problems).
+    Build it with :meth:`of`. Shapes: n problems; eigenvalues, projections and counts ``n x M`` each, or ``1 x M`` where
+    they are shared by all problems.
 
     Args:
         eigenvalues: k >= 0.
-        squared_projections: z^2, summed over outputs.
+        squared_projections: z^2, summed over outputs; or what sums over them without knowing them.
         chain: The layers, widths ``n x L``, may hold infinities.
         temperature: ``n``; all positive or all zero.
         counts: n_i; one each if None.
@@ -47,14 +50,14 @@ class OuterAction:
     def __init__(
         self,
         eigenvalues: Tensor,
-        squared_projections: Tensor,
+        squared_projections: Tensor | TridiagonalSpectrum,
         chain: ScalarChain,
         temperature: Tensor,
         counts: Tensor | None = None,
     ) -> None:
         """Store the problems."""
         self.eigenvalues = eigenvalues
-        self.squared_projections = squared_projections
+        self._labels = squared_projections
         self.chain = chain
         self.temperature = temperature
         self.counts = counts
@@ -91,14 +94,25 @@ class OuterAction:
                 "duplicate or zero rows?); T = 0 needs a non-singular K"
             )
         number = math.prod(shape)
+        own = ScalarChain(widths.expand(*shape, -1).reshape(number, -1))
+        temperature = temperature.expand(shape).reshape(number)
+        few = number <= _FEW and precision == 1.0
+        if few and isinstance(spectrum, TridiagonalSpectrum) and spectrum.is_resolved and not spectrum.is_projected:
+            counts = spectrum.multiplicities
+            counts = None if counts is None else counts.unsqueeze(0)
+            return cls(spectrum.eigenvalues.unsqueeze(0), spectrum, own, temperature, counts), shape
         columns = [spectrum.eigenvalues / precision, spectrum.squares, spectrum.multiplicities]
         if spectrum.batch_shape.numel() == 1:
             flat = [None if v is None else v.reshape(1, -1) for v in columns]
         else:
             flat = [None if v is None else v.expand(*shape, -1).reshape(number, -1) for v in columns]
         k, z2, counts = flat
-        own = ScalarChain(widths.expand(*shape, -1).reshape(number, -1))
-        return cls(k, z2, own, temperature.expand(shape).reshape(number), counts), shape  # type: ignore[arg-type]
+        return cls(k, z2, own, temperature, counts), shape  # type: ignore[arg-type]
+
+    @property
+    def squared_projections(self) -> Tensor:
+        """z^2, summed over outputs, ``n x M`` or ``1 x M``."""
+        return self._labels if isinstance(self._labels, Tensor) else self._labels.squares.unsqueeze(0)
 
     @property
     def width(self) -> Tensor:
@@ -117,19 +131,16 @@ class OuterAction:
 
     def select(self, index: Tensor) -> OuterAction:
         """Return the problems at ``index`` (with repetitions), sharing a common spectrum."""
-        shared = self.eigenvalues.shape[0] == 1
-        k, z2, counts = (
-            v if v is None or shared else v[index] for v in (self.eigenvalues, self.squared_projections, self.counts)
-        )
-        return OuterAction(k, z2, ScalarChain(self.width[index]), self.temperature[index], counts)  # type: ignore[arg-type]
+        k, counts = (None if v is None else _rows_of(v, index) for v in (self.eigenvalues, self.counts))
+        labels = _rows_of(self._labels, index) if isinstance(self._labels, Tensor) else self._labels
+        return OuterAction(k, labels, ScalarChain(self.width[index]), self.temperature[index], counts)  # type: ignore[arg-type]
 
-    def _rows(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return k, z^2 and counts of some problems."""
-        rows = slice(None) if self.eigenvalues.shape[0] == 1 else rows
+    def _rows(self, rows: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return k, z^2 (None where it is not known) and counts of some problems."""
         return (
-            self.eigenvalues[rows],
-            self.squared_projections[rows],
-            None if self.counts is None else self.counts[rows],
+            _rows_of(self.eigenvalues, rows),
+            _rows_of(self._labels, rows) if isinstance(self._labels, Tensor) else None,
+            None if self.counts is None else _rows_of(self.counts, rows),
         )
 
     def _blocks(self, number: int) -> list[slice]:
@@ -144,47 +155,63 @@ class OuterAction:
         if self.zero_temperature:
             label = self._label() * torch.exp(-u)
             return self.num_data - label, label
-        h1, h2, d1, d2 = self._sums(torch.exp(u - self.temperature.log()))
+        h1, h2, d1, d2 = (v.squeeze(-1) for v in self._sums(torch.exp(u - self.temperature.log())))
         cold = 1.0 / self.temperature
         return h1 - h2 * cold, d1 - d2 * cold
 
-    def tabulated_data_terms(self, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
-        """Return g and dg/du on a grid of log(r / T) common to all problems, ``n x G`` each.
+    def tabulated_data_terms(self, log_ratio: Tensor, owner: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        """Return g and dg/du of some problems at some values of a common grid of log(r / T), ``m`` each.
 
-        g depends on r and T only through r / T, up to the factor 1 / T of the label sum.
+        g depends on r and T only through r / T, up to the factor 1 / T of the label sum: the sums are tabulated once.
+
+        Args:
+            log_ratio: The grid, ``G``.
+            owner: Numbers of the problems, ``m``.
+            column: Numbers of the grid's values, ``m``.
         """
         ratio = torch.exp(log_ratio)
-        tables = []
-        for row in range(self.eigenvalues.shape[0]):
-            k, z2, counts = (None if v is None else v[row : row + 1] for v in self._rows(slice(None)))
-            tables.append(OuterAction(k, z2, self.chain, self.temperature, counts)._sums(ratio))  # type: ignore[arg-type]
-        h1, h2, d1, d2 = (torch.stack(columns) for columns in zip(*tables, strict=True))
-        cold = 1.0 / self.temperature.unsqueeze(-1)
+        if self.eigenvalues.shape[0] == 1:
+            tables = [self._sums(ratio, tabulate=True)]
+        else:
+            rows = (self.select(torch.tensor([row], device=ratio.device)) for row in range(self.num_problems))
+            tables = [row._sums(ratio, tabulate=True) for row in rows]
+        columns = (torch.cat([v.mT for v in table]) for table in zip(*tables, strict=True))
+        h1, h2, d1, d2 = (v[0, column] if len(v) == 1 else v[owner, column] for v in columns)
+        cold = 1.0 / self.temperature[owner]
         return h1 - h2 * cold, d1 - d2 * cold
 
     def _label(self) -> Tensor:
         """Return sum_i z_i^2 / k_i, the b of zero temperature; nodes that carry no target do not count."""
+        if isinstance(self._labels, TridiagonalSpectrum):
+            return self._labels.label_terms(self.temperature[:1], torch.ones_like(self.temperature[:1]))
         k, z2 = self.eigenvalues, self.squared_projections
         return torch.where(z2 > 0, z2 / torch.where(z2 > 0, k, 1.0), 0.0).sum(-1)
 
-    def _sums(self, ratio: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sums over the spectrum at r / T of shape ``n``.
+    def _sums(self, ratio: Tensor, tabulate: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Sums over the spectrum at r / T of shape ``n``, ``n x 1``; or at ``G`` values for all problems, ``G x n``.
 
         With x = k r / T: sum of n x/(1+x), z^2 x/(1+x)^2, and their derivatives with respect to log r.
         """
+        labels = self._labels
 
-        def total(values: Tensor, weights: Tensor) -> Tensor:
-            return values @ weights[0] if len(weights) == 1 else (values * weights).sum(-1)
+        def labelled(values: Tensor, z2: Tensor) -> Tensor:
+            return values @ z2.mT if tabulate or len(z2) == 1 else (values * z2).sum(-1, keepdim=True)
 
         sums: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for part in self._blocks(len(ratio)):
-            k, z2, counts = self._rows(part)
+            k, z2, counts = self._rows(slice(None) if tabulate else part)
             x = ratio[part, None] * k
             inverse = (1.0 + x).reciprocal_()
             filled = x.mul_(inverse)  # x / (1 + x)
             occupied = inverse.mul_(filled)  # x / (1 + x)^2
-            h1, d1 = (v.sum(-1) if counts is None else total(v, counts) for v in (filled, occupied))
-            h2, curved = total(occupied, z2), total(filled.mul_(occupied), z2)
+            h1, d1 = (
+                v.sum(-1, keepdim=True) if counts is None else (v * counts).sum(-1, keepdim=True)
+                for v in (filled, occupied)
+            )
+            if isinstance(labels, TridiagonalSpectrum):
+                h2, curved = (v.unsqueeze(-1) for v in labels.label_sums(ratio[part]))
+            else:
+                h2, curved = labelled(occupied, z2), labelled(filled.mul_(occupied), z2)  # type: ignore[arg-type]
             sums.append((h1, h2, d1, h2 - 2.0 * curved))
         h1, h2, d1, d2 = (torch.cat(columns) for columns in zip(*sums, strict=True))
         return h1, h2, d1, d2
@@ -196,8 +223,11 @@ class OuterAction:
             k, z2, counts = self._rows(part)
             spread = self.temperature[part, None] + torch.exp(u[part, None]) * k
             logs = spread.log() if counts is None else counts * spread.log()
-            sums.append((z2 / spread).add_(logs).sum(-1))
-        return torch.cat(sums)
+            sums.append(logs.sum(-1) if z2 is None else (z2 / spread).add_(logs).sum(-1))
+        data = torch.cat(sums)
+        if isinstance(self._labels, TridiagonalSpectrum):
+            data = data + self._labels.label_terms(self.temperature, torch.exp(u))
+        return data
 
     # Both parts ---------------------------------------------------------------------------------------------------
 
@@ -229,7 +259,9 @@ class OuterAction:
             balance = (self._label().expand(self.num_problems) / self.num_data).clamp_min(1e-300).log()
             return balance.clamp_max(0.0) - 1e-9, balance.clamp_min(0.0) + 1e-9
         log_temperature = self.temperature.log()
-        squares = self.squared_projections.sum(-1).expand(self.num_problems)
+        labels = self._labels
+        squares = labels.sum(-1) if isinstance(labels, Tensor) else labels.rotated.square().sum()
+        squares = squares.expand(self.num_problems)
         mu_max = (squares.clamp_min(1e-300).log() - log_temperature).exp() / 4.0
         high = torch.log1p(mu_max.unsqueeze(-1) / self.width).sum(-1)
         k = self.eigenvalues if self.counts is None else self.counts * self.eigenvalues
@@ -239,3 +271,8 @@ class OuterAction:
         room = 1.0 - self.num_data / self.width
         low = torch.maximum(low, torch.where(room > 0, room.clamp_min(1e-300).log(), low)).sum(-1)
         return low - 1e-9, high + 1e-9
+
+
+def _rows_of(table: Tensor, rows: Tensor | slice) -> Tensor:
+    """Return rows of a table ``n x M``; the one row of a table that all problems share."""
+    return table if table.shape[0] == 1 else table[rows]

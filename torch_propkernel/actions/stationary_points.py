@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..numerics.root_finder import find_roots
+from ..order_parameters import ScalarChain
 from .outer_action import OuterAction
 
 _GRID_STEP = 0.1
@@ -104,14 +105,6 @@ class _Cells(NamedTuple):
         return _Cells(*(column[index] for column in self))
 
 
-def _cells_between(owner: Tensor, u: Tensor, f: Tensor, d: Tensor, keep: Tensor) -> _Cells:
-    """Cells between neighboring columns of ``n x G`` tables, those of the mask ``keep``; ``owner`` is ``n``."""
-    row, column = torch.nonzero(keep, as_tuple=True)
-    after = column + 1
-    ends = [table[row, index] for table in (u, f, d) for index in (column, after)]
-    return _Cells(owner[row], *ends)
-
-
 def _isolate(action: OuterAction) -> tuple[_Cells, Tensor]:
     """Return cells with one sign change of the slope each, and which problems have points that touch zero."""
     low, high = action.bracket()
@@ -123,15 +116,24 @@ def _isolate(action: OuterAction) -> tuple[_Cells, Tensor]:
     log_temperature = action.temperature.log()
     first, last = float((low - log_temperature).min()), float((high - log_temperature).max())
     grid = torch.linspace(first, last, max(3, int((last - first) / _GRID_STEP) + 2), dtype=low.dtype, device=low.device)
-    f, d = action.tabulated_data_terms(grid)
-    u = grid + log_temperature.unsqueeze(-1)
-    layers = action.chain.at_log_scale(u)
+    # The part of the grid that covers each problem's bracket, one problem behind the other.
+    step = grid[1] - grid[0]
+    before, behind = (((end - log_temperature - grid[0]) / step) for end in (low, high))
+    start, stop = before.floor().clamp(0, len(grid) - 2).long(), behind.ceil().clamp(1, len(grid) - 1).long()
+    stop = torch.maximum(stop, start + 1)
+    length = stop - start + 1
+    owner = everyone.repeat_interleave(length)
+    column = torch.arange(len(owner), device=low.device) - (length.cumsum(0) - length - start)[owner]
+    u = grid[column] + log_temperature[owner]
+    f, d = action.tabulated_data_terms(grid, owner, column)
+    layers = ScalarChain(action.width[owner]).at_log_scale(u)
     f, d = f + layers.pull, d + layers.stiffness
     # Most cells are far from zero for their slope: the careful look is for the others only.
-    size, steep = f.abs(), d.abs() * (grid[1] - grid[0])
-    reach = 2.0 * (steep[:, :-1] + steep[:, 1:] + (f[:, 1:] - f[:, :-1]).abs())
-    near = torch.minimum(size[:, :-1], size[:, 1:]) <= reach
-    cells = _cells_between(everyone, u, f, d, near)
+    size, steep = f.abs(), d.abs() * step
+    reach = 2.0 * (steep[:-1] + steep[1:] + (f[1:] - f[:-1]).abs())
+    near = (torch.minimum(size[:-1], size[1:]) <= reach) & (owner[:-1] == owner[1:])
+    left = torch.nonzero(near).squeeze(-1)
+    cells = _Cells(owner[left], *(table[index] for table in (u, f, d) for index in (left, left + 1)))
     kept = []
     parts = torch.linspace(0.0, 1.0, _REFINEMENT + 1, dtype=low.dtype, device=low.device)
     for level in range(_MAX_LEVELS + 1):
@@ -143,7 +145,8 @@ def _isolate(action: OuterAction) -> tuple[_Cells, Tensor]:
         fine = cells.left.unsqueeze(-1) + (cells.right - cells.left).unsqueeze(-1) * parts
         slope = action.select(cells.owner.repeat_interleave(len(parts))).slope(fine.reshape(-1))
         f, d = (value.reshape(fine.shape) for value in slope)
-        cells = _cells_between(cells.owner, fine, f, d, torch.ones_like(f[:, 1:], dtype=torch.bool))
+        ends = [table[:, part].flatten() for table in (fine, f, d) for part in (slice(-1), slice(1, None))]
+        cells = _Cells(cells.owner.repeat_interleave(len(parts) - 1), *ends)
     # What the last level still doubts lies within rounding of a double root; a sign change is a root all the same.
     touching[cells.owner] = True
     kept.append(cells.select(torch.nonzero((cells.f_left < 0) != (cells.f_right < 0)).squeeze(-1)))

@@ -7,6 +7,7 @@ from .observed_outputs_conditioned import ObservedOutputsConditioned
 from .outputs import OutputsProblem
 from .outputs_conditioned import OutputsConditioned
 from .problem import KernelNode, Problem, ScalarProblem
+from .tridiagonal_conditioned import TridiagonalConditioned
 from .units import Normalization, Units
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "Problem",
     "ScalarProblem",
     "SpectralConditioned",
+    "TridiagonalConditioned",
     "Units",
 ]

@@ -71,10 +71,11 @@ class Conditioned(ABC):
     .. math:: p(f_* | y) = \sum_n w_n N(f_*; \Gamma_n, \Sigma_n), \qquad
               \Gamma = m_* + k_*^T A^{-1} (y - m), \quad \Sigma = k_{**} - k_*^T A^{-1} k_*
 
-    A subclass says how the nodes are factorized (:class:`DenseConditioned`, :class:`SpectralConditioned`), by two
-    methods: :meth:`moments` at test points, and :meth:`left_out_terms` at the training points. Everything that is asked
-    of a posterior follows here, once: mean, variance, covariance, distribution, errors, leave-one-out, training error,
-    accuracy. :meth:`moments`, :meth:`predict` and :meth:`distribution` are in the model's units, errors in the user's.
+    A subclass says how the nodes are factorized (:class:`DenseConditioned`, :class:`TridiagonalConditioned`,
+    :class:`SpectralConditioned`), by two methods: :meth:`moments` at test points, and :meth:`left_out_terms` at the
+    training points. Everything that is asked of a posterior follows here, once: mean, variance, covariance,
+    distribution, errors, leave-one-out, training error, accuracy. :meth:`moments`, :meth:`predict` and
+    :meth:`distribution` are in the model's units, errors in the user's.
 
     Shapes: x is ``*b x m x d``, prepared by :meth:`Problem.points`; nodes stand behind the batch, ``*b x n``.
 
@@ -282,7 +283,7 @@ class DenseConditioned(Conditioned):
             half = torch.linalg.solve_triangular(factor, cross, upper=False)
             means.append(prior_mean + (half.transpose(-1, -2) @ whitened).squeeze(-1))
             if joint:
-                spreads.append(_without_negative_variances(prior - half.transpose(-1, -2) @ half))
+                spreads.append(without_negative_variances(prior - half.transpose(-1, -2) @ half))
             else:
                 spreads.append((prior - half.square().sum(-2)).clamp_min(0.0))
         return torch.stack(means, -2), torch.stack(spreads, -3 if joint else -2)
@@ -375,7 +376,7 @@ class SpectralConditioned(Conditioned):
                 factor, weight = r[..., node, :, None], spread[..., node, :].sqrt().unsqueeze(-1)
                 half = (factor * cross if still is None else still + factor * cross) * weight
                 taken.append(half.transpose(-1, -2) @ half)
-            return mean.to(x.dtype), _without_negative_variances(own - torch.stack(taken, -3)).to(x.dtype)
+            return mean.to(x.dtype), without_negative_variances(own - torch.stack(taken, -3)).to(x.dtype)
         reduction = r.square() * (spread @ cross.square())
         if still is not None:
             reduction = reduction + spread @ still.square() + 2.0 * r * (spread @ (still * cross))
@@ -396,7 +397,7 @@ class SpectralConditioned(Conditioned):
         return self._left_out_terms
 
 
-def _without_negative_variances(covariance: Tensor) -> Tensor:
+def without_negative_variances(covariance: Tensor) -> Tensor:
     """Return a covariance whose diagonal, the difference of terms that may be huge, is not negative by rounding."""
     diagonal = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0.0)
     return torch.diagonal_scatter(covariance, diagonal, dim1=-2, dim2=-1)

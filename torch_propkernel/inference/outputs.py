@@ -130,15 +130,17 @@ class OutputsProblem(Problem):
 
     @cached_property
     def joint_spectrum(self) -> Spectrum:
-        """The reduction of K and all targets, with eigenvectors; one ``eigh``.
+        """The reduction of K and all targets: tridiagonal on the CPU, else with eigenvectors.
 
         Raises:
             ValueError: Targets are missing.
         """
         if not self.is_complete:
             raise ValueError(f"train_targets: expected none missing, got {int(self.targets.isnan().sum())} NaN")
-        columns = self.residuals().mT
-        return Spectrum.from_kernel(self.unit_covariance, columns, eigenvectors=True, num_outputs=self.num_outputs)
+        columns, eigenvectors = self.residuals().mT, self.targets.device.type != "cpu"
+        return Spectrum.from_kernel(
+            self.unit_covariance, columns, eigenvectors=eigenvectors, num_outputs=self.num_outputs
+        )
 
     def spectrum_of(self, output: int) -> Spectrum:
         """Return the reduction of K and one output's targets at its observed points, without eigenvectors."""

@@ -8,22 +8,24 @@ import torch
 from torch import Tensor
 
 from ..numerics.symmetric import relative_eigh
-from ..spectra import Spectrum
+from ..spectra import Spectrum, TridiagonalSpectrum
 from .conditioned import Conditioned, SpectralConditioned
 from .error_estimate import ErrorEstimate
+from .tridiagonal_conditioned import TridiagonalConditioned
 
 if TYPE_CHECKING:
     from .outputs import OutputsProblem
 
 
 class OutputsConditioned(Conditioned):
-    r"""D outputs conditioned on the data at a matrix Q, from one eigendecomposition of K and one of Q.
+    r"""D outputs conditioned on the data at a matrix Q, from one reduction of K and one of Q.
 
     .. math:: Q B = R B\, \mathrm{diag}(\rho),\ B^T R B = 1: \qquad \text{the rotated outputs } (f B)_d
               \sim GP(0, \rho_d K) \text{ with targets } (Y B)_d \text{ and noise } T \text{ are independent}
 
     and :math:`f = (f B) (R B)^T`; R is the noise of a point in units of T, the identity where all outputs have the same
-    (B is then orthogonal). No matrix of D P rows is formed. Shapes: outputs stand in the batch, ``D x m``.
+    (B is then orthogonal). No matrix of D P rows is formed. Shapes: outputs stand in the batch, ``D x m``. Cost: that
+    of D nodes of :class:`TridiagonalConditioned`; with eigenvectors away from the CPU.
 
     Args:
         problem: The problem.
@@ -54,14 +56,19 @@ class OutputsConditioned(Conditioned):
             root = torch.linalg.cholesky(problem.output_noise)
             scale, rotate = relative_eigh(scale, rotate, root)
             self.mix, self.log_det_rotation = problem.output_noise @ rotate, float(root.diagonal().log().sum())
-        spectrum = problem.joint_spectrum
+        spectrum, temperature = problem.joint_spectrum, problem.noise_scale
+        self.inner: Conditioned
+        if isinstance(spectrum, TridiagonalSpectrum):
+            turned = spectrum.rotated @ rotate
+            self.inner = TridiagonalConditioned(problem, spectrum, scale, temperature=temperature, rotated=turned)
+            return
         turned = Spectrum(
             spectrum.eigenvalues.expand(len(scale), -1),
             (spectrum.projections @ rotate).mT.unsqueeze(-1),
             spectrum.eigenvectors,
             spectrum.log_det_base.expand(len(scale)),
         )
-        self.inner = SpectralConditioned(problem, scale.unsqueeze(-1), spectrum=turned, temperature=problem.noise_scale)
+        self.inner = SpectralConditioned(problem, scale.unsqueeze(-1), spectrum=turned, temperature=temperature)
 
     def _back(self, values: Tensor, spreads: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and variances of the outputs from those of the rotated ones, ``D x ...`` each."""
@@ -73,7 +80,7 @@ class OutputsConditioned(Conditioned):
         if x.dim() != 2:
             raise ValueError(f"x: expected shape (m, d) for several outputs, got {tuple(x.shape)}")
         means, spreads = self.inner.moments(x, joint)
-        return means.squeeze(-2), spreads.squeeze(-3 if joint else -2)
+        return means.flatten(0, -2), spreads.flatten(0, -3 if joint else -2)
 
     def moments(self, x: Tensor, joint: bool = False) -> tuple[Tensor, Tensor]:
         """Return means ``D x 1 x m`` and variances ``D x 1 x m`` (joint: covariances ``D x 1 x m x m``)."""
@@ -95,7 +102,7 @@ class OutputsConditioned(Conditioned):
 
     def log_likelihoods(self) -> Tensor:
         """Return log N(Y; m, A) of all outputs together, ``1``."""
-        return self.inner.log_likelihoods().sum(0) - self.problem.num_data * self.log_det_rotation
+        return self.inner.log_likelihoods().sum().unsqueeze(0) - self.problem.num_data * self.log_det_rotation
 
     def left_out_terms(self) -> tuple[Tensor, Tensor]:
         """Refuse: the terms of single outputs are those of the rotated ones, ``inner``."""
@@ -103,7 +110,7 @@ class OutputsConditioned(Conditioned):
 
     def leave_one_out(self) -> ErrorEstimate:
         """Return errors at each training point given the others, all its outputs left out, ``D x P``."""
-        weights, precision = (v.squeeze(-2) for v in self.inner.left_out_terms())
+        weights, precision = (v.flatten(0, -2) for v in self.inner.left_out_terms())
         noise = self.problem.noise_scale.to(precision.dtype)
         away, variance = self._back(weights / precision, (1.0 / precision - noise).clamp_min(0.0))
         noisy = variance + self.problem.noise_diagonal().to(precision.dtype)
@@ -118,7 +125,7 @@ class OutputsConditioned(Conditioned):
 
     def training_error(self) -> Tensor:
         """Return E (1/P) sum (y - f)^2 over the posterior, ``D``."""
-        weights, precision = (v.squeeze(-2) for v in self.inner.left_out_terms())
+        weights, precision = (v.flatten(0, -2) for v in self.inner.left_out_terms())
         noise = self.problem.noise_scale.to(precision.dtype)
         away, variance = self._back(noise * weights, noise - noise.square() * precision)
         error = (away.square() + variance).mean(-1).to(self.problem.targets.dtype)

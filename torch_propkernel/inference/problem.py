@@ -22,13 +22,14 @@ from torch import Tensor
 from .._memory import check_memory
 from .._validation import check_inputs, check_targets
 from .._views import evaluation_view, replaced
-from ..exceptions import IdentifiabilityWarning
+from ..exceptions import IdentifiabilityWarning, NotPositiveDefiniteError
 from ..kernels import RenormalizedNNGPKernel
 from ..kernels.renormalized_nngp_kernel import find_renormalized_kernel
 from ..likelihoods import StudentTProcessLikelihood
 from ..order_parameters import ScalarChain
-from ..spectra import Spectrum
+from ..spectra import Spectrum, TridiagonalSpectrum
 from .conditioned import Blocks, Conditioned, DenseConditioned, SpectralConditioned
+from .tridiagonal_conditioned import TridiagonalConditioned
 from .units import Units
 
 _HOST = threading.RLock()
@@ -126,6 +127,7 @@ class Problem:
         self.temperature, self.noise, self.units, self.chain = temperature, noise, units, chain
         self._spectra: dict[bool, Spectrum] = {}
         self._kept: dict[bool, tuple[Tensor, Blocks | None, Blocks]] = {}  # by joint, of the last test points
+        self._turned: dict[bool, tuple[Spectrum, Blocks, Blocks | None, Blocks]] = {}  # the same, rotated
 
     @classmethod
     @_one_at_a_time
@@ -216,7 +218,7 @@ class Problem:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was kept for test points."""
-        return {**self.__dict__, "_kept": {}}
+        return {**self.__dict__, "_kept": {}, "_turned": {}}
 
     def _network(self) -> tuple[RenormalizedNNGPKernel, ScalarChain]:
         if self.kernel is None or self.chain is None:
@@ -339,6 +341,21 @@ class Problem:
             self._kept[joint] = (x, fixed, moved)
         return fixed, moved
 
+    def rotated_blocks(self, spectrum: TridiagonalSpectrum, x: Tensor, joint: bool) -> tuple[Blocks | None, Blocks]:
+        """Return :meth:`affine_blocks` in float64, covariances with the training points rotated by a reduction."""
+        fixed, moved = self.affine_blocks(x, joint)
+        known = self._turned.get(joint)
+        if known is not None and known[0] is spectrum and known[1] is moved:
+            return known[2:]
+
+        def turned(blocks: Blocks) -> Blocks:
+            return Blocks(blocks.mean.double(), spectrum.rotate(blocks.cross.double()), blocks.prior.double())
+
+        rotated = None if fixed is None else turned(fixed), turned(moved)
+        if joint in self._kept and self._kept[joint][2] is moved:
+            self._turned[joint] = (spectrum, moved, *rotated)
+        return rotated
+
     # Noise --------------------------------------------------------------------------------------------------------
 
     def noise_covariance(self, like: Tensor) -> Tensor:
@@ -424,14 +441,23 @@ class Problem:
 
     def spectrum(self, eigenvectors: bool = False) -> Spectrum:
         """Return the reduction of K and y; one with eigenvectors answers for one without."""
+        if not eigenvectors and True in self._spectra:
+            return self._spectra[True]
         if eigenvectors not in self._spectra:
-            if not eigenvectors and True in self._spectra:
-                return self._spectra[True]
             problem = self.scalar()
             self._spectra[eigenvectors] = Spectrum.from_kernel(
                 problem.kernel_matrix, problem.residuals, base=problem.base, eigenvectors=eigenvectors
             )
         return self._spectra[eigenvectors]
+
+    def reduction(self) -> Spectrum:
+        """Return a reduction of K and y that predicts at every scale.
+
+        That with eigenvectors if there is one; else a tridiagonal one for a single problem on the CPU.
+        """
+        problem = self.scalar()
+        single = True not in self._spectra and problem.kernel_matrix.dim() == 2 and problem.residuals.dim() == 1
+        return self.spectrum(eigenvectors=not (single and problem.kernel_matrix.device.type == "cpu"))
 
     def is_multiplicative(self) -> bool:
         """Whether the whole covariance is known to be proportional to the renormalized kernel."""
@@ -457,13 +483,25 @@ class Problem:
     def conditioned(self, order_parameter: Tensor | None = None) -> Conditioned:
         """Condition on the training data at order parameters ``*b x L``, or those that the kernel has.
 
-        From the eigendecomposition if the problem has one already, else by a Cholesky factorization.
+        From the reduction if the problem has one that predicts, else by a Cholesky factorization.
         """
-        if True in self._spectra and not torch.is_grad_enabled():
-            if order_parameter is None:
-                order_parameter = self.network.order_parameter.squeeze(-2)
-            return SpectralConditioned(self, self.layers.scale(order_parameter.double()).unsqueeze(-1))
-        return DenseConditioned(self, [KernelNode(self, order_parameter)])
+        known = self._spectra.get(True, self._spectra.get(False))
+        predicts = known is not None and (known.eigenvectors is not None or isinstance(known, TridiagonalSpectrum))
+        if not predicts or torch.is_grad_enabled():
+            return DenseConditioned(self, [KernelNode(self, order_parameter)])
+        if order_parameter is None:
+            order_parameter = self.network.order_parameter.squeeze(-2)
+        try:
+            return self.conditioned_at_scales(self.layers.scale(order_parameter.double()).unsqueeze(-1))
+        except NotPositiveDefiniteError:  # a temperature below the rounding of the kernel: jitter, with a warning
+            return DenseConditioned(self, [KernelNode(self, order_parameter)])
+
+    def conditioned_at_scales(self, scale: Tensor, log_weights: Tensor | None = None) -> Conditioned:
+        """Condition on the training data at nodes r, ``*b x n``, by the problem's reduction."""
+        spectrum = self.reduction()
+        if isinstance(spectrum, TridiagonalSpectrum):
+            return TridiagonalConditioned(self, spectrum, scale, log_weights)
+        return SpectralConditioned(self, scale, log_weights, spectrum)
 
     @cached_property
     def infinite_width(self) -> Conditioned:

@@ -76,3 +76,22 @@ def exponential_differences(values: Tensor) -> Tensor:
     safe = torch.where(small, torch.ones_like(half), half)
     ratio = torch.where(small, 1.0 + half.square() / 6.0, torch.sinh(safe) / safe)
     return torch.exp(0.5 * (values.unsqueeze(-1) + values.unsqueeze(-2))) * ratio
+
+
+def second_exponential_differences(values: Tensor) -> Tensor:
+    r"""Return the second divided differences of the exponential, ``*b x D x D x D``, of values ``*b x D``.
+
+    .. math:: \Phi_{abc} = \frac{\Phi_{ab} - \Phi_{bc}}{u_a - u_c}
+
+    in the order of the arguments whose outer two are furthest apart: they do not depend on it. The second derivative of
+    exp(X) along S is :math:`2 \sum_c \Phi_{acb} S_{ac} S_{cb}` in the frame of X. Accuracy: 1e-9, relative.
+    """
+    first = exponential_differences(values)
+    a, b, c = values[..., :, None, None], values[..., None, :, None], values[..., None, None, :]
+    ab, bc, ac = first.unsqueeze(-1), first.unsqueeze(-3), first.unsqueeze(-2)
+    best, gap = torch.exp((a + b + c) / 3.0) / 2.0, torch.full_like(a + b + c, 1e-4)
+    for rise, run in ((ab - bc, a - c), (ab - ac, b - c), (ac - bc, a - b)):
+        wider = run.abs() > gap
+        best = torch.where(wider, rise / torch.where(wider, run, 1.0), best)
+        gap = torch.where(wider, run.abs(), gap)
+    return best

@@ -128,13 +128,17 @@ class ScalarChain:
         """
         width = self.width if u.dim() == self.width.dim() - 1 else self.width.unsqueeze(-2)
         narrowest = width.amin(dim=-1)
-        # N_min / N_l; zero for an infinite layer beside finite ones, one where all are equal (also all infinite).
-        ratio = torch.where(width == narrowest.unsqueeze(-1), torch.ones_like(width), narrowest.unsqueeze(-1) / width)
+        same = width == narrowest.unsqueeze(-1)
         narrowest = narrowest.clamp_max(_INFINITE)
-        equal = bool((ratio == 1.0).all())
+        if bool(same.all()):
+            t = u / self.num_layers
+            logs = t.unsqueeze(-1).expand(*t.shape, self.num_layers)
+            return StationaryLayers(logs, narrowest * torch.expm1(t), narrowest * torch.exp(t) / self.num_layers)
+        # N_min / N_l; zero for an infinite layer beside finite ones, one for those that are equal.
+        ratio = torch.where(same, torch.ones_like(width), narrowest.unsqueeze(-1) / width)
         # Newton for t = log q of the narrowest layer on a convex increasing function, from the right: monotone.
-        t = u / self.num_layers if equal else torch.where(u > 0, u, u / self.num_layers)
-        for _ in range(0 if equal else _NEWTON):
+        t = torch.where(u > 0, u, u / self.num_layers)
+        for _ in range(_NEWTON):
             logs, slope = _layers(t, ratio)
             step = (logs.sum(-1) - u) / slope
             t = t - step

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,8 +51,6 @@ class Reliability:
     Attributes:
         reliable: False where the score is 0.2 or more: 11 of 13 sampled networks there were off by more than 5 %. None
             without a score.
-        note: One sentence that says why.
-        participation_ratio: Smallest over the batch.
         alpha: Largest P / N_l.
         largest_correction: Largest ``|log q_l|``.
         score: Largest over the batch; None where it is not available, zero at infinite width.
@@ -60,13 +59,34 @@ class Reliability:
     """
 
     reliable: bool | None
-    note: str
-    participation_ratio: float
     alpha: float
     largest_correction: float
     score: float | None = None
     typical_error: float | None = None
     large_error: float | None = None
+    _inputs: Tensor = field(default_factory=lambda: torch.zeros(1, 1), repr=False, compare=False)
+    _reason: str = field(default="", repr=False)
+
+    @cached_property
+    def participation_ratio(self) -> float:
+        """Effective number of directions of the inputs, the smallest over the batch; computed when it is read."""
+        x = self._inputs
+        # A ratio to a few digits, at half the cost.
+        return float(participation_ratio((x / x.abs().amax().clamp_min(1e-30)).float()).min())
+
+    @cached_property
+    def note(self) -> str:
+        """One sentence that says why."""
+        note = (
+            f"{self._reason} (participation ratio of the inputs {self.participation_ratio:.1f}, alpha = P/N "
+            f"{self.alpha:.3g}, largest |log q| {self.largest_correction:.3g})"
+        )
+        if self.reliable is False:
+            note += (
+                ". What to do: use theory='auto', which takes the adaptive theory or samples the network where the "
+                "saddle point is off; compare_with_network shows them beside each other"
+            )
+        return note
 
     def __str__(self) -> str:
         """Return the note."""
@@ -92,35 +112,24 @@ def assess_reliability(
         >>> [assess_reliability(s * one, x, 10 * one, 2 * one).reliable for s in (0.1, 2.0)]
         [True, False]
     """
-    directions = float(participation_ratio(inputs).min())
     alpha = float((inputs.shape[-2] / width).max())
     correction = float(order_parameter.log().abs().max())
-    facts = (
-        f"participation ratio of the inputs {directions:.1f}, alpha = P/N {alpha:.3g}, largest |log q| {correction:.3g}"
-    )
     if alpha == 0.0:
-        note = f"infinite width, nothing to correct ({facts})"
-        return Reliability(True, note, directions, alpha, correction, 0.0, 0.0, 0.0)
+        return Reliability(True, alpha, correction, 0.0, 0.0, 0.0, inputs, "infinite width, nothing to correct")
     value = math.nan if score is None else float(score.max())
     if math.isnan(value):
-        note = f"no score of the reliability: {missing} ({facts})"
-        return Reliability(None, note, directions, alpha, correction)
+        reason = f"no score of the reliability: {missing}"
+        return Reliability(None, alpha, correction, _inputs=inputs, _reason=reason)
     index = bisect_right(_ENDS, value)
     count, median, large, worst = _MEASURED[index]
     reliable = value < THRESHOLD
-    label = "" if reliable else "unreliable: "
-    note = (
-        f"{label}real hidden units move the fit by {value:.2g} leave-one-out errors (score; warned of from "
-        f"{THRESHOLD}); the {count} sampled networks with scores {_range(index)} had test errors off by "
-        f"{100 * median:.2g} % in the median, {100 * large:.2g} % at the 90th percentile, {100 * worst:.3g} % at worst "
-        f"({facts})"
+    reason = (
+        f"{'' if reliable else 'unreliable: '}real hidden units move the fit by {value:.2g} leave-one-out errors "
+        f"(score; warned of from {THRESHOLD}); the {count} sampled networks with scores {_range(index)} had test "
+        f"errors off by {100 * median:.2g} % in the median, {100 * large:.2g} % at the 90th percentile, "
+        f"{100 * worst:.3g} % at worst"
     )
-    if not reliable:
-        note += (
-            ". What to do: use theory='auto', which takes the adaptive theory or samples the network where the saddle "
-            "point is off; compare_with_network shows them beside each other"
-        )
-    return Reliability(reliable, note, directions, alpha, correction, value, median, large)
+    return Reliability(reliable, alpha, correction, value, median, large, inputs, reason)
 
 
 def _range(index: int) -> str:

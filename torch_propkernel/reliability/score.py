@@ -47,9 +47,8 @@ def assess(problem: Problem, solution: Solution) -> Reliability:
             missing = str(error)
     if kernel.active_dims is not None:
         inputs = inputs.index_select(-1, kernel.active_dims)
-    scaled = kernel.scaled_inputs(inputs)
-    scaled = (scaled / scaled.abs().amax().clamp_min(1e-30)).float()  # a ratio to a few digits, at half the cost
-    return assess_reliability(score, scaled, problem.layers.width, solution.order_parameter, missing)
+    width, q = problem.layers.width, solution.order_parameter
+    return assess_reliability(score, kernel.scaled_inputs(inputs), width, q, missing)
 
 
 @torch.no_grad()

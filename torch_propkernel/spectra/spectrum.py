@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .._validation import check_finite, check_floating, check_kernel_and_targets, check_same_kind
-from ..exceptions import NotPositiveDefiniteError
-from .lapack import eigenvalues_and_projections
-
-_ROWS = 256  # rows that are compared at a time
+from .._validation import check_finite, check_floating, check_same_kind
+from .preparation import BaseFactor, as_columns, check_symmetric, without_rounding
+from .tridiagonal import Tridiagonal
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class Spectrum:
 
     Shapes: a kernel ``*b x P x P`` and targets ``*b x P`` give M = P nodes and D = 1.
     Accuracy: backward stable, eigenvalues to a few rounding errors of the largest. All arithmetic is in float64.
-    Cost: without eigenvectors about 6 to 7 Cholesky factorizations (CPU; tridiagonal reduction), with them one
-    ``eigh``.
+    Cost: on the CPU a tridiagonal reduction, about 4 to 5 Cholesky factorizations (:class:`TridiagonalSpectrum`: it
+    predicts too), and the projections 2 to 3 more when they are first read; with eigenvectors one ``eigh``.
 
     Attributes:
         eigenvalues: k, ascending, ``*b x M``; zero where they are not resolved above the rounding of K.
@@ -78,36 +77,38 @@ class Spectrum:
             kernel_matrix: K, ``*b x P x P``, symmetric positive semi-definite.
             targets: y, ``*b x P``, with the mean subtracted; ``*b x P x D`` with ``num_outputs=D``.
             base: B of A = T B + r K: a matrix ``*b x P x P`` or a diagonal ``*b x P``; the identity if None.
-            eigenvectors: Keep the eigenvectors (needed for predictions of many widths and for leave-one-out).
+            eigenvectors: Keep the eigenvectors, by which predictions and leave-one-out errors of many widths, or of
+                a mixture, are cheapest.
             num_outputs: Number D of outputs that share A; None for one, without a dimension of its own.
         """
-        columns = _columns(kernel_matrix, targets, num_outputs)
+        columns = as_columns(kernel_matrix, targets, num_outputs)
         with torch.no_grad():
             batch = torch.broadcast_shapes(kernel_matrix.shape[:-2], columns.shape[:-2])
             size, source = kernel_matrix.shape[-1], kernel_matrix.dtype
             kernel_matrix = kernel_matrix.detach().to(torch.float64)
             columns = columns.detach().to(torch.float64)
-            _check_symmetric(kernel_matrix, source)
+            check_symmetric(kernel_matrix, source)
             factor, log_det_base = None, columns.new_zeros(())
             if base is not None:
                 check_same_kind(kernel_matrix=kernel_matrix, base=check_floating("base", base).to(torch.float64))
-                factor = _BaseFactor(base.detach().to(torch.float64), size)
+                factor = BaseFactor(base.detach().to(torch.float64), size)
                 log_det_base = factor.log_det()
                 kernel_matrix = factor.whiten(factor.whiten(kernel_matrix).transpose(-1, -2))
                 columns = factor.whiten(columns)
             kernel_matrix = kernel_matrix.expand(*batch, size, size)
             columns = columns.expand(*batch, *columns.shape[-2:])
-            vectors = None
-            if eigenvectors or kernel_matrix.device.type != "cpu" or columns.shape[-1] > 1:
-                values, vectors = torch.linalg.eigh(kernel_matrix)
-                projections = vectors.transpose(-1, -2) @ columns
-                if factor is not None and eigenvectors:
-                    vectors = factor.whiten_transposed(vectors)
-            else:
-                values, projections = _reduce_each(kernel_matrix, columns.squeeze(-1))
-                projections = projections.unsqueeze(-1)
-            values = _without_rounding(values, kernel_matrix, source)
-            return cls(values, projections, vectors if eigenvectors else None, log_det_base.expand(batch))
+            log_det_base = log_det_base.expand(batch)
+            if not eigenvectors and kernel_matrix.device.type == "cpu":
+                if not batch:
+                    return TridiagonalSpectrum(kernel_matrix, columns, log_det_base, factor, source)
+                values, projections = _reduce_each(kernel_matrix, columns)
+                return cls(without_rounding(values, kernel_matrix, source), projections, None, log_det_base)
+            values, vectors = torch.linalg.eigh(kernel_matrix)
+            projections = vectors.transpose(-1, -2) @ columns
+            if factor is not None and eigenvectors:
+                vectors = factor.whiten_transposed(vectors)
+            values = without_rounding(values, kernel_matrix, source)
+            return cls(values, projections, vectors if eigenvectors else None, log_det_base)
 
     @classmethod
     def from_eigenvalues(cls, eigenvalues: Tensor, projections: Tensor, counts: Tensor | None = None) -> Spectrum:
@@ -187,90 +188,105 @@ class Spectrum:
         return self.eigenvalues[..., -1] / self.eigenvalues[..., 0]
 
 
-def _columns(kernel_matrix: Tensor, targets: Tensor, num_outputs: int | None) -> Tensor:
-    """Return checked targets as columns, ``*b x P x D``."""
-    if num_outputs is None:
-        check_kernel_and_targets(kernel_matrix, targets)
-        return targets.unsqueeze(-1)
-    if not isinstance(targets, Tensor) or targets.dim() < 2 or targets.shape[-1] != num_outputs:
-        got = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
-        raise ValueError(f"targets: expected shape (..., P, {num_outputs}) with num_outputs={num_outputs}, got {got}")
-    check_kernel_and_targets(kernel_matrix, targets.movedim(-1, 0)[0])
-    return check_finite("targets", targets)
+def _reduce_each(kernel_matrix: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues ``*b x P`` and projections ``*b x P x D`` of a batch, one matrix after the other."""
+    values, projections = [], []
+    for matrix, targets in zip(kernel_matrix.flatten(0, -3), columns.flatten(0, -3), strict=True):
+        reduced = Tridiagonal(matrix)
+        values.append(reduced.eigenvalues)
+        projections.append(reduced.rotate_to_eigenvectors(reduced.rotate(targets)))
+    return torch.stack(values).reshape(columns.shape[:-1]), torch.stack(projections).reshape(columns.shape)
 
 
-def _check_symmetric(kernel_matrix: Tensor, source: torch.dtype) -> None:
-    """Refuse a matrix that is not symmetric beyond rounding: only one of its triangles would be read."""
-    largest = kernel_matrix.diagonal(dim1=-2, dim2=-1).abs().amax() if kernel_matrix.numel() else 0.0
-    # Matrices in double precision are often made from those in single precision.
-    limit = max(1e-6, 1e4 * torch.finfo(source).eps) * float(largest)
-    worst = 0.0
-    for rows in range(0, kernel_matrix.shape[-1], _ROWS):
-        part = slice(rows, rows + _ROWS)
-        difference = kernel_matrix[..., part, :] - kernel_matrix[..., :, part].transpose(-1, -2)
-        worst = max(worst, float(difference.abs().amax()))
-    if worst > limit:
-        raise ValueError(
-            f"kernel matrix: expected a symmetric one, got entries K_ij and K_ji that differ by {worst:.3g} beside a "
-            f"largest diagonal entry of {float(largest):.3g}; use (K + K^T) / 2 if that is rounding"
-        )
+class TridiagonalSpectrum(Spectrum):
+    r"""A spectrum whose reduction K = L Q M Q^T L^T to tridiagonal form is kept, so that it predicts too.
 
+    A(r) = T B + r K = L Q (T + r M) Q^T L^T is solved in O(P) for every temperature and scale. Projections on the
+    eigenvectors are computed when they are first read, O(P^2): one solve needs none (:meth:`label_sums`).
 
-def _reduce_each(kernel_matrix: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    size = kernel_matrix.shape[-1]
-    pairs = [
-        eigenvalues_and_projections(matrix.clone(memory_format=torch.contiguous_format).numpy(), vector.numpy())
-        for matrix, vector in zip(kernel_matrix.reshape(-1, size, size), targets.reshape(-1, size), strict=True)
-    ]
-    values, projections = (torch.stack([torch.from_numpy(p[i]) for p in pairs]) for i in (0, 1))
-    return values.reshape(targets.shape), projections.reshape(targets.shape)
+    It is what :meth:`Spectrum.from_kernel` returns for one matrix on the CPU, without eigenvectors.
 
+    Args:
+        kernel_matrix: K, whitened, ``P x P``, float64.
+        columns: Y, whitened, ``P x D``.
+        log_det_base: logdet B.
+        factor: L; None for the identity.
+        source: The dtype whose rounding K has.
 
-class _BaseFactor:
-    """L with B = L L^T, for a dense B or one given by its diagonal (then L is a vector)."""
+    Attributes:
+        reduction: Q and M.
+        rotated: Q^T L^{-1} Y, ``P x D``.
 
-    def __init__(self, base: Tensor, size: int) -> None:
-        self.dense = base.dim() >= 2 and base.shape[-2:] == (size, size)
-        if self.dense:
-            self.factor, info = torch.linalg.cholesky_ex(base)
-            if bool((info > 0).any()):
-                raise NotPositiveDefiniteError("base: expected a positive definite matrix, its factorization failed")
-            return
-        if base.shape[-1:] != (size,):
-            raise ValueError(f"base: expected shape (..., {size}, {size}) or (..., {size}), got {tuple(base.shape)}")
-        if not bool((base > 0).all()):
-            raise NotPositiveDefiniteError(f"base: expected a positive diagonal, got an entry {float(base.min()):.3g}")
-        self.factor = base.sqrt()
-
-    def log_det(self) -> Tensor:
-        return 2.0 * (self.factor.diagonal(dim1=-2, dim2=-1) if self.dense else self.factor).log().sum(-1)
-
-    def whiten(self, value: Tensor) -> Tensor:
-        if self.dense:
-            return torch.linalg.solve_triangular(self.factor, value, upper=False)
-        return value / self.factor.unsqueeze(-1)
-
-    def whiten_transposed(self, value: Tensor) -> Tensor:
-        if self.dense:
-            return torch.linalg.solve_triangular(self.factor.transpose(-1, -2), value, upper=True)
-        return value / self.factor.unsqueeze(-1)
-
-
-def _without_rounding(values: Tensor, kernel_matrix: Tensor, source: torch.dtype) -> Tensor:
-    """Set eigenvalues to zero that rounding of K or of its reduction cannot tell from zero; refuse truly negative ones.
-
-    Left as they come out, at 1e-17 of either sign, they would look like directions of their own at low temperatures.
+    Example:
+        >>> import torch
+        >>> spectrum = Spectrum.from_kernel(torch.eye(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+        >>> h, _ = spectrum.label_sums(torch.ones(1, dtype=torch.float64))   # z^2 = 1 and x = 1, twice
+        >>> isinstance(spectrum, TridiagonalSpectrum), round(h.item(), 12)
+        (True, 0.5)
     """
-    size = values.shape[-1]
-    entries = kernel_matrix.diagonal(dim1=-2, dim2=-1).abs().amax(-1)
-    # Entries of relative rounding error eps form a random matrix of norm 2 sqrt(P) eps; the reduction's own error was
-    # 100 eps |K| at P = 2000.
-    source_noise = 2.0 * torch.finfo(source).eps * entries
-    noise = size**0.5 * (source_noise + 8.0 * torch.finfo(values.dtype).eps * values[..., -1].abs())
-    smallest = values[..., 0]
-    if bool((smallest < -10.0 * noise).any()):
-        raise NotPositiveDefiniteError(
-            f"kernel matrix: expected positive semi-definite, got a smallest eigenvalue {float(smallest.min()):.3g} "
-            f"beside a largest one of {float(values.max()):.3g}"
+
+    reduction: Tridiagonal
+    rotated: Tensor
+    factor: BaseFactor | None
+
+    def __init__(
+        self,
+        kernel_matrix: Tensor,
+        columns: Tensor,
+        log_det_base: Tensor,
+        factor: BaseFactor | None,
+        source: torch.dtype,
+    ) -> None:
+        """Reduce the matrix."""
+        reduction = Tridiagonal(kernel_matrix)
+        self.__dict__.update(  # what is frozen is set once
+            reduction=reduction,
+            rotated=reduction.rotate(columns),
+            factor=factor,
+            eigenvalues=without_rounding(reduction.eigenvalues, kernel_matrix, source),
+            eigenvectors=None,
+            log_det_base=log_det_base,
+            counts=None,
         )
-    return torch.where(values > noise.unsqueeze(-1), values, 0.0)
+
+    @cached_property
+    def projections(self) -> Tensor:
+        """Projections of the targets on the eigenvectors, ``P x D``; computed once."""
+        return self.reduction.rotate_to_eigenvectors(self.rotated)
+
+    @property
+    def num_outputs(self) -> int:
+        """Number D of outputs."""
+        return self.rotated.shape[-1]
+
+    @property
+    def is_projected(self) -> bool:
+        """Whether the projections are known already."""
+        return "projections" in self.__dict__
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether every eigenvalue stands above the rounding of K."""
+        return bool(self.eigenvalues[0] > 0)
+
+    def rotate(self, columns: Tensor) -> Tensor:
+        """Return Q^T L^{-1} C of columns ``*t x P x m``; differentiable in C."""
+        return self.reduction.rotate(columns if self.factor is None else self.factor.whiten(columns))
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """L^{-T} Q, ``P x P``: the time of about three Cholesky factorizations, once."""
+        orthogonal = self.reduction.orthogonal()
+        return orthogonal if self.factor is None else self.factor.whiten_transposed(orthogonal)
+
+    def label_sums(self, ratio: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return two sums over z^2 at ratios rho = r/T, ``n``, by tridiagonal solves instead of projections.
+
+        .. math:: \sum_i z_i^2 \frac{x_i}{(1 + x_i)^2}, \quad \sum_i z_i^2 \frac{x_i^2}{(1 + x_i)^3}, \qquad
+                  x_i = \rho k_i
+        """
+        return self.reduction.label_sums(self.rotated, ratio)
+
+    def label_terms(self, temperature: Tensor, scale: Tensor) -> Tensor:
+        """Return sum_i z_i^2 / (T + r k_i) at temperatures and scales, ``n`` each."""
+        return self.reduction.label_terms(self.rotated, temperature, scale)

@@ -66,7 +66,8 @@ def generalization_error(
 
     No noise T is added (add it for the error on new noisy targets). Shapes: x ``*b x m x d``, y ``*b x m``.
     Cost: one kernel evaluation and two Cholesky factorizations (q and q = 1), m P^2 for the variances; memory bounded
-    by ``chunk_size`` test points at a time.
+    by ``chunk_size`` test points at a time. With ``fit=True`` the reduction that solved predicts at both, without a
+    factorization, and 2 m P^2.
 
     Args:
         model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`.
@@ -123,7 +124,8 @@ def leave_one_out_error(
     .. math:: y_i - \mu_{-i} = [A^{-1} y]_i / [A^{-1}]_{ii}, \qquad \sigma^2_{-i} = 1/[A^{-1}]_{ii} - T
 
     with the order parameters held at those of all training points. The variance is the latent one, without T.
-    Cost: one kernel evaluation, and for each of q and q = 1 one Cholesky factorization and one triangular inversion.
+    Cost: one kernel evaluation, and for each of q and q = 1 one Cholesky factorization and one triangular inversion;
+    with ``fit=True`` instead of them the orthogonal matrix of the reduction that solved, once: as much together.
 
     Args:
         model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`.

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..inference import Conditioned, DenseConditioned, KernelNode, OutputsProblem, Problem, SpectralConditioned
+from ..inference import Conditioned, DenseConditioned, KernelNode, OutputsProblem, Problem
 from ..spectra import Spectrum
 from .base import FittedTheory, Theory
 from .outputs import FittedOutputs
@@ -62,7 +62,7 @@ class FreeScale(Theory):
         elif problem.kernel is not None:
             conditioned = problem.conditioned(problem.at_scale(scale))
         else:
-            conditioned = SpectralConditioned(problem, r.double().unsqueeze(-1))
+            conditioned = problem.conditioned_at_scales(r.double().unsqueeze(-1))
         evidence = torch.tensor(log_evidence, dtype=torch.float64, device=r.device)
         return FittedTheory(self, problem, conditioned, {"r": r}, r, message, {"at_edge": at_edge}, evidence)
 

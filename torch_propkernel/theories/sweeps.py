@@ -200,7 +200,7 @@ def learning_curve(
     """Predict the test error against the number of training points, on random subsets of the training set.
 
     Hyperparameters and widths stay; the theory is fitted to each subset. The model is not changed. Cost: one kernel
-    evaluation at the training points, then about 8 Cholesky factorizations of each subset's size and its kernel's
+    evaluation at the training points, then about 6 Cholesky factorizations of each subset's size and its kernel's
     blocks with ``chunk_size`` test points at a time.
 
     Args:
