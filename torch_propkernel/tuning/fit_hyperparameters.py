@@ -20,7 +20,7 @@ from ..exceptions import BoundaryWarning, IdentifiabilityWarning
 from ..inference import Problem
 from ..theories.solve import drop_cached_predictions, fit_problem
 from .evidence import THEORIES, finite_kernel, log_prior
-from .evidence_descent import MAX_STARTS, LogPosterior, descend, starting_points
+from .evidence_descent import MAX_STARTS, assign, descend_from_all, starting_points
 from .hyperparameter_fit import HyperparameterFit
 from .trained_parameters import TrainedParameter, find_trained_parameters
 
@@ -119,12 +119,10 @@ def fit_hyperparameters(
             IdentifiabilityWarning,
             stacklevel=2,
         )
-    objective = LogPosterior(work, parameters, theory)
-    runs = [
-        descend(objective, start, parameters, max_iterations) for start in starting_points(parameters, size, starts)
-    ]
+    points = starting_points(parameters, size, starts)
+    runs = descend_from_all(work, parameters, theory, points, max_iterations)
     best = min(runs, key=lambda run: run.fun)
-    objective.assign(best.x)
+    assign(parameters, best.x)
     fit = _report(work, parameters, best, runs)
     if throw:
         fit.raise_if_failed()
@@ -220,7 +218,7 @@ def _report(model: Any, parameters: list[TrainedParameter], best: Any, runs: lis
         message,
         tuple(dict.fromkeys(text.split(" at ")[0] for text in met)),
         int(best.nit),
-        sum(int(run.nfev) for run in runs),
+        sum(int(run.nfev) for run in {id(run): run for run in runs}.values()),
         tuple(-float(run.fun) for run in runs),
     )
 
