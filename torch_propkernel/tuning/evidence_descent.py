@@ -16,7 +16,7 @@ from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 
 from ..exceptions import ConvergenceError, NotPositiveDefiniteError
-from .evidence import log_evidence, log_prior
+from .evidence import ScalePrior, finite_kernel, log_evidence, log_prior
 from .trained_parameters import TrainedParameter
 
 # Starts after the model's own values: T relative to the targets' mean square, b_0 / w_0, b_l / w_l above, and scales
@@ -26,8 +26,7 @@ _STARTS = ((math.exp(-4.0), 30.0, 0.3, 30.0), (math.exp(-8.0), 30.0, 0.3, 30.0),
 MAX_STARTS = len(_STARTS) + 1
 _TOLERANCE = 1e-10  # relative change of the log posterior at which L-BFGS-B stops
 _SLOPE = 1e-2  # nats per unit of a raw (log-like) parameter: what an abnormal end of a line search may leave
-_ALL_ROWS = 300  # up to which all starts take all rows
-_FEWEST_ROWS = 150
+_FEWEST_ROWS, _ROWS_EACH = 150, 30  # of a screening, and for each number that trains: fewer cannot tell inputs apart
 _NEAR, _LEVEL = 0.05, 1e-3  # raw parameters and nats within which a descent ends where an earlier one did
 _APART = 0.5  # raw parameters between ends on some rows that lead to descents of their own
 _STEPS = (1e-2, 1.0)  # raw parameters: smallest and largest unit of a descent's steps
@@ -71,6 +70,7 @@ class LogPosterior:
         """Hold what an evaluation needs."""
         self.model, self.parameters, self.theory = model, parameters, theory
         self.evaluations, self.highest = 0, 0.0
+        self.prior = ScalePrior.of(model) if theory == "mixture" and finite_kernel(model) is not None else None
 
     def __call__(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
         """Return value and gradient."""
@@ -80,7 +80,7 @@ class LogPosterior:
         try:
             with torch.enable_grad(), cholesky_max_tries(1), warnings.catch_warnings():
                 warnings.simplefilter("ignore", NumericalWarning)  # a jitter of 1e-8, below every T that is allowed
-                value = -(log_evidence(self.model, self.theory) + log_prior(self.model))
+                value = -(log_evidence(self.model, self.theory, self.prior) + log_prior(self.model))
                 pieces = torch.autograd.grad(value, raws, allow_unused=True)
         except _FAILURES:
             value, pieces = torch.tensor(math.nan), ()
@@ -171,8 +171,9 @@ def descend_from_all(
 ) -> list[Any]:
     """Return where the descent from each point ends.
 
-    Beside several starts and more than 300 rows, all starts descend on a quarter of the rows first (at least 150, drawn
-    with a seed of their own), and each place where they end is the start of one descent on all rows.
+    With twice as many rows as a screening needs (a quarter of them, at least 150, and 30 for each number that trains),
+    several starts descend on so many rows first, drawn with a seed of their own, and each place where they end is the
+    start of one descent on all rows.
     """
 
     def runs_from(starts: Sequence[Tensor], units: Sequence[np.ndarray | None]) -> list[Any]:
@@ -183,9 +184,10 @@ def descend_from_all(
         return runs
 
     rows = model.train_targets.shape[-1]
-    if len(points) == 1 or rows <= _ALL_ROWS or not _can_take_rows(model):
+    fewer = max(_FEWEST_ROWS, rows // 4, _ROWS_EACH * len(points[0]))
+    if len(points) == 1 or rows < 2 * fewer or not _can_take_rows(model):
         return runs_from(points, [None] * len(points))
-    some = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[: max(_FEWEST_ROWS, rows // 4)]
+    some = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:fewer]
     with _on_rows(model, some.to(model.train_targets.device)):
         coarse = runs_from(points, [None] * len(points))
     ends: list[Any] = []
