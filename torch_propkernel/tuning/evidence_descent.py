@@ -26,7 +26,8 @@ _STARTS = ((math.exp(-4.0), 30.0, 0.3, 30.0), (math.exp(-8.0), 30.0, 0.3, 30.0),
 MAX_STARTS = len(_STARTS) + 1
 _TOLERANCE = 1e-10  # relative change of the log posterior at which L-BFGS-B stops
 _SLOPE = 1e-2  # nats per unit of a raw (log-like) parameter: what an abnormal end of a line search may leave
-_FEWEST_ROWS, _ROWS_EACH = 150, 30  # of a screening, and for each number that trains: fewer cannot tell inputs apart
+_FEWEST_ROWS = 150  # of a screening
+_MOST_NUMBERS = 6  # that train: a part of the rows cannot tell which of many inputs matter, and misses maxima
 _NEAR, _LEVEL = 0.05, 1e-3  # raw parameters and nats within which a descent ends where an earlier one did
 _APART = 0.5  # raw parameters between ends on some rows that lead to descents of their own
 _STEPS = (1e-2, 1.0)  # raw parameters: smallest and largest unit of a descent's steps
@@ -171,9 +172,9 @@ def descend_from_all(
 ) -> list[Any]:
     """Return where the descent from each point ends.
 
-    With twice as many rows as a screening needs (a quarter of them, at least 150, and 30 for each number that trains),
-    several starts descend on so many rows first, drawn with a seed of their own, and each place where they end is the
-    start of one descent on all rows.
+    Where at most six numbers train and there are 300 rows or more, several starts descend on a quarter of the rows
+    first (at least 150, drawn with a seed of their own), and each place where they end is the start of one descent on
+    all rows.
     """
 
     def runs_from(starts: Sequence[Tensor], units: Sequence[np.ndarray | None]) -> list[Any]:
@@ -184,8 +185,9 @@ def descend_from_all(
         return runs
 
     rows = model.train_targets.shape[-1]
-    fewer = max(_FEWEST_ROWS, rows // 4, _ROWS_EACH * len(points[0]))
-    if len(points) == 1 or rows < 2 * fewer or not _can_take_rows(model):
+    fewer = max(_FEWEST_ROWS, rows // 4)
+    worthwhile = len(points) > 1 and rows >= 2 * fewer and len(points[0]) <= _MOST_NUMBERS
+    if not worthwhile or not _can_take_rows(model):
         return runs_from(points, [None] * len(points))
     some = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:fewer]
     with _on_rows(model, some.to(model.train_targets.device)):
