@@ -316,12 +316,11 @@ def test_text():
     assert "2 of 2 starts agree" in fit.message and fit.evaluations >= fit.iterations
 
 
-@pytest.mark.parametrize("width", [WIDTH, [WIDTH, WIDTH]])
-def test_screened_starts_find_the_maximum_of_all_rows(monkeypatch, width):
+def test_screened_starts_find_the_maximum_of_all_rows(monkeypatch):
     x, y = data(rows=320)
-    screened = fit_hyperparameters(network(x, y, width), warn=False)
+    screened = fit_hyperparameters(network(x, y), warn=False)
     monkeypatch.setattr(evidence_descent, "_FEWEST_ROWS", len(y))
-    whole = fit_hyperparameters(network(x, y, width), warn=False)
+    whole = fit_hyperparameters(network(x, y), warn=False)
     assert len(screened.starts) == len(whole.starts) == 3
     assert screened.converged and screened.evaluations < 0.5 * whole.evaluations
     assert screened.log_posterior == pytest.approx(whole.log_posterior, abs=1e-5)  # what L-BFGS-B leaves
