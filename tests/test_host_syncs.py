@@ -19,6 +19,8 @@ from torch_propkernel import (
     Spectrum,
     solve_order_parameters,
 )
+from torch_propkernel.activations.names import ACTIVATIONS
+from torch_propkernel.kernels import COMPOSITIONS
 from torch_propkernel.mixing import GammaMixing
 from torch_propkernel.networks import (
     FiniteNetwork,
@@ -29,7 +31,13 @@ from torch_propkernel.networks import (
     SamplerStatistics,
 )
 from torch_propkernel.numerics.gaussian_terms import log_det_and_square
-from torch_propkernel.spectra import KernelOperator, LanczosRun, conjugate_gradients
+from torch_propkernel.spectra import (
+    KernelOperator,
+    LanczosRun,
+    conjugate_gradients,
+    gauss_quadrature,
+    radau_quadrature,
+)
 from torch_propkernel.theories import Mixture, SaddlePoint
 
 
@@ -68,6 +76,40 @@ class TestTheCounter:
             lambda: solve_order_parameters(Spectrum.from_eigenvalues(*points(2, 5).abs()), width=3.0, temperature=0.1)
         )[1]
         assert "numerics/root_finder.py" in {place.partition(":")[0] for place in syncs.places}
+
+
+class TestWithoutValues:
+    """Tensors of the device "meta" have no values to be read, and no others to be mixed with: it works or raises."""
+
+    @pytest.mark.parametrize("depth", [1, 2])
+    @pytest.mark.parametrize("activation", sorted(set(ACTIVATIONS) - {"tanh", "silu"}))
+    def test_kernels(self, activation, depth):
+        """All activations but those by quadrature, which read once for each matrix which rows are new."""
+        kernel = NNGPKernel(activation, depth, bias_variance=0.1).double().eval().to("meta")
+        x, z = points(700).to("meta").requires_grad_(), points(30).to("meta")
+        matrix = kernel.forward(x, x)  # of several tiles
+        matrix.sum().backward()
+        assert x.grad.shape == x.shape and matrix.shape == (700, 700)
+        assert kernel.forward(x, z).device.type == kernel.forward(x, x, diag=True).device.type == "meta"
+
+    @pytest.mark.parametrize("composition", COMPOSITIONS)
+    def test_renormalized_kernels(self, composition):
+        made = RenormalizedNNGPKernel("erf", [3, 4], composition, bias_variance=0.1, ard_num_dims=4)
+        kernel = made.double().eval().to("meta")
+        kernel.forward(points(30).to("meta"), points(20).to("meta")).sum().backward()
+        assert all(p.grad is not None for p in kernel.parameters() if p.requires_grad)
+
+    def test_lanczos_and_its_quadratures(self):
+        run = LanczosRun(points(40, 3).to("meta"))
+        run.extend(torch.ones(40, 40, dtype=torch.float64, device="meta").matmul, 5)
+        for rule in (gauss_quadrature, radau_quadrature):
+            assert rule(run.alphas, run.betas)[0].device.type == "meta"
+
+    def test_it_can_fail(self):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            float(points(3).to("meta").sum())
+        with pytest.raises(RuntimeError):
+            points(3).to("meta") @ points(4)
 
 
 class TestPastMemory:
