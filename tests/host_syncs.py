@@ -22,7 +22,10 @@ _WAITING = {
 
 
 class HostSyncs(TorchDispatchMode):
-    """Counts in ``places``, by file and line of the package, what would wait for an accelerator."""
+    """Counts in ``places``, by file and line of the package, what would wait for an accelerator.
+
+    ``tolist`` and ``numpy`` of a tensor on a processor pass it by.
+    """
 
     def __init__(self) -> None:
         super().__init__()

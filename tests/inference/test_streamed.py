@@ -326,9 +326,7 @@ class TestChoice:
 
 class TestFusedProducts:
     @pytest.fixture
-    def fused(self, monkeypatch):
-        pytest.importorskip("triton")
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    def fused(self, triton_interpreter):
         options = {"tile_dtype": torch.float32, "product": "fused"}
         return Streaming(num_probes=2, rank=60, tolerance=0.1, residual=1e-2, **options)  # few products
 

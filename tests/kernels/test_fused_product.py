@@ -17,12 +17,6 @@ from torch_propkernel.kernels import FusedProduct
 ROUNDING = 2e-6  # entries of float32 through a few layers, over the largest one; 2.4e-7 was the worst at depth 3
 
 
-@pytest.fixture
-def interpreter(monkeypatch):
-    pytest.importorskip("triton")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-
-
 def points(number, dimension, seed=0):
     return torch.randn(number, dimension, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
@@ -36,7 +30,7 @@ def matrix(module, x1, x2):
     return module(x1, x2).to_dense().detach()
 
 
-@pytest.mark.usefixtures("interpreter")
+@pytest.mark.usefixtures("triton_interpreter")
 class TestProducts:
     @pytest.mark.parametrize("depth", [1, 2, 3])
     @pytest.mark.parametrize("activation", ["erf", "relu", LeakyReLU(0.3)], ids=str)
