@@ -113,6 +113,24 @@ class TestWhatIsRefused:
             FusedProduct(kernel())(points(2, 2), points(2, 2), torch.ones(2, 1))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+class TestOnACard:
+    # IEEE products are as accurate as on a processor, three TensorFloat-32 ones about so; one has 10 bits.
+    @pytest.mark.parametrize(("precision", "tolerance"), [("highest", ROUNDING), ("high", 1e-5), ("medium", 5e-3)])
+    @pytest.mark.parametrize("activation", ["erf", "relu"])
+    def test_entries_are_those_of_the_kernel(self, activation, precision, tolerance):
+        pytest.importorskip("triton")
+        x, vectors, module = points(1000, 37), torch.eye(1000, 150), kernel(activation, 2)
+        truth = matrix(module, x, x)[:, :150]
+        before = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision(precision)
+            found = FusedProduct(module.to("cuda"))(x.cuda(), x.cuda(), vectors.cuda())
+        finally:
+            torch.set_float32_matmul_precision(before)
+        assert (found.cpu() - truth).abs().max() < tolerance * truth.abs().max()
+
+
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -121,8 +139,9 @@ from torch_propkernel.kernels.triton_product import _product_kernel
 
 signature = dict.fromkeys(("x1", "x2", "rows", "columns", "parameters", "vectors"), "*fp32")
 signature.update(out="*fp64", slope="fp32", **dict.fromkeys(("n", "m", "dimension", "count", "share"), "i32"))
-for precision, erf in (("ieee", False), ("tf32x3", True)):
-    options = dict(DEPTH=2, ERF=erf, PRECISION=precision, ROWS=64, COLUMNS=32, INPUTS=16, VECTORS=128)
+ones = dict(m=1, dimension=1, count=1)  # the compiler takes a one as a constant
+for precision, erf, wide, fixed in (("ieee", False, 128, {}), ("tf32x3", True, 16, ones)):
+    options = dict(DEPTH=2, ERF=erf, PRECISION=precision, ROWS=64, COLUMNS=32, INPUTS=16, VECTORS=wide, **fixed)
     source = ASTSource(_product_kernel, {**signature, **dict.fromkeys(options, "constexpr")}, options)
     made = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": 8, "enable_fp_fusion": True})
     # Both sums of the compensation stay what they are: the second dot is not merged with the first of them.

@@ -98,7 +98,8 @@ class FusedProduct:
             raise ValueError(f"x1: a fused product expected {missing}")
         from .triton_product import network_product
 
-        inputs = self.kernel.inputs(self._read(x1), self._read(x1 if x1 is x2 else x2))
+        read = self._read(x1)
+        inputs = self.kernel.inputs(read, read if x1 is x2 else self._read(x2))
         xx, yy = inputs.squared_norms()
         rows, columns = (torch.stack(layer_variances(v, inputs, self.layers)[:-1]) for v in (xx.mT, yy))
         parameters = [p if p is not None else xx.new_zeros(()) for p in matrix_parameters(inputs, self.layers)]
