@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -133,3 +134,12 @@ def make_model():
         return model
 
     return make
+
+
+@pytest.fixture
+def triton_interpreter(monkeypatch):
+    """Device code in Triton's interpreter, on a processor; skipped where Triton is not installed."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    # What was imported before is compiled code.
+    importlib.reload(importlib.import_module("torch_propkernel.kernels.triton_product"))

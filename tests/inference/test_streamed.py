@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from dataclasses import replace
 
 import gpytorch
 import numpy as np
@@ -14,7 +15,7 @@ import torch_propkernel.inference.streamed as streamed_module
 from torch_propkernel import NetworkGP, NNGPKernel, RenormalizedNNGPKernel
 from torch_propkernel.exceptions import ConvergenceError, NotEnoughMemoryError
 from torch_propkernel.inference import Problem, StreamedProblem, Streaming
-from torch_propkernel.spectra import KernelOperator
+from torch_propkernel.spectra import FusedKernelOperator, KernelOperator
 from torch_propkernel.theories import FreeScale, InfiniteWidth, Mixture, SaddlePoint, width_sweep
 
 P = 240
@@ -321,3 +322,50 @@ class TestChoice:
         for options in ({"rank": 0}, {"tolerance": 0.0}, {"columns": 1.5}, {"residual": math.nan}):
             with pytest.raises(ValueError, match=next(iter(options))):
                 Streaming(**options)
+
+
+class TestFusedProducts:
+    @pytest.fixture
+    def fused(self, triton_interpreter):
+        options = {"tile_dtype": torch.float32, "product": "fused"}
+        return Streaming(num_probes=2, rank=60, tolerance=0.1, residual=1e-2, **options)  # few products
+
+    def test_one_switch_gives_the_same_problem(self, fused):
+        x, _ = test_points(70)
+        model = make_model(gpytorch.kernels.ScaleKernel(RenormalizedNNGPKernel("relu", width=[30.0, 50.0])))
+        size = 80  # the interpreter needs a tenth of a second for each product
+        model.set_train_data(model.train_inputs[0][:size], model.train_targets[:size], strict=False)
+        ours, truth = (
+            StreamedProblem.of_streamed(model, options) for options in (fused, replace(fused, product="tiles"))
+        )
+        assert type(ours.operator) is FusedKernelOperator and type(truth.operator) is KernelOperator
+        vectors = torch.ones(size, 2, dtype=torch.float64)
+        away = ours.operator.matmul(vectors) - truth.operator.matmul(vectors)
+        assert away.abs().max() < 1e-6 * size * truth.operator.diagonal().max()  # float32 entries
+        away = ours.operator.cross_matmul(x, vectors) - truth.operator.cross_matmul(x, vectors)
+        assert 0 < away.abs().max() < 1e-6 * size * truth.operator.diagonal().max()
+        # The same probes and steps: what is left is rounding of the entries, 1e-6 beside T = 0.05.
+        close(*(SaddlePoint().fit(each).order_parameters["q"] for each in (ours, truth)), 1e-4)
+        assert ours.cost()[1] > 0
+
+    def test_what_cannot_be_fused_is_refused(self, fused):
+        class Transformed(NetworkGP):
+            def forward(self, x):
+                return super().forward(x.tanh())
+
+        plain = make_model()
+        made = Transformed(plain.train_inputs[0], plain.train_targets, plain.likelihood, plain.covar_module).double()
+        for model, options, words in (
+            (plain, replace(fused, tile_dtype=None), "tiles of float32"),
+            (make_model(RenormalizedNNGPKernel("sin", width=9.0)), fused, "erf, relu or leaky relu, got Sin"),
+            (made, fused, "the covariance of covar_module"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                _ = StreamedProblem.of_streamed(model, options).operator
+        with pytest.raises(ValueError, match="'auto', 'tiles' or 'fused', got 'gpu'"):
+            Streaming(product="gpu")
+
+    def test_processors_have_tiles(self):
+        """On "auto" a processor keeps tiles, whose symmetry halves the work."""
+        problem = StreamedProblem.of_streamed(make_model(), Streaming(tile_dtype=torch.float32))
+        assert type(problem.operator) is KernelOperator

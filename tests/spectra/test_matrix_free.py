@@ -12,6 +12,7 @@ from torch_propkernel import NNGPKernel, Spectrum, solve_order_parameters
 from torch_propkernel.actions import quadrature_error
 from torch_propkernel.exceptions import NotPositiveDefiniteError
 from torch_propkernel.spectra import (
+    FusedKernelOperator,
     KernelOperator,
     LanczosReduction,
     LanczosRun,
@@ -112,6 +113,28 @@ class TestOperator:
             KernelOperator(kernel_block, inputs.unsqueeze(0))
         with pytest.raises(ValueError, match="tile_size"):
             KernelOperator(kernel_block, inputs, tile_size=0)
+
+    def test_products_of_their_own(self, inputs, matrix):
+        """The operator rounds the points to float32, asks for whole products, and leaves the rest to the tiles."""
+        seen = []
+
+        def product(a, b, vectors):
+            seen.append((a is b, a.dtype))
+            return kernel_block(a.double(), b.double()) @ vectors
+
+        operator = FusedKernelOperator(kernel_block, inputs, product, tile_size=100)
+        vectors, progress = torch.ones(P, 2, dtype=torch.float64), []
+        # Points rounded to float32.
+        found = operator.matmul(vectors, lambda *done: progress.append(done))
+        torch.testing.assert_close(found, matrix @ vectors, rtol=1e-5, atol=0)
+        torch.testing.assert_close(operator.cross_matmul(inputs[:7], vectors), matrix[:7] @ vectors, rtol=1e-5, atol=0)
+        assert seen == [(True, torch.float32), (False, torch.float32)]
+        assert progress == [(1, 1)] and operator.num_tiles == 1
+        torch.testing.assert_close(
+            operator.of_first(9).matmul(vectors[:9]), matrix[:9, :9] @ vectors[:9], rtol=1e-5, atol=0
+        )
+        with pytest.raises(ValueError, match=r"expected shape \(300, c\), got \(299, 2\)"):
+            operator.matmul(vectors[1:])
 
 
 class TestLanczos:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class OuterAction:
         chain: The layers, widths ``n x L``, may hold infinities.
         temperature: ``n``; all positive or all zero.
         counts: n_i; one each if None.
+        zero_temperature: Whether the temperatures are zero; they are looked at if None.
 
     Reference: THEORY.md, section 1 for one layer, section 4, eq. (7), for several.
     """
@@ -54,6 +56,7 @@ class OuterAction:
         chain: ScalarChain,
         temperature: Tensor,
         counts: Tensor | None = None,
+        zero_temperature: bool | None = None,
     ) -> None:
         """Store the problems."""
         self.eigenvalues = eigenvalues
@@ -61,7 +64,7 @@ class OuterAction:
         self.chain = chain
         self.temperature = temperature
         self.counts = counts
-        self.zero_temperature = bool((temperature == 0).any())
+        self.zero_temperature = bool((temperature == 0).any()) if zero_temperature is None else zero_temperature
 
     @classmethod
     def of(
@@ -124,7 +127,7 @@ class OuterAction:
         """Number n of problems."""
         return self.width.shape[0]
 
-    @property
+    @cached_property
     def num_data(self) -> float:
         """Number of data: P, times the number of outputs."""
         return self.eigenvalues.shape[-1] if self.counts is None else float(self.counts[0].sum())
@@ -133,7 +136,10 @@ class OuterAction:
         """Return the problems at ``index`` (with repetitions), sharing a common spectrum."""
         k, counts = (None if v is None else _rows_of(v, index) for v in (self.eigenvalues, self.counts))
         labels = _rows_of(self._labels, index) if isinstance(self._labels, Tensor) else self._labels
-        return OuterAction(k, labels, ScalarChain(self.width[index]), self.temperature[index], counts)  # type: ignore[arg-type]
+        width, temperature = ScalarChain(self.width[index]), self.temperature[index]
+        made = OuterAction(k, labels, width, temperature, counts, self.zero_temperature)  # type: ignore[arg-type]
+        made.__dict__["num_data"] = self.num_data
+        return made
 
     def _rows(self, rows: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return k, z^2 (None where it is not known) and counts of some problems."""

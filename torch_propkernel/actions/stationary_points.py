@@ -80,9 +80,10 @@ def find_stationary_points(action: OuterAction) -> StationaryPoints:
     order = order[torch.argsort(cells.owner[order], stable=True)]
     owner = cells.owner[order]
     column = torch.arange(len(owner), device=u.device) - (counts.cumsum(0) - counts)[owner]
+    most = max(1, int(counts.max()))
 
     def padded(values: Tensor) -> Tensor:
-        table = u.new_full((action.num_problems, max(1, int(counts.max()))), torch.nan)
+        table = u.new_full((action.num_problems, most), torch.nan)
         table[owner, column] = values[order]
         return table
 

@@ -182,7 +182,8 @@ def resolve(
     points, orders = MIN_POINTS, min(MIN_ORDERS, max_orders)
     while True:
         truncation, quadrature, power = expansion_error(f, variance, points, orders, analytic)
-        worst_truncation, worst_quadrature = (float(safe_divide(e, power).amax()) for e in (truncation, quadrature))
+        worst = torch.stack([safe_divide(e, power).amax() for e in (truncation, quadrature)])
+        worst_truncation, worst_quadrature = worst.tolist()  # both are read from the device at once
         if worst_quadrature > rtol / 4 and points < MAX_POINTS:
             points = 2 * points - 1
         elif worst_truncation > rtol / 2 and orders < max_orders:

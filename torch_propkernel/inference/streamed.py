@@ -18,14 +18,16 @@ from .._memory import Cost, available_memory, check_memory
 from .._views import replaced
 from ..actions import QuadratureError, Solution, quadrature_error, solve_order_parameters
 from ..exceptions import ConvergenceError
+from ..kernels import FusedProduct
 from ..kernels.renormalized_nngp_kernel import find_renormalized_kernel
-from ..spectra import KernelOperator, LanczosReduction, LanczosRun, LowRank, Spectrum
+from ..spectra import FusedKernelOperator, KernelOperator, LanczosReduction, LanczosRun, LowRank, Spectrum
 from .conditioned import Conditioned
 from .problem import _LARGE, Problem, ScalarProblem, _one_at_a_time, dense_bytes, to_dense
 from .streamed_conditioned import StreamedConditioned
 from .streaming import Streaming, load_checkpoint, save_checkpoint
 
-_SAMPLE = 1024  # points from which the time of a product is measured
+_SAMPLE, _LARGE_SAMPLE = 1024, 32768  # points from which the time of a product is measured, the latter off the CPU
+_FEW = 32  # points at which a fused product is compared with tiles: roughly, for TensorFloat-32
 
 
 class StreamedProblem(Problem):
@@ -95,12 +97,12 @@ class StreamedProblem(Problem):
 
         The pair's ``str`` says both with units that fit.
         """
-        few = KernelOperator(self.operator.block, self.operator.inputs[:_SAMPLE], tile_size=self.streaming.tile_size)
+        few = self.operator.of_first(_SAMPLE if self.targets.device.type == "cpu" else _LARGE_SAMPLE)
         vectors = torch.ones(few.num_data, self.streaming.num_probes + 1, dtype=torch.float64)
         vectors = vectors.to(self.targets.device)
-        few.matmul(vectors)  # the first one wakes threads up
+        few.matmul(vectors).sum().item()  # the first one wakes threads up, or is compiled
         begun = time.perf_counter()
-        few.matmul(vectors)
+        few.matmul(vectors).sum().item()  # a number to be read: an accelerator computes while Python goes on
         seconds = (time.perf_counter() - begun) * (self.num_data / few.num_data) ** 2 * self.streaming.max_steps
         return Cost(self.streaming.num_bytes(self.num_data), seconds)
 
@@ -113,9 +115,22 @@ class StreamedProblem(Problem):
     @cached_property
     def operator(self) -> KernelOperator:
         """K at q = 1, as products with it, its columns and its diagonal."""
-        dtype = self.inputs.dtype if self.streaming.tile_dtype is None else self.streaming.tile_dtype
         options = self.streaming
-        return KernelOperator(_Tiles(self, dtype), self.inputs, tile_size=options.tile_size, dtype=dtype)
+        dtype = self.inputs.dtype if options.tile_dtype is None else options.tile_dtype
+        tiles = _Tiles(self, dtype)
+        if not self._is_fused(tiles):
+            return KernelOperator(tiles, self.inputs, tile_size=options.tile_size, dtype=dtype)
+        product = FusedProduct(tiles.model.covar_module)
+        return FusedKernelOperator(tiles, self.inputs, product, tile_size=options.tile_size)
+
+    def _is_fused(self, tiles: _Tiles) -> bool:
+        wanted = self.streaming.product
+        if wanted == "tiles" or (wanted == "auto" and self.inputs.device.type != "cuda"):
+            return False
+        missing = tiles.why_not_fused(self.inputs)
+        if missing is not None and wanted == "fused":
+            raise ValueError(f"product: 'fused' expected {missing}; use 'auto' or 'tiles'")
+        return missing is None
 
     @property
     def unit_covariance(self) -> Tensor:
@@ -276,7 +291,7 @@ class _Tiles:
         kernel = find_renormalized_kernel(model, optional=True)
         if kernel is not None:
             model = replaced(model, kernel, kernel.at(problem.at_scale(1.0)))
-        self.model = model
+        self.model, self.dtype = model, dtype
 
     @_one_at_a_time
     def __call__(self, x1: Tensor, x2: Tensor) -> Tensor:
@@ -284,6 +299,22 @@ class _Tiles:
             return to_dense(self.model.forward(x1).lazy_covariance_matrix)
         covariance = self.model.forward(torch.cat([x1, x2])).lazy_covariance_matrix
         return to_dense(covariance[: len(x1), len(x1) :])
+
+    @torch.no_grad()
+    def why_not_fused(self, inputs: Tensor) -> str | None:
+        """Return what a fused product would need, and what there is instead; None where it can be."""
+        if self.dtype != torch.float32:
+            return f"tiles of float32 (tile_dtype), got {self.dtype}"
+        covar_module: Any = getattr(self.model, "covar_module", None)
+        missing = FusedProduct.missing(covar_module, inputs.device)
+        if missing is not None:
+            return missing
+        few = inputs[:_FEW].to(self.dtype)
+        truth = self(few, few.clone()).double()
+        product = FusedProduct(covar_module)(few, few, torch.eye(len(few), device=few.device))
+        if torch.allclose(product, truth, rtol=0.0, atol=1e-2 * float(truth.abs().max())):
+            return None
+        return "a forward that returns the covariance of covar_module at the points, got another covariance"
 
 
 def why_not_streamed(problem: Problem) -> str | None:

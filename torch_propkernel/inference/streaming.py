@@ -37,6 +37,9 @@ class Streaming:
         num_left_out: Training points, drawn at random, that are left out one by one.
         tile_size: Points along a side of a tile of the kernel matrix.
         tile_dtype: Of the tiles; the data's own if None.
+        product: How products with the kernel matrix are computed: "tiles", by torch; "fused", by a Triton kernel with
+            float32 entries (:class:`torch_propkernel.kernels.FusedProduct`); "auto", fused for tiles of float32 on CUDA
+            where the kernel allows it, and by tiles otherwise.
         seed: Of the probes, the preconditioner and the points that are left out.
         checkpoint: File of the Lanczos run, written after every block of steps; a run that was killed goes on from it,
             and a finished one is read. A file that is there must be of the same problem.
@@ -66,6 +69,7 @@ class Streaming:
     num_left_out: int = 256
     tile_size: int = 1024
     tile_dtype: torch.dtype | None = None
+    product: str = "auto"
     seed: int = 0
     checkpoint: str | os.PathLike[str] | None = None
     progress: Callable[[int, int], None] | None = None
@@ -77,6 +81,8 @@ class Streaming:
             whole_number(name, getattr(self, name))
         for name in ("tolerance", "residual", "variance_tolerance"):
             positive_number(name, getattr(self, name))
+        if self.product not in ("auto", "tiles", "fused"):
+            raise ValueError(f"product: expected 'auto', 'tiles' or 'fused', got {self.product!r}")
 
     def num_bytes(self, num_data: int) -> float:
         """Return the memory at the peak for P = ``num_data`` points."""

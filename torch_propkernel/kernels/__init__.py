@@ -5,6 +5,7 @@ from .block_kernel import BlockKernel, KernelBlocks
 from .block_renormalized_kernel import BlockRenormalizedKernel
 from .compositions import COMPOSITIONS, Composition, LinearPart, Nested, Outer
 from .convolutional_nngp_kernel import ConvolutionalNNGPKernel, ConvolutionalRenormalizedKernel
+from .fused_product import FusedProduct
 from .multitask_renormalized_kernel import MultitaskRenormalizedKernel
 from .nngp_kernel import NNGPKernel
 from .patches import Patches
@@ -20,6 +21,7 @@ __all__ = [
     "Composition",
     "ConvolutionalNNGPKernel",
     "ConvolutionalRenormalizedKernel",
+    "FusedProduct",
     "KernelBlocks",
     "LinearPart",
     "MultitaskRenormalizedKernel",

@@ -31,9 +31,9 @@ def matrix_of_layers(inputs: Inputs, layers: Sequence[Layer]) -> Tensor:
     if not _is_cut(inputs, layers, ()):
         return propagate_all(input_covariance(inputs), layers)
     xx, yy = inputs.squared_norms()
-    rows = _variances(xx, inputs, layers)
-    columns = () if inputs.symmetric else _variances(yy, inputs, layers)
-    return by_tiles(_OfLayers(_activations(layers)), inputs, rows, columns, _parameters(inputs, layers))
+    rows = layer_variances(xx, inputs, layers)
+    columns = () if inputs.symmetric else layer_variances(yy, inputs, layers)
+    return by_tiles(_OfLayers(_activations(layers)), inputs, rows, columns, matrix_parameters(inputs, layers))
 
 
 def matrix_of_rule(rule: Rule, inputs: Inputs, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> Tensor:
@@ -41,13 +41,13 @@ def matrix_of_rule(rule: Rule, inputs: Inputs, layers: Sequence[Layer], order_pa
     if not _is_cut(inputs, layers, order_parameters):
         return rule(input_covariance(inputs), layers, order_parameters)
     xx, yy = inputs.squared_norms()
-    parameters = (*_parameters(inputs, layers), *order_parameters)
+    parameters = (*matrix_parameters(inputs, layers), *order_parameters)
     return by_tiles(_OfRule(_activations(layers), rule), inputs, [xx], [yy], parameters)
 
 
 def _is_cut(inputs: Inputs, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> bool:
     """Not small matrices with gradients, transforms, or activations with moments to be computed once for each row."""
-    tensors = inputs.x1, inputs.x2, *_parameters(inputs, layers), *order_parameters
+    tensors = inputs.x1, inputs.x2, *matrix_parameters(inputs, layers), *order_parameters
     if is_transformed() or not all(layer.activation._blockwise_partials for layer in layers):
         return False
     return not (fits_one_tile(inputs) and is_recorded(*tensors))
@@ -57,13 +57,14 @@ def _activations(layers: Sequence[Layer]) -> tuple[Activation, ...]:
     return tuple(layer.activation for layer in layers)
 
 
-def _parameters(inputs: Inputs, layers: Sequence[Layer]) -> tuple[Tensor | None, ...]:
+def matrix_parameters(inputs: Inputs, layers: Sequence[Layer]) -> tuple[Tensor | None, ...]:
+    """Return w_0 / N_0 and b_0, then the weight variances of all layers, then their bias variances (None: no bias)."""
     weights, biases = [layer.weight_variance for layer in layers], [layer.bias_variance for layer in layers]
     return inputs.factor, inputs.bias_variance, *weights, *biases
 
 
-def _variances(norms: Tensor, inputs: Inputs, layers: Sequence[Layer]) -> list[Tensor]:
-    """Variances of one set of points in front of every layer, and of the output."""
+def layer_variances(norms: Tensor, inputs: Inputs, layers: Sequence[Layer]) -> list[Tensor]:
+    """Return the variances of one set of points in front of every layer, and of the output."""
     found = [scaled(norms, inputs.factor, inputs.bias_variance)]
     for layer in layers:
         found.append(scaled(layer.activation.dual_diag(found[-1]), layer.weight_variance, layer.bias_variance))

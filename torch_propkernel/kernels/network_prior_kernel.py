@@ -52,7 +52,7 @@ class NetworkPriorKernel(Kernel):
         weights = as_values("weight_variance", weight_variance, depth + 1)
         biases = as_values("bias_variance", bias_variance, depth, allow_zero=True)
         self._has_bias = tuple(bool((biases[..., i] > 0).all()) for i in range(depth))
-        if bool(((biases > 0).reshape(-1, depth) != torch.tensor(self._has_bias)).any()):
+        if bool(((biases > 0).reshape(-1, depth) != biases.new_tensor(self._has_bias).bool()).any()):
             raise ValueError("bias_variance: expected a layer's bias to be zero in all batch elements or in none")
         trains_weights = activation.homogeneous_degree is None
         if trains_weights and weight_variance_prior is None:

@@ -116,6 +116,10 @@ class NNGPKernel(NetworkPriorKernel):
             for index in range(1, self.depth + 1)
         ]
 
+    def effective_layers(self) -> list[Layer] | None:
+        """Return the layers of an infinitely wide network with this kernel; None where it is not one's."""
+        return self.layers()
+
     def inputs(self, x1: Tensor, x2: Tensor, elementwise: bool = False) -> Inputs:
         """Return what the recursion begins with: K^0 = w_0/N_0 X1 X2^T + b_0, the ARD weights in X."""
         factor = self.hidden_weight_variance[..., :1] / x1.shape[-1]

@@ -17,7 +17,7 @@ from ..order_parameters import OrderParameterPrior, ScalarChain
 from .compositions import Composition, get_composition, renormalized_layers
 from .kernel_matrix import matrix_of_layers, matrix_of_rule
 from .nngp_kernel import NNGPKernel, _refuse_last_dim_is_batch
-from .recursion import same_points
+from .recursion import Layer, same_points
 
 
 class _Prepared(NamedTuple):
@@ -192,25 +192,30 @@ class RenormalizedNNGPKernel(NNGPKernel):
         super().local_load_samples(samples_dict, memo, prefix)
         self.order_parameter_prior.width = self.width.expand_as(self.raw_order_parameter).contiguous()
 
+    def effective_layers(self) -> list[Layer] | None:
+        """Return the layers of an infinitely wide network with the kernel K_R; None where it is not one's."""
+        return renormalized_layers(self.composition, self.layers(), self._order_parameters())
+
+    def _order_parameters(self, elementwise: bool = False) -> list[Tensor]:
+        """Order parameters of each layer, shaped to broadcast against its matrices."""
+        value = self.order_parameter.squeeze(-2)
+        return [value[..., i : i + 1] if elementwise else value[..., i : i + 1, None] for i in range(self.depth)]
+
     @outside_autocast
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """Return K_R(x1, x2), ``... x n x m``, or its elementwise diagonal ``... x n``."""
         _refuse_last_dim_is_batch(params)
-        order_parameter = self.order_parameter.squeeze(-2)
-        order_parameters = [
-            order_parameter[..., i : i + 1] if diag else order_parameter[..., i : i + 1].unsqueeze(-1)
-            for i in range(self.depth)
-        ]
-        composition, layers = self.composition, self.layers(elementwise=diag)
+        layers, order_parameters = self.layers(elementwise=diag), self._order_parameters(elementwise=diag)
+        rule = self.composition.covariance
         if diag:
-            return composition.covariance(self.input_covariance(x1, x2, elementwise=True), layers, order_parameters)
+            return rule(self.input_covariance(x1, x2, elementwise=True), layers, order_parameters)
         prepared = self._prepared_at(x1, x2)
         if prepared is not None:
             return prepared(order_parameters)
-        inputs, renormalized = self.inputs(x1, x2), renormalized_layers(composition, layers, order_parameters)
+        inputs, renormalized = self.inputs(x1, x2), renormalized_layers(self.composition, layers, order_parameters)
         if renormalized is not None:
             return matrix_of_layers(inputs, renormalized)
-        return matrix_of_rule(composition.covariance, inputs, layers, order_parameters)
+        return matrix_of_rule(rule, inputs, layers, order_parameters)
 
     def __getitem__(self, index: Any) -> Kernel:
         """Index the batch dimensions of every parameter and of the width together."""

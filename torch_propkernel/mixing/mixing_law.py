@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ class MixingLaw(ABC):
         """Which elements of the batch are a point mass."""
         return torch.zeros(self.batch_shape, dtype=torch.bool, device=self.mean.device)
 
-    @property
+    @cached_property
     def is_point_mass(self) -> bool:
         """Whether the whole law is."""
         return bool(self.point_masses.all())

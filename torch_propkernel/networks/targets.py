@@ -84,6 +84,7 @@ class Target(ABC):
         self.x = self._check(x, "x")
         self.test_x = x[:0] if test_x is None else self._check(test_x, "test_x")
         self.y = as_columns(network, y, x, "y")
+        self._readout_prior = network.readout_prior  # which a sampler's steps need not read from the device
 
     def _check(self, x: Tensor, name: str) -> Tensor:
         check_same_kind(**{name: check_inputs(x, name), "network": self.network.hidden})
@@ -94,7 +95,7 @@ class Target(ABC):
     @property
     def likelihood(self) -> tuple[float, float, float]:
         """T, and the prior variances of the readout and of its bias."""
-        return self.temperature, *self.network.readout_prior
+        return self.temperature, *self._readout_prior
 
     def draw_prior(self, num_chains: int, generator: torch.Generator | None = None) -> Tensor:
         """Return states ``C x dim`` drawn from the prior."""

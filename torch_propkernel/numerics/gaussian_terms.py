@@ -40,7 +40,8 @@ class _Terms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, covariance: Tensor, targets: Tensor) -> Tensor:
         factor, info = torch.linalg.cholesky_ex(covariance)
-        factor[info > 0] = torch.eye(covariance.shape[-1], dtype=factor.dtype, device=factor.device)
+        failed = (info > 0)[..., None]  # those get the identity; a mask as an index would wait for the device
+        factor.masked_fill_(failed[..., None], 0.0).diagonal(dim1=-2, dim2=-1).masked_fill_(failed, 1.0)
         half = torch.linalg.solve_triangular(factor, targets.unsqueeze(-1), upper=False)
         value = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + half.square().sum((-2, -1))
         ctx.save_for_backward(covariance, targets, factor)

@@ -125,7 +125,7 @@ class ScalarChain:
         narrowest = width.amin(dim=-1)
         same = width == narrowest.unsqueeze(-1)
         narrowest = narrowest.clamp_max(_INFINITE)
-        if bool(same.all()):
+        if self.num_layers == 1 or bool(same.all()):
             t = u / self.num_layers
             logs = t.unsqueeze(-1).expand(*t.shape, self.num_layers)
             return StationaryLayers(logs, narrowest * torch.expm1(t), narrowest * torch.exp(t) / self.num_layers)

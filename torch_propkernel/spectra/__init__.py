@@ -1,6 +1,7 @@
 """A kernel matrix and targets, reduced once for all widths and temperatures."""
 
 from .conjugate_gradients import CGSolution, CGState, conjugate_gradients
+from .fused_operator import FusedKernelOperator
 from .kernel_operator import KernelOperator
 from .lanczos import LanczosRun, gauss_quadrature, radau_quadrature
 from .lanczos_reduction import LanczosReduction
@@ -11,6 +12,7 @@ from .tridiagonal import Tridiagonal
 __all__ = [
     "CGSolution",
     "CGState",
+    "FusedKernelOperator",
     "KernelOperator",
     "LanczosReduction",
     "LanczosRun",

@@ -89,7 +89,7 @@ def conjugate_gradients(
         converged[columns] = accurate
         if bool(done.any()) or step == max_steps:
             x[:, columns] = current
-            left = ~done
+            left = torch.nonzero(~done).squeeze(-1)
             columns, slope = columns[left], slope[left]
             current, residual, direction = (v[:, left] for v in (current, residual, direction))
         if len(columns) == 0 or step == max_steps:

@@ -65,6 +65,10 @@ class KernelOperator:
         """Number P of points."""
         return self.inputs.shape[0]
 
+    def of_first(self, number: int) -> KernelOperator:
+        """Return the matrix of the first points."""
+        return KernelOperator(self.block, self.inputs[:number], tile_size=self.tile_size)
+
     @property
     def num_tiles(self) -> int:
         """Number of tiles that a product evaluates, over all processes."""
@@ -86,8 +90,7 @@ class KernelOperator:
             vectors: V, ``P x c``.
             progress: Called with (tiles done, tiles of this process) after each tile.
         """
-        if vectors.dim() != 2 or vectors.shape[0] != self.num_data:
-            raise ValueError(f"vectors: expected shape ({self.num_data}, c), got {tuple(vectors.shape)}")
+        self._check(vectors)
         out = torch.zeros(vectors.shape, dtype=torch.float64, device=self.inputs.device)
         vectors = vectors.to(self.inputs)
         tiles = self._own_tiles()
@@ -100,6 +103,10 @@ class KernelOperator:
             if progress is not None:
                 progress(done, len(tiles))
         return self._total(out)
+
+    def _check(self, vectors: Tensor) -> None:
+        if vectors.dim() != 2 or vectors.shape[0] != self.num_data:
+            raise ValueError(f"vectors: expected shape ({self.num_data}, c), got {tuple(vectors.shape)}")
 
     @torch.no_grad()
     def columns(self, x: Tensor) -> Tensor:

@@ -123,6 +123,11 @@ def gauss_quadrature(alphas: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
         betas: Off-diagonals, ``c x m``; the last one is not used.
 
     Reference: Golub & Meurant (2010), Matrices, Moments and Quadrature, chapter 6.
+
+    Example:
+        >>> nodes, weights = gauss_quadrature(torch.tensor([[2.0, 2.0]]), torch.tensor([[1.0, 0.0]]))
+        >>> [round(v, 4) for v in (*nodes[0].tolist(), *weights[0].tolist())]   # of [[2, 1], [1, 2]]
+        [1.0, 3.0, 0.5, 0.5]
     """
     nodes, vectors = torch.linalg.eigh(tridiagonal(alphas, betas))
     return nodes, vectors[..., 0, :].square()
@@ -135,6 +140,12 @@ def radau_quadrature(alphas: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
     1 / (T + k): the truth lies between both.
 
     Reference: Golub & Meurant (2010), section 6.2.
+
+    Example:
+        >>> alphas, betas = torch.tensor([[2.0]], dtype=torch.float64), torch.tensor([[1.0]], dtype=torch.float64)
+        >>> nodes, weights = radau_quadrature(alphas, betas)   # E k = 2 and E k^2 = 5, with a node at zero
+        >>> [round(v, 4) for v in (*nodes[0].abs().tolist(), *weights[0].tolist())]
+        [0.0, 2.5, 0.2, 0.8]
     """
     # A little below zero, so that a singular matrix has no pivot of rounding.
     floor = 100.0 * torch.finfo(alphas.dtype).eps * alphas.abs().amax(-1, keepdim=True)
