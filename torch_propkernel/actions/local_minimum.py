@@ -167,30 +167,32 @@ def quasi_newton(
 ) -> LocalMinimum:
     """Descend from ``start`` to a local minimum by BFGS: for many variables, one problem at a time.
 
-    The Hessian starts at that of the last minimum that was found, else at ``curvature`` times the identity, and learns
-    from every step that curves upward; steps are at most one in every variable, and halved until the value drops. A
-    descent that comes within a thousandth of a minimum found before ends there. Cost: one gradient for each step.
+    The Hessian starts at that of the last minimum that was found, else at ``curvature``, and learns from every step
+    that curves upward; steps are at most one in every variable, and halved until the value drops. A descent that comes,
+    or whose next whole step leads, within a thousandth of a minimum found before ends there, if that is no higher.
+    Cost: one gradient for each step.
 
     Args:
         function: Maps a point ``C`` to a value; infinity marks a point outside the domain.
         start: First point, ``C``.
         scale: Size of the terms of the gradient; converged where |gradient| <= tolerance * scale.
-        curvature: First guess of the second derivatives, positive; a number or ``C``.
+        curvature: First guess of the second derivatives, positive: ``C x C``, or a diagonal, ``C`` or a number.
         earlier: Descents from other starts.
         tolerance: Relative tolerance.
     """
-    x, fresh = start, curvature * torch.eye(len(start), dtype=start.dtype, device=start.device)
+    x, fresh = start, torch.as_tensor(curvature, dtype=start.dtype, device=start.device)
+    fresh = fresh if fresh.dim() == 2 else torch.diag(fresh.expand(len(start)))
     value, gradient = value_and_gradient(function, x)
     size, bound = float(gradient.abs().max()), tolerance * float(scale)
     known = [run for run in earlier if bool(run.converged)]
     hessian, iterations, misses = known[-1].hessian if known else fresh, 0, 0
     while size > bound and iterations < _MAX_QUASI_NEWTON:
-        for run in known:
-            if bool((run.logs - x).abs().max() <= _NEAR):
-                return dataclasses.replace(run, iterations=iterations)
-        iterations += 1
         direction = -torch.linalg.solve(hessian, gradient)
         direction = direction * (_MAX_STEP / direction.abs().max().clamp_min(_MAX_STEP))
+        for run in known:
+            if min((run.logs - point).abs().max() for point in (x, x + direction)) <= _NEAR and run.value <= value:
+                return dataclasses.replace(run, iterations=iterations)
+        iterations += 1
         near = size <= _ROUNDING * bound  # there values are rounding: full steps, as long as they lower the gradient
         length = 1.0
         for _ in range(_MAX_HALVINGS):
@@ -217,6 +219,11 @@ def quasi_newton(
     return LocalMinimum(x, value, gradient, hessian, converged, iterations)
 
 
+def same_minimum(first: Tensor, second: Tensor) -> Tensor:
+    """Return whether descents that end at ``*b x L`` ended at the same minimum, ``*b``."""
+    return ((first - second).abs() <= 1e-5).all(-1)
+
+
 def lowest_minimum(runs: list[LocalMinimum]) -> tuple[LocalMinimum, Tensor, Tensor]:
     """Pick the lowest converged run for each batch element; count the starts that agree and the distinct minima."""
     values = torch.stack([torch.where(run.converged, run.value, torch.inf) for run in runs])
@@ -232,9 +239,9 @@ def lowest_minimum(runs: list[LocalMinimum]) -> tuple[LocalMinimum, Tensor, Tens
     )
     logs = torch.stack([run.logs for run in runs])
     converged = torch.stack([run.converged for run in runs])
-    near = ((logs - best.logs).abs() <= 1e-5).all(-1) & converged
+    near = same_minimum(logs, best.logs) & converged
     distinct = torch.zeros_like(pick)
     for index in range(len(runs)):
-        earlier = ((logs[:index] - logs[index]).abs() <= 1e-5).all(-1) & converged[:index]
+        earlier = same_minimum(logs[:index], logs[index]) & converged[:index]
         distinct = distinct + (converged[index] & ~earlier.any(0)).long()
     return best, near.sum(0), distinct

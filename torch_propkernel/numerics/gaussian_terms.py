@@ -40,7 +40,8 @@ class _Terms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, covariance: Tensor, targets: Tensor) -> Tensor:
         factor, info = torch.linalg.cholesky_ex(covariance)
-        factor[info > 0] = torch.eye(covariance.shape[-1], dtype=factor.dtype, device=factor.device)
+        if bool((info > 0).any()):
+            factor[info > 0] = torch.eye(covariance.shape[-1], dtype=factor.dtype, device=factor.device)
         half = torch.linalg.solve_triangular(factor, targets.unsqueeze(-1), upper=False)
         value = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + half.square().sum((-2, -1))
         ctx.save_for_backward(covariance, targets, factor)
@@ -52,5 +53,5 @@ class _Terms(torch.autograd.Function):
         if torch.is_grad_enabled():  # this derivative is to be differentiated again
             factor = torch.linalg.cholesky_ex(covariance).L
         weights = torch.cholesky_solve(targets.unsqueeze(-1), factor)
-        slope = torch.cholesky_inverse(factor) - weights @ weights.mT
+        slope = torch.addcmul(torch.cholesky_inverse(factor), weights, weights.mT, value=-1.0)
         return grad[..., None, None] * slope, 2.0 * grad.unsqueeze(-1) * weights.squeeze(-1)
