@@ -175,6 +175,22 @@ def solve_block_order_parameters(
     )
 
 
+def block_log_evidence(
+    blocks: DenseBlocks, targets: Tensor, order_parameter: Tensor, *, width: Tensor, base: Tensor
+) -> Tensor:
+    """Return log p(y) by Laplace's method at a minimum E, ``r x r``, of :func:`solve_block_order_parameters` at T = 1.
+
+    Args:
+        blocks: The map from E to its covariance.
+        targets: y, ``P``.
+        order_parameter: E.
+        width: N, one number.
+        base: Noise and fixed terms, ``P x P``.
+    """
+    action = BlockAction(blocks, base, targets.double(), float(width))
+    return _Minimum(action, width, order_parameter).log_evidence()
+
+
 class _Minimum:
     """The neighborhood of one problem's minimum."""
 
