@@ -170,7 +170,8 @@ def quasi_newton(
     The Hessian starts at that of the last minimum that was found, else at ``curvature``, and learns from every step
     that curves upward; steps are at most one in every variable, and halved until the value drops. A descent that comes,
     or whose next whole step leads, within a thousandth of a minimum found before ends there, if that is no higher.
-    Cost: one gradient for each step.
+    The last step, after which the gradient is small enough if it falls as in the step before, is not evaluated: value
+    and gradient are those before it. Cost: one gradient for each other step.
 
     Args:
         function: Maps a point ``C`` to a value; infinity marks a point outside the domain.
@@ -185,7 +186,7 @@ def quasi_newton(
     value, gradient = value_and_gradient(function, x)
     size, bound = float(gradient.abs().max()), tolerance * float(scale)
     known = [run for run in earlier if bool(run.converged)]
-    hessian, iterations, misses = known[-1].hessian if known else fresh, 0, 0
+    hessian, iterations, misses, rate = known[-1].hessian if known else fresh, 0, 0, 1.0
     while size > bound and iterations < _MAX_QUASI_NEWTON:
         direction = -torch.linalg.solve(hessian, gradient)
         direction = direction * (_MAX_STEP / direction.abs().max().clamp_min(_MAX_STEP))
@@ -194,6 +195,9 @@ def quasi_newton(
                 return dataclasses.replace(run, iterations=iterations)
         iterations += 1
         near = size <= _ROUNDING * bound  # there values are rounding: full steps, as long as they lower the gradient
+        if near and rate * size <= bound:
+            x = x + direction
+            break
         length = 1.0
         for _ in range(_MAX_HALVINGS):
             new_value, new_gradient = value_and_gradient(function, x + length * direction)
@@ -209,7 +213,7 @@ def quasi_newton(
         misses += int(near and not new_size < size)
         if misses > _MAX_MISSES:
             break
-        step, change = length * direction, new_gradient - gradient
+        step, change, rate = length * direction, new_gradient - gradient, new_size / size
         x, value, gradient, size = x + step, new_value, new_gradient, new_size
         curved = step @ change
         if bool(curved > 1e-10 * step.norm() * change.norm()):
