@@ -69,8 +69,8 @@ def solve_block_order_parameters(
     ``stats["narrow"]`` is True.
 
     Shapes: ``order_parameter`` is ``*p x 1 x r x r`` for ``*p`` problems (widths and temperatures, solved one by one).
-    Cost: for each problem some 7 to 12 gradients of all data for each of the different ends, each about four Cholesky
-    factorizations and a pass over the blocks, forward and backward; below P = 256 up to 10 more for the other starts.
+    Cost: for each problem some 5 to 10 gradients of all data for each of the different ends, each about four Cholesky
+    factorizations and a pass over the blocks, forward and backward; below P = 256 some 10 more for the other starts.
 
     Args:
         blocks: K_ab, ``r x r x P x P`` with K_ba the transpose of K_ab, or a :class:`BlockMatrices`, which need not
