@@ -276,9 +276,8 @@ class DenseConditioned(Conditioned):
             raise ValueError(f"log_weights: expected one for each of {len(nodes)} nodes, got {log_weights}")
         super().__init__(problem, log_weights)
         self.nodes = list(nodes)
-        if noisy is None:
-            noisy = (problem.add_noise(node.covariance()) for node in self.nodes)
-        self.factors = [safe_cholesky(covariance) for covariance in noisy]
+        own = (problem.add_noise(node.covariance()) for node in self.nodes)
+        self.factors = [safe_cholesky(covariance) for covariance in (own if noisy is None else noisy)]
         self.whitened = [
             torch.linalg.solve_triangular(factor, node.residuals().unsqueeze(-1), upper=False)
             for factor, node in zip(self.factors, self.nodes, strict=True)
