@@ -16,6 +16,8 @@ _MAX_STEP = 1.0
 _MAX_HALVINGS = 30
 _DIFFERENCE = 1e-5
 _NEAR = 1e-3
+_REACH, _ALIKE = 0.5, 0.1
+"""In log q, over which every term of the action bends little, and of the gradient."""
 _ROUNDING = 1e3
 """Rounding of the matrices limits the gradient: a bound that is looser by this still places q to 1e-8."""
 
@@ -167,33 +169,38 @@ def quasi_newton(
 ) -> LocalMinimum:
     """Descend from ``start`` to a local minimum by BFGS: for many variables, one problem at a time.
 
-    The Hessian starts at that of the last minimum that was found, else at ``curvature``, and learns from every step
-    that curves upward; steps are at most one in every variable, and halved until the value drops. A descent that comes,
-    or whose next whole step leads, within a thousandth of a minimum found before ends there, if that is no higher.
-    The last step, after which the gradient is small enough if it falls as in the step before, is not evaluated: value
-    and gradient are those before it. Cost: one gradient for each other step.
+    The Hessian starts at that of the last minimum that was found, else at ``curvature``, and learns
+    from every step that curves upward; steps are at most one in every variable, and halved until the value drops. A
+    descent ends at a minimum found before where it comes within a thousandth of it, or within a half with the gradient
+    that the quadratic form of that minimum has there, to a tenth. The last step,
+    after which the gradient is small enough if it falls as in the step before, is not evaluated: value and gradient are
+    those before it. Cost: one gradient for each other step.
 
     Args:
         function: Maps a point ``C`` to a value; infinity marks a point outside the domain.
         start: First point, ``C``.
         scale: Size of the terms of the gradient; converged where |gradient| <= tolerance * scale.
-        curvature: First guess of the second derivatives, positive: ``C x C``, or a diagonal, ``C`` or a number.
+        curvature: First guess of the second derivatives: a positive number for all or for each component, or a positive
+            definite matrix.
         earlier: Descents from other starts.
         tolerance: Relative tolerance.
     """
     x, fresh = start, torch.as_tensor(curvature, dtype=start.dtype, device=start.device)
-    fresh = fresh if fresh.dim() == 2 else torch.diag(fresh.expand(len(start)))
+    if fresh.dim() < 2:
+        fresh = fresh * torch.eye(len(start), dtype=start.dtype, device=start.device)
     value, gradient = value_and_gradient(function, x)
     size, bound = float(gradient.abs().max()), tolerance * float(scale)
     known = [run for run in earlier if bool(run.converged)]
     hessian, iterations, misses, rate = known[-1].hessian if known else fresh, 0, 0, 1.0
     while size > bound and iterations < _MAX_QUASI_NEWTON:
-        direction = -torch.linalg.solve(hessian, gradient)
-        direction = direction * (_MAX_STEP / direction.abs().max().clamp_min(_MAX_STEP))
         for run in known:
-            if min((run.logs - point).abs().max() for point in (x, x + direction)) <= _NEAR and run.value <= value:
+            away = x - run.logs
+            distance, unlike = away.abs().max(), (gradient - run.hessian @ away).norm() / gradient.norm()
+            if bool((distance <= _NEAR) | (distance <= _REACH) & (unlike <= _ALIKE)):
                 return dataclasses.replace(run, iterations=iterations)
         iterations += 1
+        direction = -torch.linalg.solve(hessian, gradient)
+        direction = direction * (_MAX_STEP / direction.abs().max().clamp_min(_MAX_STEP))
         near = size <= _ROUNDING * bound  # there values are rounding: full steps, as long as they lower the gradient
         if near and rate * size <= bound:
             x = x + direction
