@@ -127,6 +127,16 @@ def test_blocks_that_are_computed_again_give_the_same(monkeypatch):
     torch.testing.assert_close(streamed.predict(x), dense.predict(x), rtol=1e-7, atol=1e-8)
 
 
+def test_the_evidence_is_that_of_the_solution_when_it_is_read():
+    model, _, _ = problem()
+    fitted = pickle.loads(pickle.dumps(SaddlePoint().fit(model)))
+    assert fitted.stats["solution"].log_evidence is None
+    held, base = BlocksProblem.of_blocks(model).training_blocks()
+    known = {"width": model.covar_module.width.flatten(), "temperature": 1.0, "base": base, "evidence": True}
+    solution = solve_block_order_parameters(held, fitted.problem.residuals(), **known)
+    torch.testing.assert_close(fitted.log_evidence, solution.log_evidence, rtol=1e-10, atol=0)
+
+
 def test_one_block_is_the_scalar_theory():
     model, x, y = problem()
     inputs, targets = model.train_inputs[0], model.train_targets

@@ -169,10 +169,12 @@ def quasi_newton(
 ) -> LocalMinimum:
     """Descend from ``start`` to a local minimum by BFGS: for many variables, one problem at a time.
 
-    The Hessian starts at that of the last minimum that was found, else at ``curvature`` times the identity, and learns
+    The Hessian starts at that of the last minimum that was found, else at ``curvature``, and learns
     from every step that curves upward; steps are at most one in every variable, and halved until the value drops. A
     descent ends at a minimum found before where it comes within a thousandth of it, or within a half with the gradient
-    that the quadratic form of that minimum has there, to a tenth. Cost: one gradient for each step.
+    that the quadratic form of that minimum has there, to a tenth. The last step,
+    after which the gradient is small enough if it falls as in the step before, is not evaluated: value and gradient are
+    those before it. Cost: one gradient for each other step.
 
     Args:
         function: Maps a point ``C`` to a value; infinity marks a point outside the domain.
@@ -189,7 +191,7 @@ def quasi_newton(
     value, gradient = value_and_gradient(function, x)
     size, bound = float(gradient.abs().max()), tolerance * float(scale)
     known = [run for run in earlier if bool(run.converged)]
-    hessian, iterations, misses = known[-1].hessian if known else fresh, 0, 0
+    hessian, iterations, misses, rate = known[-1].hessian if known else fresh, 0, 0, 1.0
     while size > bound and iterations < _MAX_QUASI_NEWTON:
         for run in known:
             away = x - run.logs
@@ -200,6 +202,9 @@ def quasi_newton(
         direction = -torch.linalg.solve(hessian, gradient)
         direction = direction * (_MAX_STEP / direction.abs().max().clamp_min(_MAX_STEP))
         near = size <= _ROUNDING * bound  # there values are rounding: full steps, as long as they lower the gradient
+        if near and rate * size <= bound:
+            x = x + direction
+            break
         length = 1.0
         for _ in range(_MAX_HALVINGS):
             new_value, new_gradient = value_and_gradient(function, x + length * direction)
@@ -215,7 +220,7 @@ def quasi_newton(
         misses += int(near and not new_size < size)
         if misses > _MAX_MISSES:
             break
-        step, change = length * direction, new_gradient - gradient
+        step, change, rate = length * direction, new_gradient - gradient, new_size / size
         x, value, gradient, size = x + step, new_value, new_gradient, new_size
         curved = step @ change
         if bool(curved > 1e-10 * step.norm() * change.norm()):
@@ -223,6 +228,11 @@ def quasi_newton(
             hessian = hessian - pushed.outer(pushed) / (step @ pushed) + change.outer(change) / curved
     converged = torch.isfinite(value) & (gradient.abs().max() <= _ROUNDING * bound)
     return LocalMinimum(x, value, gradient, hessian, converged, iterations)
+
+
+def same_minimum(first: Tensor, second: Tensor) -> Tensor:
+    """Return whether descents that end at ``*b x L`` ended at the same minimum, ``*b``."""
+    return ((first - second).abs() <= 1e-5).all(-1)
 
 
 def lowest_minimum(runs: list[LocalMinimum]) -> tuple[LocalMinimum, Tensor, Tensor]:
@@ -240,9 +250,9 @@ def lowest_minimum(runs: list[LocalMinimum]) -> tuple[LocalMinimum, Tensor, Tens
     )
     logs = torch.stack([run.logs for run in runs])
     converged = torch.stack([run.converged for run in runs])
-    near = ((logs - best.logs).abs() <= 1e-5).all(-1) & converged
+    near = same_minimum(logs, best.logs) & converged
     distinct = torch.zeros_like(pick)
     for index in range(len(runs)):
-        earlier = ((logs[:index] - logs[index]).abs() <= 1e-5).all(-1) & converged[:index]
+        earlier = same_minimum(logs[:index], logs[index]) & converged[:index]
         distinct = distinct + (converged[index] & ~earlier.any(0)).long()
     return best, near.sum(0), distinct

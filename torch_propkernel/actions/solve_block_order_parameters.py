@@ -19,8 +19,8 @@ from .._validation import (
 from ..numerics.first_derivatives import first_derivatives_only
 from ..numerics.symmetric import from_coordinates, symmetric_log, to_coordinates
 from ..order_parameters import ScalarChain
-from .block_action import BlockAction, BlockMatrices, DenseBlocks, base_matrix
-from .local_minimum import LocalMinimum, lowest_minimum, quasi_newton, value_and_gradient
+from .block_action import BlockAction, BlockMatrices, DenseBlocks, base_matrix, on_rows
+from .local_minimum import LocalMinimum, lowest_minimum, quasi_newton, same_minimum, value_and_gradient
 from .matrix_gradients import layers_part, linear_terms, moved_minimum
 from .matrix_minimum import MatrixMinimum, directions
 from .solution import Solution, SolveResult
@@ -28,6 +28,7 @@ from .solve_order_parameters import solve_order_parameters
 
 _SMALLEST = 1e-3  # of the eigenvalues of E where a descent starts
 _NOISE = 0.1
+_FEW, _PART = 64, 4  # the starts descend on a quarter of the data, where that is 64 points or more
 
 
 def solve_block_order_parameters(
@@ -47,12 +48,17 @@ def solve_block_order_parameters(
               A = T B + \sum_{ab} E_{ab} K_{ab}
 
     for Q = E; with a prior mean S = R R^T of Q the blocks are :math:`\sum_{cd} R_{ca} R_{db} K_{cd}` and Q = R E R^T.
-    BFGS in log E with the exact gradient (:class:`BlockAction`), from four starts: the identity, the multiple of it
-    that solves the problem of one order parameter, where a fixed-point step leads from there, and a point beside it
-    without its symmetries; and from ``start``. The lowest minimum is returned; the result is "local minimum", since
-    nothing excludes a lower one. ``stats["agreeing_starts"]`` says how many of the starts ended there,
-    ``stats["num_minima"]`` how many different minima they found. One block is :func:`solve_order_parameters`, solved
-    globally.
+    BFGS in log E with the exact gradient (:class:`BlockAction`) and a first Hessian from random probes, from four
+    starts: the identity, the multiple of it that solves the problem of one order parameter, where a fixed-point step
+    leads from there, and a point beside it without its symmetries; and from ``start``. The lowest minimum is returned;
+    the result is "local minimum", since nothing excludes a lower one. One block is :func:`solve_order_parameters`,
+    solved globally.
+
+    From P = 256 on the four starts descend on a random quarter of the data, the same in every call, with the whole N,
+    and every different end is the start of a descent on all data (``start`` descends on all data only).
+    ``stats["rows"]`` is the number of data of the first descents. ``stats["agreeing_starts"]`` says how many of the
+    starts came to the lowest minimum in the end, ``stats["num_minima"]`` how many different minima of all data they
+    found: starts that meet on the quarter are not told apart on all data, where they might not meet.
 
     Differentiable: where the blocks, the targets, the temperature, the base or the width requires a gradient,
     ``order_parameter`` carries the implicit one and ``action`` the envelope's, also where eigenvalues meet. First
@@ -63,8 +69,8 @@ def solve_block_order_parameters(
     ``stats["narrow"]`` is True.
 
     Shapes: ``order_parameter`` is ``*p x 1 x r x r`` for ``*p`` problems (widths and temperatures, solved one by one).
-    Cost: for each problem some 25 to 75 gradients for four to sixteen blocks, each about four Cholesky factorizations
-    and a pass over the blocks, forward and backward.
+    Cost: for each problem some 5 to 10 gradients of all data for each of the different ends, each about four Cholesky
+    factorizations and a pass over the blocks, forward and backward; below P = 256 some 10 more for the other starts.
 
     Args:
         blocks: K_ab, ``r x r x P x P`` with K_ba the transpose of K_ab, or a :class:`BlockMatrices`, which need not
@@ -114,18 +120,34 @@ def solve_block_order_parameters(
         if not bool((cold > 0).all()):
             raise ValueError(f"temperature: expected > 0 for several blocks, got {cold.tolist()}")
         own = [] if start is None else [check_positive_definite("start", start, size, targets.device)]
-        scalar = solve_order_parameters(whole, y, width=widths, temperature=cold, base=base, throw=False)
+        still = base_matrix(base, y)
+        rows = torch.arange(len(y), device=y.device) if size == 1 else _some_rows(len(y), y.device)
+        part = (rows.unsqueeze(-1), rows)
+        scalar = solve_order_parameters(
+            whole[part],
+            y[rows],
+            width=widths,
+            temperature=cold,
+            base=None if base is None else still[part],
+            throw=False,
+        )
         shape = scalar.order_parameter.shape[:-1]
         widths, cold = (v.expand(shape).reshape(-1) for v in (widths.squeeze(-1), cold))
         held = DenseBlocks(blocks.matrices.detach()) if isinstance(blocks, DenseBlocks) else blocks
-        still = base_matrix(base, y)
-        actions = [BlockAction(held, T * still, y, N) for N, T in zip(widths.tolist(), cold.tolist(), strict=True)]
+        settings = list(zip(widths.tolist(), cold.tolist(), strict=True))
+        actions = [BlockAction(held, T * still, y, N) for N, T in settings]
         if size == 1:
             solution = _of_one_block(scalar)
         else:
             multiples = torch.nan_to_num(scalar.order_parameter.flatten(), nan=1.0)
-            solved = [_solve_one(action, q * unit, own) for action, q in zip(actions, multiples, strict=True)]
+            first = actions
+            if len(rows) < len(y):
+                some, quiet, heard = on_rows(held, rows), still[part], y[rows]
+                first = [BlockAction(some, T * quiet, heard, N) for N, T in settings]
+            triples = zip(actions, first, multiples, strict=True)
+            solved = [_solve_one(action, few, q * unit, own) for action, few, q in triples]
             solution = _solution(solved, widths.reshape(shape), size, len(y), starts=4 + len(own))
+            solution.stats["rows"] = len(rows)
         if throw:
             solution.raise_if_failed()
         found = solution.order_parameter.reshape(-1, size, size)
@@ -153,6 +175,22 @@ def solve_block_order_parameters(
     )
 
 
+def block_log_evidence(
+    blocks: DenseBlocks, targets: Tensor, order_parameter: Tensor, *, width: Tensor, base: Tensor
+) -> Tensor:
+    """Return log p(y) by Laplace's method at a minimum E, ``r x r``, of :func:`solve_block_order_parameters` at T = 1.
+
+    Args:
+        blocks: The map from E to its covariance.
+        targets: y, ``P``.
+        order_parameter: E.
+        width: N, one number.
+        base: Noise and fixed terms, ``P x P``.
+    """
+    action = BlockAction(blocks, base, targets.double(), float(width))
+    return _Minimum(action, width, order_parameter).log_evidence()
+
+
 class _Minimum:
     """The neighborhood of one problem's minimum."""
 
@@ -178,8 +216,24 @@ class _Minimum:
         return value + layers_part(self.layer, width), order_parameter
 
 
-def _solve_one(action: BlockAction, scalar: Tensor, further: list[Tensor]) -> tuple[LocalMinimum, Tensor, Tensor]:
-    """Descend from four starts and further ones; return the lowest minimum, how many agree, and how many minima."""
+def _some_rows(num_data: int, device: torch.device) -> Tensor:
+    """Return the data on which the starts descend: a random part, always the same, or all where that is few."""
+    number = num_data // _PART
+    order = torch.randperm(num_data, generator=torch.Generator().manual_seed(0))
+    return (order[:number].sort().values if number >= _FEW else torch.arange(num_data)).to(device)
+
+
+def _solve_one(
+    action: BlockAction, few: BlockAction, scalar: Tensor, further: list[Tensor]
+) -> tuple[LocalMinimum, Tensor, Tensor]:
+    """Descend from four starts and further ones; return the lowest minimum, how many agree, and how many minima.
+
+    Args:
+        action: The problem.
+        few: The problem of some of the data, on which the four starts descend; the problem itself if not.
+        scalar: The multiple of the identity that solves the problem of one order parameter.
+        further: Starts that descend on all data.
+    """
     zero = torch.zeros(action.num_coordinates, dtype=torch.float64, device=scalar.device)
     if action.width == 0.0:  # nothing moves
         value = action(zero)
@@ -188,14 +242,30 @@ def _solve_one(action: BlockAction, scalar: Tensor, further: list[Tensor]) -> tu
     generator = torch.Generator(device=scalar.device).manual_seed(0)
     shaken = torch.randn(len(zero), generator=generator, dtype=torch.float64, device=scalar.device)
     middle = to_coordinates(symmetric_log(scalar))
-    starts = [zero, middle, to_coordinates(symmetric_log(_stepped(action, scalar))), middle + _NOISE * shaken]
-    starts += [to_coordinates(symmetric_log(matrix)) for matrix in further]
-    runs: list[LocalMinimum] = []
-    for start in starts:
-        runs.append(quasi_newton(action, start, action.scale, action.width, runs))
-    best, agreeing, minima = lowest_minimum(runs)
+    starts = [zero, middle, to_coordinates(symmetric_log(_stepped(few, scalar))), middle + _NOISE * shaken]
+    own = [to_coordinates(symmetric_log(matrix)) for matrix in further]
+    if few is action:
+        runs = paths = _descents(action, starts + own)
+    else:
+        ends: list[Tensor] = []
+        to: list[int] = []
+        for run in _descents(few, starts):
+            met = [index for index, end in enumerate(ends) if bool(same_minimum(end, run.logs))]
+            to.append(met[0] if met else len(ends))
+            ends += [] if met else [run.logs]
+        runs = _descents(action, own + ends)
+        paths = runs[: len(own)] + [runs[len(own) + index] for index in to]
+    best, agreeing, minima = lowest_minimum(paths)
     best.iterations = sum(run.iterations for run in runs)
     return best, agreeing, minima
+
+
+def _descents(action: BlockAction, starts: list[Tensor]) -> list[LocalMinimum]:
+    """Descend from each start; each descent knows those before it."""
+    curvature, runs = action.sampled_curvature(starts[0]), list[LocalMinimum]()
+    for start in starts:
+        runs.append(quasi_newton(action, start, action.scale, curvature, runs))
+    return runs
 
 
 def _stepped(action: BlockAction, order_parameter: Tensor) -> Tensor:

@@ -201,6 +201,25 @@ def solve_chain_order_parameters(
     )
 
 
+def chain_log_evidence(
+    blocks: DenseBlocks, targets: Tensor, chain: LinearChain, order_parameter: Tensor, *, width: Tensor, base: Tensor
+) -> Tensor:
+    """Return log p(y) by Laplace's method at a minimum E_1, ..., E_L of :func:`solve_chain_order_parameters`.
+
+    Args:
+        blocks: The map from G_1 to its covariance.
+        targets: y, ``P``.
+        chain: The map from the E_l to G_1.
+        order_parameter: E_l, ``L x r x r``.
+        width: N_l, ``L``.
+        base: Noise and fixed terms, ``P x P``.
+    """
+    action = ChainAction(blocks, chain, base, targets.double(), width)
+    logs = torch.cat([to_coordinates(symmetric_log(matrix)) for matrix in chain.matrices(order_parameter)])
+    value, _, hessian = implicit_minimum(action, logs, action.by_coordinate(action.finite))
+    return action.log_evidence(logs, value.detach(), hessian)
+
+
 def _minimize(
     blocks: BlockMatrices,
     targets: Tensor,

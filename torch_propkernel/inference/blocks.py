@@ -154,9 +154,9 @@ class BlocksProblem(Problem):
         """Whether the whole covariance is known to be proportional to the block kernel."""
         return _is_multiplicative(getattr(self._own_model, "covar_module", None), self.block_kernel)
 
-    def conditioned(self, order_parameter: Tensor | None = None) -> Conditioned:
-        """Condition on the training data at E, ``1 x r x r``, or at the identity."""
-        return DenseConditioned(self, [KernelNode(self, order_parameter)])
+    def conditioned(self, order_parameter: Tensor | None = None, noisy: Tensor | None = None) -> Conditioned:
+        """Condition on the training data at E, ``1 x r x r``, or at the identity; their covariance A may be known."""
+        return DenseConditioned(self, [KernelNode(self, order_parameter)], noisy=None if noisy is None else [noisy])
 
     def values(self, order_parameter: Tensor) -> dict[str, Tensor]:
         """Return E, ``L x r x r``, and Q = R E R^T, ``B x B``, by name; of a chain Q is that of its lowest layer."""
@@ -172,26 +172,42 @@ class BlocksProblem(Problem):
         """
         if self.inputs.dtype != torch.float64 and not torch.is_grad_enabled():
             return self._in_double().training_blocks()
-        unit = self.unit_covariance
-        fixed = torch.zeros_like(unit)
+        self._check_memory()
+        like = self.inputs.new_empty(1, 1).expand(self.num_data, self.num_data)
+        noise, fixed = self.noise_covariance(like).double(), None
         if not self.is_multiplicative():
             check_affine(self)
             fixed = self.covariance(self.at_scale(0.0))
+            noise = noise + fixed
         size = self.block_kernel.chain.sizes[0]
-        needed = 2.0 * num_coordinates(size) * unit.numel() * unit.element_size()  # they are stacked
-        free = available_memory(unit.device)
+        copies = 2.0 if torch.is_grad_enabled() else 1.0  # with a graph they are stacked
+        needed = copies * num_coordinates(size) * like.numel() * like.element_size()
+        free = available_memory(like.device)
         blocks: BlockMatrices = _Streamed(self, fixed)
         if needed <= _DENSE and (free is None or needed <= 0.5 * free):
-            blocks = DenseBlocks(torch.stack([blocks(matrix) for matrix in symmetric_basis(size, unit)]).double())
-        return blocks, (fixed + self.noise_covariance(unit)).double()
+            blocks = DenseBlocks(_held(blocks, symmetric_basis(size, like)).double())
+        return blocks, noise
+
+
+def _held(blocks: BlockMatrices, basis: Tensor) -> Tensor:
+    """Return the matrices of a basis of E, one after the other, ``C x P x P``."""
+    if torch.is_grad_enabled():
+        return torch.stack([blocks(matrix) for matrix in basis])
+    first = blocks(basis[0])
+    matrices = first.new_empty(len(basis), *first.shape)
+    matrices[0] = first
+    for index in range(1, len(basis)):
+        matrices[index] = blocks(basis[index])
+    return matrices
 
 
 class _Streamed:
     """The blocks of the training points, computed again at each call."""
 
-    def __init__(self, problem: BlocksProblem, fixed: Tensor) -> None:
+    def __init__(self, problem: BlocksProblem, fixed: Tensor | None) -> None:
         self.problem, self.fixed = problem, fixed
         self.num_blocks = problem.block_kernel.chain.sizes[0]
 
     def __call__(self, order_parameter: Tensor) -> Tensor:
-        return self.problem.covariance_at(order_parameter.to(self.fixed)) - self.fixed
+        covariance = self.problem.covariance_at(order_parameter.to(self.problem.inputs))
+        return covariance if self.fixed is None else covariance - self.fixed

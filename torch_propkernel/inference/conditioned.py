@@ -248,6 +248,7 @@ class DenseConditioned(Conditioned):
         problem: What is conditioned.
         nodes: The processes.
         log_weights: Normalized log weights, ``*b x n``; needed for more than one.
+        noisy: A of each node, where they are known; from the nodes if None.
 
     Example:
         >>> import gpytorch, torch
@@ -263,13 +264,20 @@ class DenseConditioned(Conditioned):
     """
 
     @outside_autocast
-    def __init__(self, problem: Problem, nodes: Sequence[Node], log_weights: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        nodes: Sequence[Node],
+        log_weights: Tensor | None = None,
+        noisy: Sequence[Tensor] | None = None,
+    ) -> None:
         """Factorize A for every node and whiten the residuals."""
         if (log_weights is None) != (len(nodes) == 1) and (log_weights is None or log_weights.shape[-1] != len(nodes)):
             raise ValueError(f"log_weights: expected one for each of {len(nodes)} nodes, got {log_weights}")
         super().__init__(problem, log_weights)
         self.nodes = list(nodes)
-        self.factors = [safe_cholesky(problem.add_noise(node.covariance())) for node in self.nodes]
+        own = (problem.add_noise(node.covariance()) for node in self.nodes)
+        self.factors = [safe_cholesky(covariance) for covariance in (own if noisy is None else noisy)]
         self.whitened = [
             torch.linalg.solve_triangular(factor, node.residuals().unsqueeze(-1), upper=False)
             for factor, node in zip(self.factors, self.nodes, strict=True)

@@ -120,8 +120,11 @@ class BlockKernel(Kernel, ABC):
             first, second = zip(*some, strict=True)
             factors = weights[..., list(first), list(second)]
             covariances = self.covariances(some, z1, z2, diag, symmetric)
-            shape = (*factors.shape, *[1] * (1 if diag else 2))
-            return (factors.reshape(shape) * covariances).sum(-2 if diag else -3)
+            pair = -2 if diag else -3
+            if factors.dim() == 1:
+                return torch.tensordot(factors.to(covariances), covariances, ([0], [pair]))
+            shape = (*factors.shape, *[1] * (-1 - pair))
+            return (factors.reshape(shape) * covariances).sum(pair)
 
         total = None
         for start in range(0, len(pairs), number):

@@ -53,5 +53,9 @@ class _Terms(torch.autograd.Function):
         if torch.is_grad_enabled():  # this derivative is to be differentiated again
             factor = torch.linalg.cholesky_ex(covariance).L
         weights = torch.cholesky_solve(targets.unsqueeze(-1), factor)
-        slope = torch.cholesky_inverse(factor) - weights @ weights.mT
-        return grad[..., None, None] * slope, 2.0 * grad.unsqueeze(-1) * weights.squeeze(-1)
+        inverse, each = torch.cholesky_inverse(factor), grad[..., None, None]
+        if torch.is_grad_enabled():
+            slope = each * torch.addcmul(inverse, weights, weights.mT, value=-1.0)
+        else:
+            slope = inverse.addcmul_(weights, weights.mT, value=-1.0).mul_(each)
+        return slope, 2.0 * each.squeeze(-1) * weights.squeeze(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -155,7 +156,7 @@ class FittedTheory:
         readout_norm: Predicted posterior mean of ``lambda_L |v|^2 / N_L``, ``*b``.
         message: Outcome of the solve, in words.
         stats: Numbers of the solve: residuals, iterations, number of minima, errors of quadratures.
-        log_evidence: log p(y), ``*b``; None where the theory has none.
+        log_evidence: log p(y), ``*b``, or what computes it when it is read; None where the theory has none.
 
     Attributes:
         theory: What was fitted.
@@ -166,7 +167,7 @@ class FittedTheory:
         message: Outcome of the solve, in words.
         stats: Numbers of the solve.
         log_evidence: log p(y) of the model's own targets, ``*b``, comparable at fixed prior variances; None where the
-            theory has none.
+            theory has none. Of blocks it is computed when it is first read.
 
     Example:
         >>> import gpytorch, torch
@@ -192,7 +193,7 @@ class FittedTheory:
         readout_norm: Tensor,
         message: str,
         stats: dict[str, Any] | None = None,
-        log_evidence: Tensor | None = None,
+        log_evidence: Tensor | Callable[[], Tensor | None] | None = None,
     ) -> None:
         """Store the outcome."""
         self.theory = theory
@@ -202,7 +203,12 @@ class FittedTheory:
         self.readout_norm = readout_norm
         self.message = message
         self.stats = stats or {}
-        self.log_evidence = log_evidence
+        self._evidence = log_evidence
+
+    @cached_property
+    def log_evidence(self) -> Tensor | None:
+        """Natural logarithm of p(y) of the model's own targets, ``*b``; None where the theory has none."""
+        return self._evidence() if callable(self._evidence) else self._evidence
 
     @torch.no_grad()
     def predict(self, x: Tensor, chunk_size: int = 1000) -> tuple[Tensor, Tensor]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 
 from torch import Tensor
 
 from ..actions.evidence import laplace_evidence
-from ..actions.solution import Solution
 from ..inference import BlocksProblem, OutputsProblem, Problem
 from ..reliability import Reliability
 from ..reliability.score import assess
 from .base import FittedTheory, Theory
 from .outputs import FittedOutputs, fit_at
 from .solve import solve_problem
-from .solve_matrices import solve_blocks, solve_outputs
+from .solve_matrices import evidence_of_blocks, solve_blocks, solve_outputs
 
 
 class SaddlePoint(Theory):
@@ -33,7 +32,8 @@ class SaddlePoint(Theory):
     ``order_parameters["E"]``, their product or the covariance of the blocks in ``["Q"]``. Of blocks, ``readout_norm``
     is tr E / r, the posterior mean of the mean squared readout weight. ``log_evidence`` is Laplace's in the matrices;
     None where a layer has fewer units than outputs or blocks, where the minimum is degenerate, and of blocks that do
-    not fit into memory, since it takes a pass over them for each entry of the matrices. The score of the reliability
+    not fit into memory, since it takes a pass over them for each entry of the matrices; of blocks it is computed when
+    it is first read. The score of the reliability
     is that of one output's units: of matrices ``reliability`` has only what is known of data and widths.
 
     Raises:
@@ -83,22 +83,27 @@ class SaddlePoint(Theory):
     def _fit_outputs(self, problem: OutputsProblem) -> FittedTheory:
         found = solve_outputs(problem, evidence=True).raise_if_failed()
         stats, order_parameter = found.stats | {"solution": found}, found.order_parameter.to(problem.targets)
-        evidence = _evidence(found)
+        evidence = _if_it_exists(found.log_evidence)
         return fit_at(self, problem, order_parameter, found.message, stats, evidence, FittedSaddleOutputs)
 
     def _fit_blocks(self, problem: BlocksProblem) -> FittedTheory:
-        found = solve_blocks(problem, evidence=True).raise_if_failed()
+        found, noisy = solve_blocks(problem)
+        found.raise_if_failed()
         order_parameter = found.order_parameter.to(problem.targets)
         chain, values = problem.block_kernel.chain, problem.values(order_parameter)
         norm = chain.matrices(order_parameter)[-1].diagonal().mean()
-        conditioned, stats = problem.conditioned(order_parameter), found.stats | {"solution": found}
-        evidence = _evidence(found)
+        conditioned = problem.conditioned(order_parameter, noisy().to(problem.targets))
+        stats = found.stats | {"solution": found}
+        evidence = partial(_block_evidence, problem, found.order_parameter)
         return FittedSaddlePoint(self, problem, conditioned, values, norm, found.message, stats, evidence)
 
 
-def _evidence(solution: Solution) -> Tensor | None:
-    """Return log p(y) of one problem; None where it was not computed or does not exist."""
-    evidence = solution.log_evidence
+def _block_evidence(problem: BlocksProblem, order_parameter: Tensor) -> Tensor | None:
+    return _if_it_exists(evidence_of_blocks(problem, order_parameter))
+
+
+def _if_it_exists(evidence: Tensor | None) -> Tensor | None:
+    """Return log p(y) of one problem; None where it is NaN, since it does not exist."""
     return None if evidence is None or bool(evidence.isnan().any()) else evidence
 
 

@@ -175,7 +175,7 @@ def solve_problem(problem: Problem) -> Solution:
     if isinstance(problem, OutputsProblem):
         return solve_outputs(problem)
     if isinstance(problem, BlocksProblem):
-        return solve_blocks(problem)
+        return solve_blocks(problem)[0]
     if not problem.network.is_scalar:
         return _solve_local(problem)
     width = problem.layers.width

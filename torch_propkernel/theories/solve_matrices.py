@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from ..actions.block_action import DenseBlocks
 from ..actions.solution import Solution
-from ..actions.solve_block_order_parameters import solve_block_order_parameters
-from ..actions.solve_chain_order_parameters import solve_chain_order_parameters
+from ..actions.solve_block_order_parameters import block_log_evidence, solve_block_order_parameters
+from ..actions.solve_chain_order_parameters import chain_log_evidence, solve_chain_order_parameters
 from ..actions.solve_matrix_order_parameters import MatrixSolution, solve_matrix_order_parameters
 from ..inference import BlocksProblem, OutputsProblem
 
@@ -26,13 +29,26 @@ def solve_outputs(problem: OutputsProblem, evidence: bool = False) -> MatrixSolu
     )
 
 
-def solve_blocks(problem: BlocksProblem, evidence: bool = False) -> Solution:
-    """Solve for the matrix of blocks, or those of a chain of layers; evidence of blocks held in memory, else None."""
+def solve_blocks(problem: BlocksProblem) -> tuple[Solution, Callable[[], Tensor]]:
+    """Solve for the matrix of blocks, or those of a chain of layers; return what computes A at the solution, too."""
     chain, width = problem.block_kernel.chain, problem.block_kernel.width.flatten().double()
     blocks, base = problem.training_blocks()
-    evidence, y = evidence and isinstance(blocks, DenseBlocks), problem.residuals()
+    y = problem.residuals()
     if chain.depth > 1:
-        return solve_chain_order_parameters(blocks, y, chain, width=width, base=base, evidence=evidence, throw=False)
-    return solve_block_order_parameters(
-        blocks, y, width=width, temperature=1.0, base=base, evidence=evidence, throw=False
-    )
+        found = solve_chain_order_parameters(blocks, y, chain, width=width, base=base, throw=False)
+    else:
+        found = solve_block_order_parameters(blocks, y, width=width, temperature=1.0, base=base, throw=False)
+    return found, lambda: base + blocks(chain(chain.matrices(found.order_parameter)))
+
+
+@torch.no_grad()
+def evidence_of_blocks(problem: BlocksProblem, order_parameter: Tensor) -> Tensor | None:
+    """Return log p(y) at a minimum E, ``L x r x r``, by Laplace's method; None where the blocks are not held."""
+    chain, width = problem.block_kernel.chain, problem.block_kernel.width.flatten().double()
+    blocks, base = problem.training_blocks()
+    if not isinstance(blocks, DenseBlocks):
+        return None
+    y = problem.residuals()
+    if chain.depth > 1:
+        return chain_log_evidence(blocks, y, chain, order_parameter, width=width, base=base)
+    return block_log_evidence(blocks, y, order_parameter[0], width=width, base=base)
