@@ -19,7 +19,7 @@ from .._views import replaced
 from ..actions import QuadratureError, Solution, quadrature_error, solve_order_parameters
 from ..exceptions import ConvergenceError
 from ..kernels.renormalized_nngp_kernel import find_renormalized_kernel
-from ..spectra import KernelOperator, LanczosReduction, LanczosRun, LowRank, Spectrum
+from ..spectra import KernelOperator, LanczosReduction, LanczosRun, LowRank, ShardedKernelOperator, Spectrum
 from .conditioned import Conditioned
 from .problem import _LARGE, Problem, ScalarProblem, _one_at_a_time, dense_bytes, to_dense
 from .streamed_conditioned import StreamedConditioned
@@ -91,7 +91,7 @@ class StreamedProblem(Problem):
         return made
 
     def cost(self) -> tuple[float, float]:
-        """Return the bytes at the peak and the seconds of all Lanczos steps, by a product of a few points.
+        """Return the bytes of a process at its peak and the seconds of all Lanczos steps, by a product of few points.
 
         The pair's ``str`` says both with units that fit.
         """
@@ -102,11 +102,14 @@ class StreamedProblem(Problem):
         begun = time.perf_counter()
         few.matmul(vectors)
         seconds = (time.perf_counter() - begun) * (self.num_data / few.num_data) ** 2 * self.streaming.max_steps
+        seconds /= self.operator.num_processes
         return Cost(self.streaming.num_bytes(self.num_data), seconds)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out who watches."""
-        return {**super().__getstate__(), "streaming": replace(self.streaming, progress=None)}
+        """Leave out who watches, and the other processes."""
+        state = super().__getstate__()
+        state.pop("operator", None)
+        return {**state, "streaming": replace(self.streaming, progress=None, process_group=None)}
 
     # The kernel matrix --------------------------------------------------------------------------------------------
 
@@ -114,8 +117,11 @@ class StreamedProblem(Problem):
     def operator(self) -> KernelOperator:
         """K at q = 1, as products with it, its columns and its diagonal."""
         dtype = self.inputs.dtype if self.streaming.tile_dtype is None else self.streaming.tile_dtype
-        options = self.streaming
-        return KernelOperator(_Tiles(self, dtype), self.inputs, tile_size=options.tile_size, dtype=dtype)
+        tiles, group = _Tiles(self, dtype), self.streaming.process_group
+        options: dict[str, Any] = {"tile_size": self.streaming.tile_size, "dtype": dtype}
+        if group is None:
+            return KernelOperator(tiles, self.inputs, **options)
+        return ShardedKernelOperator(tiles, self.inputs, group, **options)
 
     @property
     def unit_covariance(self) -> Tensor:
@@ -137,13 +143,13 @@ class StreamedProblem(Problem):
     def watched_products(self, done: int, limit: int) -> Callable[[Tensor], Tensor]:
         """Return V -> K V that tells the progress: ``done`` products before the first one, at most ``limit``."""
         count = itertools.count(done)
-        tell, tiles = self.streaming.progress, self.operator.num_tiles
+        tell = self.streaming.progress
 
         def matmul(vectors: Tensor) -> Tensor:
-            before = next(count) * tiles
+            before = next(count)
             if tell is None:
                 return self.operator.matmul(vectors)
-            return self.operator.matmul(vectors, lambda tile, _: tell(before + tile, limit * tiles))
+            return self.operator.matmul(vectors, lambda tile, tiles: tell(before * tiles + tile, limit * tiles))
 
         return matmul
 
@@ -176,7 +182,9 @@ class StreamedProblem(Problem):
             block = min(options.block_steps, options.max_steps - run.num_steps)
             run.extend(self.watched_products(run.num_steps, options.max_steps), block)
             if options.checkpoint is not None:
-                save_checkpoint(options.checkpoint, run.state(), **self._identity)
+                if self.operator.rank == 0:
+                    save_checkpoint(options.checkpoint, run.state(), **self._identity)
+                self.operator.synchronize()  # nobody reads an older one
         run.release()
         return reduction
 

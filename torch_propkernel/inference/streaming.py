@@ -39,8 +39,12 @@ class Streaming:
         tile_dtype: Of the tiles; the data's own if None.
         seed: Of the probes, the preconditioner and the points that are left out.
         checkpoint: File of the Lanczos run, written after every block of steps; a run that was killed goes on from it,
-            and a finished one is read. A file that is there must be of the same problem.
-        progress: Called with (done, limit) in tiles of the kernel matrix.
+            and a finished one is read. A file that is there must be of the same problem. Of several processes the first
+            writes it, and all read it: on several machines it lies in a folder that they share.
+        progress: Called with (done, limit) in tiles of the kernel matrix, of several processes those of its own.
+        process_group: Of ``torch.distributed``, whose processes share the products
+            (:class:`torch_propkernel.spectra.ShardedKernelOperator`); ``torch.distributed.group.WORLD`` for all
+            processes that ``torchrun`` has started, None for this process alone.
 
     Raises:
         ValueError: A number out of its range.
@@ -69,6 +73,7 @@ class Streaming:
     seed: int = 0
     checkpoint: str | os.PathLike[str] | None = None
     progress: Callable[[int, int], None] | None = None
+    process_group: torch.distributed.ProcessGroup | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
