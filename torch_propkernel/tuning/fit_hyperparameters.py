@@ -7,6 +7,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.means import Mean
 from torch import Tensor
 
+from .._tasks import map_tasks
 from .._validation import check_floating, check_targets
 from ..exceptions import BoundaryWarning, IdentifiabilityWarning
 from ..inference import Problem
@@ -37,6 +39,7 @@ def fit_hyperparameters(
     max_iterations: int = 200,
     starts: int = 3,
     temperature_bounds: tuple[float, float] | None = None,
+    executor: Executor | None = None,
 ) -> HyperparameterFit:
     r"""Train the temperature and the ratios of bias to weight variances by evidence, at a fixed overall scale.
 
@@ -82,6 +85,8 @@ def fit_hyperparameters(
         max_iterations: Of L-BFGS-B, for each start.
         starts: 1 (the model's own values only) to 4.
         temperature_bounds: Smallest and largest T, in place of those above.
+        executor: A ``concurrent.futures.Executor`` that takes the starts; None to do them one after the other. The
+            numbers are the same.
 
     Returns:
         Values, log evidence, convergence and bounds.
@@ -119,12 +124,10 @@ def fit_hyperparameters(
             IdentifiabilityWarning,
             stacklevel=2,
         )
-    objective = LogPosterior(work, parameters, theory)
-    runs = [
-        descend(objective, start, parameters, max_iterations) for start in starting_points(parameters, size, starts)
-    ]
+    points = starting_points(parameters, size, starts)
+    runs = map_tasks(_descended, [(work, train, bounds, theory, point, max_iterations) for point in points], executor)
     best = min(runs, key=lambda run: run.fun)
-    objective.assign(best.x)
+    LogPosterior(work, parameters, theory).assign(best.x)
     fit = _report(work, parameters, best, runs)
     if throw:
         fit.raise_if_failed()
@@ -140,6 +143,14 @@ def fit_hyperparameters(
     for parameter in find_trained_parameters(model, train, bounds):
         values[parameter.name] = values.get(parameter.name, ()) + tuple(parameter.values.tolist())
     return dataclasses.replace(fit, model=model, values=values, temperature=_temperature(model))
+
+
+def _descended(task: tuple[Any, Sequence[str], tuple[float, float], str, Tensor, int]) -> Any:
+    """Descend from one start, with a model of its own."""
+    model, train, bounds, theory, start, max_iterations = task
+    model = copy.deepcopy(model)
+    parameters = find_trained_parameters(model, train, bounds)
+    return descend(LogPosterior(model, parameters, theory), start, parameters, max_iterations)
 
 
 def _check(model: Any, theory: str, max_iterations: int, starts: int) -> None:
