@@ -60,8 +60,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.Positive())
     model = NetworkGP(x[train], y[train], likelihood, kernel).to(x)
     model.likelihood.noise = 0.1
-    group = dist.group.WORLD if several else None
-    streaming = Streaming(num_probes=16, rank=options.rank, checkpoint=options.checkpoint, process_group=group)
+    streaming = Streaming(
+        num_probes=16,
+        rank=options.rank,
+        checkpoint=options.checkpoint,
+        process_group="world" if several else None,
+    )
     problem = StreamedProblem.of_streamed(model, streaming)
 
     begun = time.perf_counter()

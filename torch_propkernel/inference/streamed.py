@@ -121,7 +121,7 @@ class StreamedProblem(Problem):
         options: dict[str, Any] = {"tile_size": self.streaming.tile_size, "dtype": dtype}
         if group is None:
             return KernelOperator(tiles, self.inputs, **options)
-        return ShardedKernelOperator(tiles, self.inputs, group, **options)
+        return ShardedKernelOperator(tiles, self.inputs, None if isinstance(group, str) else group, **options)
 
     @property
     def unit_covariance(self) -> Tensor:
