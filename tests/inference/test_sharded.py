@@ -88,7 +88,7 @@ def test_a_lost_process_is_an_error_and_the_checkpoint_is_continued(tmp_path):
         torch.testing.assert_close(again["mean"], problem.at(1.0).mean(x), rtol=1e-8, atol=1e-9)
         if checkpoint is None:
             products = len(told)
-    assert len(told) < products / 2
+    assert len(told) - products < products / 2
 
 
 def test_a_late_process_is_an_error(shared):

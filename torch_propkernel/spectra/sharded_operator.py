@@ -65,7 +65,7 @@ class ShardedKernelOperator(KernelOperator):
         self,
         block: Callable[[Tensor, Tensor], Tensor],
         inputs: Tensor,
-        process_group: dist.ProcessGroup | None = None,
+        process_group: torch.distributed.ProcessGroup | None = None,
         *,
         tile_size: int = 1024,
         dtype: torch.dtype | None = None,
