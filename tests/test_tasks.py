@@ -17,7 +17,7 @@ from torch_propkernel._tasks import map_tasks
 from torch_propkernel.practice import compare_with_network
 from torch_propkernel.theories import Sampled
 from torch_propkernel.tuning import auto as auto_module
-from torch_propkernel.tuning import fit_hyperparameters, fit_network, fit_predictor
+from torch_propkernel.tuning import fit_network, fit_predictor
 from torch_propkernel.tuning import predictor as predictor_module
 
 
@@ -112,15 +112,6 @@ class TestSameNumbers:
         same(there.order_parameter, here.order_parameter)
         assert there.bias.shape == (2, 2)
         assert len(set(there.bias.flatten().tolist())) == 4  # subsets differ
-
-    def test_starts_of_hyperparameters(self, executor):
-        here, there = (
-            fit_hyperparameters(make_model(), theory="infinite_width", starts=3, throw=False, executor=each)
-            for each in (None, executor)
-        )
-        assert there.starts == pytest.approx(here.starts, rel=1e-12)
-        assert there.values.keys() == here.values.keys()
-        assert there.temperature == pytest.approx(here.temperature, rel=1e-12)
 
     def test_hyperparameters_of_many_rows(self, executor, monkeypatch):
         monkeypatch.setattr(auto_module, "_COARSE_ROWS", 20)

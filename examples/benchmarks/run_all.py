@@ -82,6 +82,12 @@ BENCHMARKS = {
         "accuracy|log loss|Brier",
     ),
     "count_work": Benchmark("count_work.py", ("--markdown {page}",), "--markdown {page}", ".*"),
+    "fit_cost": Benchmark(
+        "fit_cost.py",
+        ("--data {uci} --markdown {page}",),
+        "--data {uci} --sets --rows 100 --fit-rows 320 --markdown {page}",
+        "^q|log posterior|log evidence|evaluations|Choleskys",
+    ),
     "evidence_vs_brute_force": Benchmark("evidence_vs_brute_force.py", ("",), "--only accuracy --problems 3", ".*"),
     "solve_and_predict": Benchmark("solve_and_predict.py", ("",), "--only sweep --repeats 1", ".*"),
     "kernel_pass": Benchmark("kernel_pass.py", ("",), "--only matrix --sizes 500 --repeats 1", ".*"),

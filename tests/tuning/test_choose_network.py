@@ -88,6 +88,22 @@ def test_depth_agrees_with_the_comparison_of_widths(make_model):
     assert torch.allclose(choice.leave_one_out_error[chosen], found.leave_one_out.mean_total, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e-3, 30.0])  # the posterior of the scale is far below or above the prior's interval
+def test_targets_that_pull_the_scale_beyond_its_prior(size):
+    x, y = data()
+    choice = choose(x, size * y, standardize=False, widths=(3.0, 2000.0), temperatures=(1e-8, 0.01))
+    k, U = np.linalg.eigh(nngp(x, x, DUALS["relu"], [1.0, 1.0], [0.3]))
+    u = np.linspace(-60.0, 30.0, 40_001)
+    for i, T in enumerate((1e-8, 0.01)):
+        variance = T + np.exp(u)[:, None] * k.clip(0.0)
+        likelihood = scipy.stats.norm(0.0, np.sqrt(variance)).logpdf(U.T @ (size * y)).sum(-1)
+        for j, width in enumerate((3.0, 2000.0)):
+            prior = scipy.stats.gamma(width / 2, scale=2 / width).logpdf(np.exp(u)) + u
+            expected = scipy.special.logsumexp(prior + likelihood) + math.log(u[1] - u[0])
+            # 5e-6: the density comes from a table; its fourth derivative grows with N r.
+            assert float(choice.log_evidence.squeeze()[i, j]) == pytest.approx(expected, rel=1e-8, abs=5e-6)
+
+
 @pytest.mark.parametrize("widths", [[5.0, 5.0], [300.0, 300.0, 300.0]])
 def test_table_of_a_density(widths):
     law = ProductGammaMixing(torch.tensor(widths, dtype=torch.float64))

@@ -27,7 +27,7 @@ from torch_propkernel import (
     fit_order_parameters,
 )
 from torch_propkernel.exceptions import BoundaryWarning, IdentifiabilityWarning
-from torch_propkernel.tuning import HyperparameterFit, fit_hyperparameters
+from torch_propkernel.tuning import HyperparameterFit, evidence_descent, fit_hyperparameters
 
 # Three inputs and narrow networks: the package is right to warn, and the evidence is to be checked all the same.
 pytestmark = pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.ReliabilityWarning")
@@ -314,3 +314,36 @@ def test_text():
     assert isinstance(fit, HyperparameterFit) and fit.raise_if_failed() is fit
     assert str(fit).startswith(f"temperature {fit.temperature:.4g}; bias_ratio")
     assert "2 of 2 starts agree" in fit.message and fit.evaluations >= fit.iterations
+
+
+def test_screened_starts_find_the_maximum_of_all_rows(monkeypatch):
+    x, y = data(rows=320)
+    screened = fit_hyperparameters(network(x, y), warn=False)
+    monkeypatch.setattr(evidence_descent, "_FEWEST_ROWS", len(y))
+    whole = fit_hyperparameters(network(x, y), warn=False)
+    assert len(screened.starts) == len(whole.starts) == 3
+    assert screened.converged and screened.evaluations < 0.5 * whole.evaluations
+    assert screened.log_posterior == pytest.approx(whole.log_posterior, abs=1e-5)  # what L-BFGS-B leaves
+    assert screened.temperature == pytest.approx(whole.temperature, rel=1e-2)
+    assert len(screened.model.train_targets) == 320
+
+
+@pytest.mark.parametrize("case", ["many numbers", "noise of each row"])
+def test_not_screened(monkeypatch, case):
+    monkeypatch.setattr(evidence_descent, "_FEWEST_ROWS", 10)
+    seen = []
+    original = evidence_descent.LogPosterior.__call__
+    monkeypatch.setattr(
+        evidence_descent.LogPosterior,
+        "__call__",
+        lambda self, vector: (seen.append(len(self.model.train_targets)), original(self, vector))[1],
+    )
+    x, y = data(columns=5)
+    if case == "many numbers":
+        train, options = ("temperature", "bias_ratio", "ard"), {"ard_num_dims": 5}
+    else:
+        noise = torch.full((40,), 0.1, dtype=torch.float64)
+        likelihood = gpytorch.likelihoods.FixedNoiseGaussianLikelihood(noise)
+        train, options = ("bias_ratio",), {"likelihood": likelihood}
+    fit_hyperparameters(network(x, y, **options), train=train, theory="infinite_width", warn=False)
+    assert set(seen) == {40}

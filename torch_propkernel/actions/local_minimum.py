@@ -16,6 +16,8 @@ _MAX_STEP = 1.0
 _MAX_HALVINGS = 30
 _DIFFERENCE = 1e-5
 _NEAR = 1e-3
+_REACH, _ALIKE = 0.5, 0.1
+"""In log q, over which every term of the action bends little, and of the gradient."""
 _ROUNDING = 1e3
 """Rounding of the matrices limits the gradient: a bound that is looser by this still places q to 1e-8."""
 
@@ -169,24 +171,30 @@ def quasi_newton(
 
     The Hessian starts at that of the last minimum that was found, else at ``curvature`` times the identity, and learns
     from every step that curves upward; steps are at most one in every variable, and halved until the value drops. A
-    descent that comes within a thousandth of a minimum found before ends there. Cost: one gradient for each step.
+    descent ends at a minimum found before where it comes within a thousandth of it, or within a half with the gradient
+    that the quadratic form of that minimum has there, to a tenth. Cost: one gradient for each step.
 
     Args:
         function: Maps a point ``C`` to a value; infinity marks a point outside the domain.
         start: First point, ``C``.
         scale: Size of the terms of the gradient; converged where |gradient| <= tolerance * scale.
-        curvature: First guess of the second derivatives, positive; a number or ``C``.
+        curvature: First guess of the second derivatives: a positive number for all or for each component, or a positive
+            definite matrix.
         earlier: Descents from other starts.
         tolerance: Relative tolerance.
     """
-    x, fresh = start, curvature * torch.eye(len(start), dtype=start.dtype, device=start.device)
+    x, fresh = start, torch.as_tensor(curvature, dtype=start.dtype, device=start.device)
+    if fresh.dim() < 2:
+        fresh = fresh * torch.eye(len(start), dtype=start.dtype, device=start.device)
     value, gradient = value_and_gradient(function, x)
     size, bound = float(gradient.abs().max()), tolerance * float(scale)
     known = [run for run in earlier if bool(run.converged)]
     hessian, iterations, misses = known[-1].hessian if known else fresh, 0, 0
     while size > bound and iterations < _MAX_QUASI_NEWTON:
         for run in known:
-            if bool((run.logs - x).abs().max() <= _NEAR):
+            away = x - run.logs
+            distance, unlike = away.abs().max(), (gradient - run.hessian @ away).norm() / gradient.norm()
+            if bool((distance <= _NEAR) | (distance <= _REACH) & (unlike <= _ALIKE)):
                 return dataclasses.replace(run, iterations=iterations)
         iterations += 1
         direction = -torch.linalg.solve(hessian, gradient)

@@ -191,6 +191,18 @@ class Problem:
         made.chain = ScalarChain(width)
         return made
 
+    def remembering(self) -> Problem:
+        """Return this problem with a kernel that keeps what order parameters do not change (its ``remembering``).
+
+        For many covariances of the training points; differentiable in the order parameters alone.
+        """
+        kernel, _ = self._network()
+        made = Problem.__new__(Problem)
+        made.__dict__.update(self.__dict__)
+        made.kernel = kernel.remembering()
+        made.model = replaced(self.model, kernel, made.kernel)
+        return made
+
     def with_rows(self, rows: Tensor) -> Problem:
         """Return the problem of some training rows, without batch dimensions; the kernel matrix is shared."""
         made = Problem(

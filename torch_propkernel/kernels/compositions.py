@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -46,6 +46,17 @@ class Composition(ABC):
             layers: The hidden layers' activation, weight variance 1/lambda_l and bias variance b_l (none for l = L).
             order_parameters: q_1, ..., q_L, broadcastable against ``state.xy``.
         """
+
+    def prepared(self, state: Covariance, layers: Sequence[Layer]) -> Callable[[Sequence[Tensor]], Tensor]:
+        """Return K_R as a function of the order parameters; what they do not change is computed once.
+
+        A subclass whose lower layers are the same for all order parameters overrides it.
+
+        Args:
+            state: As in :meth:`covariance`; its memory is not reused.
+            layers: As in :meth:`covariance`.
+        """
+        return lambda order_parameters: self.covariance(state._replace(xy=state.xy.clone()), layers, order_parameters)
 
     def is_scalar(self, layers: Sequence[Layer]) -> bool:
         """Whether K_R depends on the order parameters through their product alone, K_R = (prod_l q_l) K."""
@@ -121,6 +132,16 @@ class Nested(_OfLayers):
         """Return each layer with its own order parameter."""
         return [layer.times(q) for layer, q in zip(layers, order_parameters, strict=True)]
 
+    def prepared(self, state: Covariance, layers: Sequence[Layer]) -> Callable[[Sequence[Tensor]], Tensor]:
+        """Return K_R^L from the first layer's kappa, which feels no order parameter."""
+        kappa = dual_covariance(state, layers[0].activation)
+
+        def covariance(order_parameters: Sequence[Tensor]) -> Tensor:
+            first, *above = self.renormalized(layers, order_parameters)
+            return propagate_all(affine(kappa, first.weight_variance, first.bias_variance), above)
+
+        return covariance
+
     def is_scalar(self, layers: Sequence[Layer]) -> bool:
         """Nested equals outer if every layer above the first is homogeneous of degree one and no bias sits between."""
         return all(layer.activation.homogeneous_degree == 1 for layer in layers[1:]) and all(
@@ -148,15 +169,31 @@ class LinearPart(Composition):
 
     def covariance(self, state: Covariance, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> Tensor:
         """Return K_R by carrying the deviation K_R^l - K^l along with the covariance."""
-        deviation: Tensor | None = None
-        for index, (layer, order_parameter) in enumerate(zip(layers, order_parameters, strict=True)):
-            kappa = dual_covariance(state, layer.activation)
-            slopes = layer.activation.slope(state.xx) * layer.activation.slope(state.yy)
-            linear = 0.0 if deviation is None else slopes * deviation
-            if index == len(layers) - 1:
-                return order_parameter * layer.weight_variance * (kappa.xy + linear)
-            deviation = layer.weight_variance * ((order_parameter - 1.0) * kappa.xy + order_parameter * linear)
-            state = affine(kappa, layer.weight_variance, layer.bias_variance)
+        return self._combined(self._parts(state, layers), order_parameters)
+
+    def prepared(self, state: Covariance, layers: Sequence[Layer]) -> Callable[[Sequence[Tensor]], Tensor]:
+        """Return K_R as the polynomial in the order parameters that it is."""
+        parts = list(self._parts(state, layers))
+        return lambda order_parameters: self._combined(parts, order_parameters)
+
+    @staticmethod
+    def _parts(state: Covariance, layers: Sequence[Layer]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield w kappa(K^{l-1}), w D of the rows and D of the columns of every layer: they feel no order parameter."""
+        for layer in layers:
+            kappa, weight = dual_covariance(state, layer.activation), layer.weight_variance
+            yield weight * kappa.xy, weight * layer.activation.slope(state.xx), layer.activation.slope(state.yy)
+            state = affine(kappa, weight, layer.bias_variance)
+
+    @staticmethod
+    def _combined(parts: Iterable[tuple[Tensor, Tensor, Tensor]], order_parameters: Sequence[Tensor]) -> Tensor:
+        """Return K_R, whose readout has no bias."""
+        linear: Tensor | None = None
+        for index, ((kernel, row, column), order_parameter) in enumerate(zip(parts, order_parameters, strict=True)):
+            whole = kernel if linear is None else torch.addcmul(kernel, row * linear, column)
+            # K_R^l = q (kernel + D (deviation below) D), and the deviation of this layer is that minus the kernel.
+            if index == len(order_parameters) - 1:
+                return order_parameter * whole
+            linear = order_parameter * whole - kernel
         raise ValueError("layers: expected at least one, got none")
 
 

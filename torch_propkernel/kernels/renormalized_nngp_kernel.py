@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, overload
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, overload
 
 import torch
 from gpytorch.kernels import Kernel
@@ -17,6 +17,15 @@ from ..order_parameters import OrderParameterPrior, ScalarChain
 from .compositions import Composition, get_composition, renormalized_layers
 from .kernel_matrix import matrix_of_layers, matrix_of_rule
 from .nngp_kernel import NNGPKernel, _refuse_last_dim_is_batch
+from .recursion import same_points
+
+
+class _Prepared(NamedTuple):
+    """The covariance of two sets of points as a function of the order parameters."""
+
+    x1: Tensor
+    x2: Tensor
+    covariance: Callable[[Sequence[Tensor]], Tensor]
 
 
 class RenormalizedNNGPKernel(NNGPKernel):
@@ -92,6 +101,7 @@ class RenormalizedNNGPKernel(NNGPKernel):
         super().__init__(activation, widths.shape[-1], batch_shape=batch_shape, **kwargs)
         self.composition = composition
         self._given_order_parameter: Tensor | None = None  # of views only
+        self._prepared: list[_Prepared] | None = None  # of views only
         chain = ScalarChain(widths)
         self.register_parameter("raw_order_parameter", torch.nn.Parameter(chain.initial_raw()))
         self.register_constraint("raw_order_parameter", chain.constraint())
@@ -143,6 +153,29 @@ class RenormalizedNNGPKernel(NNGPKernel):
         view._modules["order_parameter_prior"] = OrderParameterPrior(width.to(self.width))
         return view
 
+    def remembering(self) -> RenormalizedNNGPKernel:
+        """Return a view that keeps what order parameters do not change, for the points where it is evaluated.
+
+        For many covariances of the same few points: :meth:`at` of the view shares what it keeps. The memory grows with
+        every new pair of points. It follows no change of hyperparameters and is differentiable in the order parameters
+        alone.
+        """
+        view = twin(self)
+        view._prepared = []
+        return view
+
+    def _prepared_at(self, x1: Tensor, x2: Tensor) -> Callable[[Sequence[Tensor]], Tensor] | None:
+        """Return the covariance as a function of the order parameters; None unless this view keeps it."""
+        if self._prepared is None:
+            return None
+        for known in self._prepared:
+            if all(same_points(*pair) or torch.equal(*pair) for pair in ((x1, known.x1), (x2, known.x2))):
+                return known.covariance
+        with torch.no_grad():
+            made = self.composition.prepared(self.input_covariance(x1, x2, elementwise=False), self.layers())
+        self._prepared.append(_Prepared(x1, x2, made))
+        return made
+
     @property
     def is_scalar(self) -> bool:
         """Whether the kernel depends on the order parameters through their product alone."""
@@ -171,6 +204,9 @@ class RenormalizedNNGPKernel(NNGPKernel):
         composition, layers = self.composition, self.layers(elementwise=diag)
         if diag:
             return composition.covariance(self.input_covariance(x1, x2, elementwise=True), layers, order_parameters)
+        prepared = self._prepared_at(x1, x2)
+        if prepared is not None:
+            return prepared(order_parameters)
         inputs, renormalized = self.inputs(x1, x2), renormalized_layers(composition, layers, order_parameters)
         if renormalized is not None:
             return matrix_of_layers(inputs, renormalized)

@@ -13,7 +13,13 @@ from .mixing_law import MixingLaw
 from .scale_integral import ScalePosterior, integrate_scale
 
 
-def posterior_of_scale(spectrum: Spectrum, law: MixingLaw, temperature: float | Tensor) -> ScalePosterior:
+def posterior_of_scale(
+    spectrum: Spectrum,
+    law: MixingLaw,
+    temperature: float | Tensor,
+    *,
+    interval: tuple[Tensor, Tensor] | None = None,
+) -> ScalePosterior:
     r"""Return p(r | y) and log p(y) for a mixing law of the scale; one node for a point mass (infinite width).
 
     .. math:: p(r | y) \propto p(r)\, N(y; 0, T B + r K)
@@ -22,6 +28,7 @@ def posterior_of_scale(spectrum: Spectrum, law: MixingLaw, temperature: float | 
         spectrum: Spectrum of K and y (and B).
         law: The mixing law.
         temperature: T; zero only for a non-singular K.
+        interval: What ``law.log_interval()`` returns, where it is known; it takes longer than the integral.
 
     Raises:
         ConvergenceError: The integral did not reach 1e-11 in log p(y).
@@ -36,7 +43,7 @@ def posterior_of_scale(spectrum: Spectrum, law: MixingLaw, temperature: float | 
         True
     """
     law = law.to(torch.float64)
-    low, high = law.log_interval()
+    low, high = law.log_interval() if interval is None else interval
     fixed = law.point_masses
     if not bool(fixed.any()):
         return integrate_scale(spectrum, law.log_density_at_nodes, (low, high), temperature)

@@ -73,9 +73,9 @@ class PropKernelClassifier(ClassifierMixin, NetworkEstimator):
         order_parameters_: By name; ``"q"`` has q_1, ..., q_L, shape (L,), or (C, L) for more than two classes. For the
             outputs of one network ``"E"`` has E_1, ..., E_L, shape (L, C, C), and ``"Q"`` their product.
         reliability_: The :class:`Reliability` note on the regime, a list of them for more than two classes; :meth:`fit`
-            warns if one is not reliable. None where the theory has no score, also for the outputs of one network.
-        log_evidence_: log p(y) of the labels +-1 under the regression, added up over networks; None for the outputs of
-            one network.
+            warns if one is not reliable. None where the theory has no score; for the outputs of one network its
+            ``reliable`` is None.
+        log_evidence_: log p(y) of the labels +-1 under the regression, added up over networks.
         fits_: The :class:`FittedTheory` of each network; one :class:`FittedOutputs` where one has all outputs.
         normalization_: The :class:`Normalization` of the inputs.
         n_features_in_: Number of inputs.

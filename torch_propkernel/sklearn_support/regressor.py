@@ -91,9 +91,10 @@ class PropKernelRegressor(RegressorMixin, NetworkEstimator):
         order_parameters_: By name; ``"q"`` has q_1, ..., q_L, shape (L,), or (D, L) for several targets. For the
             outputs of one network ``"E"`` has E_1, ..., E_L, shape (L, D, D), and ``"Q"`` their product.
         reliability_: The :class:`Reliability` note on the regime, a list of them for several targets; :meth:`fit` warns
-            if one is not reliable. None where the theory has no score, also for the outputs of one network.
+            if one is not reliable. None where the theory has no score; for the outputs of one network its ``reliable``
+            is None.
         log_evidence_: log p(y) of the standardized targets by the theory, added up over targets, which
-            :meth:`log_marginal_likelihood` returns too; None for the outputs of one network.
+            :meth:`log_marginal_likelihood` returns too.
         fits_: The :class:`FittedTheory` of each target, in the model's units, or one :class:`FittedOutputs` of all.
         normalization_: The :class:`Normalization` between the user's units and the model's.
         n_features_in_: Number of inputs.

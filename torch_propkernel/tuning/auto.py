@@ -157,8 +157,8 @@ def fit_network(
         seed: Of the random rows. torch's own generator is left alone.
         check: Called once before the search with what is given, and one (T: 0.1) for what is not: what it raises comes
             before the work, such as ``lambda first: theory.check(first.model(x, y, width))``.
-        executor: A ``concurrent.futures.Executor`` that takes the descents, of which two are independent at a time;
-            None to do them one after the other. The numbers are the same.
+        executor: A ``concurrent.futures.Executor`` that takes the descents of more than 300 rows, of which two are
+            independent at a time; None to do them one after the other. The numbers are the same.
 
     Returns:
         All hyperparameters, given and fitted. ``search.converged`` says whether the search ended at a maximum; if it
@@ -253,7 +253,7 @@ def _search(model: NetworkGP, names: tuple[str, ...], rows: Tensor, executor: Ex
         return start
 
     if len(rows) <= _COARSE_ROWS:
-        return _descended((on(model, rows), names, _COARSE_STARTS), executor)
+        return _descended((on(model, rows), names, _COARSE_STARTS))
     # Few rows cannot tell which inputs matter for small details, and without ARD a smooth function of few inputs can
     # pass for noise: each of the two beginnings finds maxima that the other misses.
     without = tuple(name for name in names if name != "ard")
@@ -271,11 +271,10 @@ def _search(model: NetworkGP, names: tuple[str, ...], rows: Tensor, executor: Ex
     )
 
 
-def _descended(task: tuple[NetworkGP, tuple[str, ...], int], executor: Executor | None = None) -> HyperparameterFit:
+def _descended(task: tuple[NetworkGP, tuple[str, ...], int]) -> HyperparameterFit:
     """Fit a model of one's own from so many starts."""
     model, names, starts = task
-    options: dict[str, Any] = {"throw": False, "warn": False, "executor": executor}
-    return fit_hyperparameters(model, train=names, starts=starts, **options)
+    return fit_hyperparameters(model, train=names, throw=False, warn=False, starts=starts)
 
 
 def _model(x: Tensor, y: Tensor, kernel: NNGPKernel, prior: NetworkFit) -> NetworkGP:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import gpytorch
 import torch
@@ -27,7 +27,23 @@ def finite_kernel(model: torch.nn.Module) -> RenormalizedNNGPKernel | None:
     return next((kernel for kernel in kernels if bool(torch.isfinite(kernel.width).any())), None)
 
 
-def log_evidence(model: Any, theory: str) -> Tensor:
+class ScalePrior(NamedTuple):
+    """The law of a model's scale in float64, and the interval that holds its mass: found once for many evidences."""
+
+    law: MixingLaw
+    interval: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, model: Any) -> ScalePrior:
+        """Take the model's own law, or that of its widths."""
+        law = getattr(model, "mixing", None)
+        if not isinstance(law, MixingLaw):
+            law = law_of_widths(Problem.of(model).layers.width)
+        law = law.to(torch.float64)
+        return cls(law, law.log_interval())
+
+
+def log_evidence(model: Any, theory: str, prior: ScalePrior | None = None) -> Tensor:
     r"""Return log p(y) of a model in training mode, with gradients with respect to its hyperparameters.
 
     - ``"mixture"``: integrated over the scale, with the law of the widths or the model's own
@@ -38,21 +54,24 @@ def log_evidence(model: Any, theory: str) -> Tensor:
     - ``"infinite_width"``: :math:`\log N(y; 0, A(1))`;
     - a model without a finite width: what its likelihood says of the training targets, by a Cholesky factorization,
       added up over the rows of targets of shape (D, P).
+
+    Args:
+        model: The model.
+        theory: One of ``THEORIES``.
+        prior: Of the mixture's scale, where it is known: what trains does not change it.
     """
     if finite_kernel(model) is None:
         return _log_likelihood(model)
     problem = Problem.of(model)
     if theory == "mixture":
         scalar = problem.scalar()
-        law = getattr(model, "mixing", None)
-        if not isinstance(law, MixingLaw):
-            law = law_of_widths(problem.layers.width)
+        law, interval = ScalePrior.of(model) if prior is None else prior
         temperature = scalar.temperature.detach()
         return scale_evidence(
             scalar.kernel_matrix,
             scalar.residuals,
             scalar.temperature,
-            lambda spectrum: posterior_of_scale(spectrum, law, temperature),
+            lambda spectrum: posterior_of_scale(spectrum, law, temperature, interval=interval),
             base=scalar.base,
         )[0]
     if theory == "infinite_width":

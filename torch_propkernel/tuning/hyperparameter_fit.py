@@ -23,7 +23,7 @@ class HyperparameterFit:
         message: One or two sentences: convergence, starts, bounds.
         at_bound: Names of the parameters that ended at an end of their box.
         iterations: Of the best start.
-        evaluations: Of all starts.
+        evaluations: Of all starts, on all rows; those of a screening on a part of the rows are not counted.
         starts: log_posterior at the end of each start.
     """
 
