@@ -43,7 +43,7 @@ python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
 add_module_names = False
 
-HOSTS = "torch|gpytorch|linear_operator|botorch|numpy|sklearn|matplotlib|collections|pathlib|os|abc|enum"
+HOSTS = "torch|concurrent|gpytorch|linear_operator|botorch|numpy|sklearn|matplotlib|collections|pathlib|os|abc|enum"
 # Hosts are documented elsewhere, and a build asks for no network: no inventory resolves their names. A class of this
 # package that is in no __all__ is named by its file and has no page.
 nitpick_ignore_regex = [

@@ -14,7 +14,7 @@ PACKAGE = "torch_propkernel"
 # From the bottom up. A module may import its own layer and everything below. Tests of a new top-level module start by
 # placing it here.
 LAYERS = [
-    {"exceptions", "_validation", "_views", "_files", "_memory", "datasets"},  # anything may import these
+    {"exceptions", "_validation", "_views", "_files", "_memory", "_tasks", "datasets"},  # anything may import these
     {"numerics"},
     {"activations"},
     {"order_parameters"},

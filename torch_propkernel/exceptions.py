@@ -35,6 +35,10 @@ class ConvergenceError(RuntimeError):
     """A solve did not reach its tolerance."""
 
 
+class LostProcessError(RuntimeError):
+    """Another process of a computation that several share has ended, or did not answer in time."""
+
+
 class NotPositiveDefiniteError(ValueError):
     """A covariance matrix is not positive semi-definite beyond rounding."""
 
@@ -48,6 +52,7 @@ __all__ = [
     "ConvergenceError",
     "IdentifiabilityWarning",
     "InputScaleWarning",
+    "LostProcessError",
     "NotEnoughMemoryError",
     "NotPositiveDefiniteError",
     "PrecisionWarning",

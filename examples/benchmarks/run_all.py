@@ -145,6 +145,9 @@ BENCHMARKS = {
         "--data {uci} --rows 300 --rank 100 --test 50 --json {records} --markdown {page}",
         "^q$|test error|infinite width|left out|GiB|steps",
     ),
+    "scale": Benchmark(
+        "scale_table.py", ("--markdown {page}",), "--rows 512 --repeats 1 --markdown {page}", "ns|GB|hours"
+    ),
     "convolution_vs_networks": Benchmark(
         "convolution_vs_networks.py",
         ("--json {records} --markdown {page}",),

@@ -20,7 +20,15 @@ from ..actions import QuadratureError, Solution, quadrature_error, solve_order_p
 from ..exceptions import ConvergenceError
 from ..kernels import FusedProduct
 from ..kernels.renormalized_nngp_kernel import find_renormalized_kernel
-from ..spectra import FusedKernelOperator, KernelOperator, LanczosReduction, LanczosRun, LowRank, Spectrum
+from ..spectra import (
+    FusedKernelOperator,
+    KernelOperator,
+    LanczosReduction,
+    LanczosRun,
+    LowRank,
+    ShardedKernelOperator,
+    Spectrum,
+)
 from .conditioned import Conditioned
 from .problem import _LARGE, Problem, ScalarProblem, _one_at_a_time, dense_bytes, to_dense
 from .streamed_conditioned import StreamedConditioned
@@ -93,7 +101,7 @@ class StreamedProblem(Problem):
         return made
 
     def cost(self) -> tuple[float, float]:
-        """Return the bytes at the peak and the seconds of all Lanczos steps, by a product of a few points.
+        """Return the bytes of a process at its peak and the seconds of all Lanczos steps, by a product of few points.
 
         The pair's ``str`` says both with units that fit.
         """
@@ -104,20 +112,28 @@ class StreamedProblem(Problem):
         begun = time.perf_counter()
         few.matmul(vectors).sum().item()  # a number to be read: an accelerator computes while Python goes on
         seconds = (time.perf_counter() - begun) * (self.num_data / few.num_data) ** 2 * self.streaming.max_steps
+        seconds /= self.operator.num_processes
         return Cost(self.streaming.num_bytes(self.num_data), seconds)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out who watches."""
-        return {**super().__getstate__(), "streaming": replace(self.streaming, progress=None)}
+        """Leave out who watches, and the other processes."""
+        state = super().__getstate__()
+        state.pop("operator", None)
+        return {**state, "streaming": replace(self.streaming, progress=None, process_group=None)}
 
     # The kernel matrix --------------------------------------------------------------------------------------------
 
     @cached_property
     def operator(self) -> KernelOperator:
         """K at q = 1, as products with it, its columns and its diagonal."""
-        options = self.streaming
+        options, group = self.streaming, self.streaming.process_group
         dtype = self.inputs.dtype if options.tile_dtype is None else options.tile_dtype
         tiles = _Tiles(self, dtype)
+        if group is not None:
+            if options.product == "fused":
+                raise ValueError("product: expected 'auto' or 'tiles' with a process group, got 'fused'")
+            of_group = None if isinstance(group, str) else group
+            return ShardedKernelOperator(tiles, self.inputs, of_group, tile_size=options.tile_size, dtype=dtype)
         if not self._is_fused(tiles):
             return KernelOperator(tiles, self.inputs, tile_size=options.tile_size, dtype=dtype)
         product = FusedProduct(tiles.model.covar_module)
@@ -152,13 +168,13 @@ class StreamedProblem(Problem):
     def watched_products(self, done: int, limit: int) -> Callable[[Tensor], Tensor]:
         """Return V -> K V that tells the progress: ``done`` products before the first one, at most ``limit``."""
         count = itertools.count(done)
-        tell, tiles = self.streaming.progress, self.operator.num_tiles
+        tell = self.streaming.progress
 
         def matmul(vectors: Tensor) -> Tensor:
-            before = next(count) * tiles
+            before = next(count)
             if tell is None:
                 return self.operator.matmul(vectors)
-            return self.operator.matmul(vectors, lambda tile, _: tell(before + tile, limit * tiles))
+            return self.operator.matmul(vectors, lambda tile, tiles: tell(before * tiles + tile, limit * tiles))
 
         return matmul
 
@@ -191,7 +207,9 @@ class StreamedProblem(Problem):
             block = min(options.block_steps, options.max_steps - run.num_steps)
             run.extend(self.watched_products(run.num_steps, options.max_steps), block)
             if options.checkpoint is not None:
-                save_checkpoint(options.checkpoint, run.state(), **self._identity)
+                if self.operator.rank == 0:
+                    save_checkpoint(options.checkpoint, run.state(), **self._identity)
+                self.operator.synchronize()  # nobody reads an older one
         run.release()
         return reduction
 

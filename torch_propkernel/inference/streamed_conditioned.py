@@ -77,6 +77,10 @@ class StreamedConditioned(Conditioned):
         y = problem.residuals().double().unsqueeze(-1)
         return self._solve(y, lambda state, _: state.residual <= limit, start.unsqueeze(-1)).x.squeeze(-1)
 
+    def _product(self, matmul: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+        """Return A V from K V."""
+        return self.temperature * vectors + self.scale * matmul(vectors)
+
     def _solve(
         self, b: Tensor, is_accurate: Callable[[CGState, Tensor], Tensor], start: Tensor | None = None
     ) -> CGSolution:
@@ -84,7 +88,7 @@ class StreamedConditioned(Conditioned):
         limit = problem.streaming.max_solver_steps
         products, part = problem.watched_products(0, limit + 1), problem.preconditioner
         solution = conjugate_gradients(
-            lambda v: noise * v + self.scale * products(v),
+            lambda v: self._product(products, v),
             b,
             precondition=lambda v: part.solve(v, self.scale, noise),
             is_accurate=is_accurate,
@@ -132,7 +136,8 @@ class StreamedConditioned(Conditioned):
         solution = self._solve(cross, is_accurate)
         mean = prior.loc.double() + cross.T @ self.weights
         if joint:
-            taken = cross.T @ solution.x
+            residual = cross - self._product(problem.operator.matmul, solution.x)
+            taken = (cross + residual).T @ solution.x  # of second order in the error, as the energies are
             return mean, without_negative_variances(own - 0.5 * (taken + taken.T))
         return mean, (own - solution.state.energy).clamp_min(0.0)
 

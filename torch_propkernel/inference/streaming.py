@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,8 +42,13 @@ class Streaming:
             where the kernel allows it, and by tiles otherwise.
         seed: Of the probes, the preconditioner and the points that are left out.
         checkpoint: File of the Lanczos run, written after every block of steps; a run that was killed goes on from it,
-            and a finished one is read. A file that is there must be of the same problem.
-        progress: Called with (done, limit) in tiles of the kernel matrix.
+            and a finished one is read. A file that is there must be of the same problem. Of several processes the first
+            writes it, and all read it: on several machines it lies in a folder that they share.
+        progress: Called with (done, limit) in tiles of the kernel matrix, of several processes those of its own.
+        process_group: Of ``torch.distributed``, whose processes share the products
+            (:class:`torch_propkernel.spectra.ShardedKernelOperator`); "world" for the default group, which are all
+            processes that ``torchrun`` has started, None for this process alone. Prefer "world" to the object: gloo
+            aborts a process at whose end something still holds a group.
 
     Raises:
         ValueError: A number out of its range.
@@ -73,9 +78,16 @@ class Streaming:
     seed: int = 0
     checkpoint: str | os.PathLike[str] | None = None
     progress: Callable[[int, int], None] | None = None
+    process_group: torch.distributed.ProcessGroup | Literal["world"] | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the numbers, and hold no default group."""
+        group = self.process_group
+        if isinstance(group, str):
+            if group != "world":
+                raise ValueError(f"process_group: expected a ProcessGroup, 'world' or None, got {group!r}")
+        elif group is not None and group is torch.distributed.group.WORLD:
+            object.__setattr__(self, "process_group", "world")
         whole_number("num_probes", self.num_probes, least=2)
         for name in ("max_steps", "block_steps", "rank", "max_solver_steps", "columns", "num_left_out", "tile_size"):
             whole_number(name, getattr(self, name))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._tasks import map_tasks
 from .._validation import check_targets, present
 from ..inference import ErrorEstimate, OutputsProblem, Problem, Units, problem_of
 from ..networks.sample_posterior import MonteCarloEstimate, SampledPosterior, sample_posterior
@@ -114,6 +116,7 @@ def compare_with_network(
     warmup: int = 500,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    executor: Executor | None = None,
 ) -> NetworkComparison:
     r"""Sample the posterior of the finite network that a model describes and compare it with theories of it.
 
@@ -144,6 +147,8 @@ def compare_with_network(
         warmup: As for :func:`sample_posterior`.
         seed: As for :func:`sample_posterior`.
         progress: As for :func:`sample_posterior`.
+        executor: A ``concurrent.futures.Executor`` that takes the fits of the theories; None to do them one after the
+            other. The numbers are the same. The chains are one batch and stay here.
 
     Raises:
         TypeError, ValueError: Not a suitable model (infinite or fractional widths, another kernel beside it, noise that
@@ -181,7 +186,7 @@ def compare_with_network(
     if several:
         residuals, train_residuals = residuals.mT, train_residuals.mT
     inputs, temperature = problem.inputs, problem.temperature.item()
-    fitted, skipped = _fit_all(problem, theories)
+    fitted, skipped = _fit_all(problem, theories, executor)
     sampled = sample_posterior(
         network,
         inputs,
@@ -229,17 +234,23 @@ def _in_units(measured: dict[str, MonteCarloEstimate], units: Units) -> dict[str
 
 
 def _fit_all(
-    problem: Problem, theories: Sequence[str | Theory] | None
+    problem: Problem, theories: Sequence[str | Theory] | None, executor: Executor | None
 ) -> tuple[dict[str, FittedTheory], dict[str, str]]:
     """Fit the given theories, or all default ones that apply."""
-    if theories is not None:
-        chosen = [get_theory(theory) for theory in theories]
-        names = [theory.name for theory in chosen]
-        return {t.name if names.count(t.name) == 1 else repr(t): t.fit(problem) for t in chosen}, {}
-    fitted, skipped = {}, {}
-    for theory in DEFAULT_THEORIES:
-        try:
-            fitted[theory.name] = theory.fit(problem)
-        except (TypeError, ValueError) as reason:
-            skipped[theory.name] = str(reason)
-    return fitted, skipped
+    chosen = DEFAULT_THEORIES if theories is None else [get_theory(theory) for theory in theories]
+    found = map_tasks(_fit, [(theory, problem, theories is None) for theory in chosen], executor)
+    names = [theory.name for theory in chosen]
+    labels = [theory.name if names.count(theory.name) == 1 else repr(theory) for theory in chosen]
+    fitted = {label: each for label, each in zip(labels, found, strict=True) if not isinstance(each, str)}
+    return fitted, {label: each for label, each in zip(labels, found, strict=True) if isinstance(each, str)}
+
+
+def _fit(task: tuple[Theory, Problem, bool]) -> FittedTheory | str:
+    """Return a fitted theory; where that may be, the reason why it does not apply."""
+    theory, problem, may_be_skipped = task
+    try:
+        return theory.fit(problem)
+    except (TypeError, ValueError) as reason:
+        if not may_be_skipped:
+            raise
+        return str(reason)

@@ -6,6 +6,7 @@ from .kernel_operator import KernelOperator
 from .lanczos import LanczosRun, gauss_quadrature, radau_quadrature
 from .lanczos_reduction import LanczosReduction
 from .low_rank import LowRank
+from .sharded_operator import ShardedKernelOperator
 from .spectrum import Spectrum, TridiagonalSpectrum
 from .tridiagonal import Tridiagonal
 
@@ -17,6 +18,7 @@ __all__ = [
     "LanczosReduction",
     "LanczosRun",
     "LowRank",
+    "ShardedKernelOperator",
     "Spectrum",
     "Tridiagonal",
     "TridiagonalSpectrum",

@@ -14,9 +14,11 @@ class CGState(NamedTuple):
 
     Attributes:
         residual: :math:`|b - A x| / |b|`, ``c``.
-        energy: :math:`b^T x`, which is below :math:`b^T A^{-1} b` where x began at zero.
+        energy: :math:`b^T x + \rho^T x = 2 b^T x - x^T A x` with the residual :math:`\rho`, which is below
+            :math:`b^T A^{-1} b` by :math:`|x - A^{-1} b|_A^2` from any start: of second order in the error, also where
+            rounding has spoiled the steps. (:math:`b^T x` alone is of first order then.)
         energy_error: :math:`\rho^T \hat A^{-1} \rho` for the residual and the preconditioner, a bound of
-            :math:`b^T A^{-1} b - b^T x` if the preconditioner is below A.
+            :math:`b^T A^{-1} b` minus the energy if the preconditioner is below A.
     """
 
     residual: Tensor
@@ -81,7 +83,7 @@ def conjugate_gradients(
     last = [torch.zeros_like(size) for _ in CGState._fields]
     converged = torch.zeros_like(columns, dtype=torch.bool)
     for step in range(max_steps + 1):
-        state = CGState(residual.norm(dim=0) / size[columns], (b[:, columns] * current).sum(0), slope)
+        state = CGState(residual.norm(dim=0) / size[columns], ((b[:, columns] + residual) * current).sum(0), slope)
         accurate = is_accurate(state, columns) | (state.residual == 0)
         done = accurate | (slope <= 0)  # a matrix that is not positive definite, or rounding: no way on
         for known, value in zip(last, state, strict=True):

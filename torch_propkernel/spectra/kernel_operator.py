@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -17,8 +18,8 @@ class KernelOperator:
     :func:`conjugate_gradients`, :class:`LowRank`) works where K does not fit. A tile above the diagonal is evaluated
     once and used twice, as K_IJ and as its transpose. Tiles have the dtype of the points; sums over tiles are float64.
 
-    A subclass that shares the tiles among processes overrides ``_own_tiles`` and ``_total``: a product is the
-    sum over all tiles of what each contributes.
+    A product is the sum over all tiles of what each contributes, so that processes can share them
+    (:class:`ShardedKernelOperator`).
 
     Shapes: vectors are columns, ``P x c``. Cost of a product: P^2 / 2 entries of the kernel and 2 c P^2 flops, in
     ``8 * (2 c P + few * tile_size^2)`` bytes. With c = 32 columns the kernel's entries take most of the time.
@@ -31,6 +32,10 @@ class KernelOperator:
         dtype: Of the tiles; the points' own if None. Tiles of float32 cost half the time and are right to 1e-6 of the
             kernel's largest entry: rounding then acts as noise of that size beside the temperature.
 
+    Attributes:
+        rank: Number of this process among those that share the tiles; zero.
+        num_processes: How many they are; one.
+
     Raises:
         ValueError: Points of the wrong shape or not finite, a tile size below one, vectors that do not match.
 
@@ -40,6 +45,9 @@ class KernelOperator:
         >>> operator.matmul(torch.eye(3, dtype=torch.float64)[:, :2]).tolist()
         [[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]]
     """
+
+    rank = 0
+    num_processes = 1
 
     def __init__(
         self,
@@ -74,13 +82,21 @@ class KernelOperator:
         """Number of tiles that a product evaluates, over all processes."""
         return len(self._slices) * (len(self._slices) + 1) // 2
 
-    def _own_tiles(self) -> list[tuple[int, int]]:
-        """Return which tiles (I, J) with I <= J this process evaluates: all."""
-        return [(row, column) for row in range(len(self._slices)) for column in range(row, len(self._slices))]
+    def own_tiles(self) -> list[tuple[int, int]]:
+        """Return which tiles (I, J) with I <= J this process evaluates; they are dealt to the processes in turn."""
+        size = len(self._slices)
+        tiles = ((row, column) for row in range(size) for column in range(row, size))
+        return list(itertools.islice(tiles, self.rank, None, self.num_processes))
 
     def _total(self, part: Tensor) -> Tensor:
         """Return the sum of all processes' parts: there is one."""
         return part
+
+    def check_alike(self, vectors: Tensor) -> None:
+        """Raise unless every process is about to multiply the same vectors: there is one process."""
+
+    def synchronize(self) -> None:
+        """Wait until every process has come here: there is one."""
 
     @torch.no_grad()
     def matmul(self, vectors: Tensor, progress: Callable[[int, int], None] | None = None) -> Tensor:
@@ -91,9 +107,10 @@ class KernelOperator:
             progress: Called with (tiles done, tiles of this process) after each tile.
         """
         self._check(vectors)
+        self.check_alike(vectors)
         out = torch.zeros(vectors.shape, dtype=torch.float64, device=self.inputs.device)
         vectors = vectors.to(self.inputs)
-        tiles = self._own_tiles()
+        tiles = self.own_tiles()
         for done, (i, j) in enumerate(tiles, 1):
             rows, columns = self._slices[i], self._slices[j]
             tile = self.block(self._parts[i], self._parts[j])
@@ -117,15 +134,15 @@ class KernelOperator:
     @torch.no_grad()
     def cross_matmul(self, x: Tensor, vectors: Tensor) -> Tensor:
         """Return k(x, X) V in float64, ``m x c``, for points x of shape ``m x d``, of which a tile is held."""
+        self.check_alike(vectors)
         vectors = vectors.to(self.inputs)
-        pieces = []
-        for points in x.detach().to(self.inputs).split(self.tile_size):
-            products = (
-                (self.block(points, part) @ vectors[rows]).double()
-                for part, rows in zip(self._parts, self._slices, strict=True)
-            )
-            pieces.append(torch.stack(tuple(products)).sum(0))
-        return torch.cat(pieces)
+        own = range(self.rank, len(self._parts), self.num_processes)
+        out = torch.zeros(len(x), vectors.shape[1], dtype=torch.float64, device=self.inputs.device)
+        points = x.detach().to(self.inputs).split(self.tile_size)
+        for rows, own_points in zip(out.split(self.tile_size), points, strict=True):
+            for part in own:
+                rows += self.block(own_points, self._parts[part]) @ vectors[self._slices[part]]
+        return self._total(out)
 
     @torch.no_grad()
     def diagonal(self) -> Tensor:

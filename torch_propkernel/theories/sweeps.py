@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._tasks import map_tasks
 from .._validation import as_width, check_targets
 from ..inference import ErrorEstimate, Problem, StreamedProblem
 from ..inference.conditioned import check_chunk_size, expected_errors
@@ -90,6 +92,7 @@ def width_sweep(
     *,
     theory: str | Theory = "saddle",
     chunk_size: int = 1000,
+    executor: Executor | None = None,
 ) -> WidthSweep:
     """Fit a theory and predict for many widths; the model is not changed.
 
@@ -112,6 +115,9 @@ def width_sweep(
         y: Test targets, ``m``, in original units.
         theory: A :class:`Theory` or a name from ``THEORIES``.
         chunk_size: Test points at a time.
+        executor: A ``concurrent.futures.Executor`` that takes the fits and leave-one-out errors of the widths, which
+            pays where each width has a factorization of its own; None to do them one after the other. The numbers are
+            the same. Test errors share the kernel's blocks and stay here. To another process goes the kernel matrix.
 
     Raises:
         ValueError: A batch of models, a theory that does not apply, and as :func:`fit_order_parameters`.
@@ -146,7 +152,8 @@ def width_sweep(
             problem.spectrum(eigenvectors=True)
     elif problem.targets.dim() > 1:
         raise ValueError(f"model: expected no batch dimensions, got targets of shape {tuple(problem.targets.shape)}")
-    fitted = [theory.fit(problem.with_width(each)) for each in width]
+    fits = map_tasks(_fitted, [(theory, problem.with_width(each)) for each in width], executor)
+    fitted = [each for each, _ in fits]
     test = None
     if x is not None and y is not None:
         points = problem.points(x)
@@ -154,9 +161,7 @@ def width_sweep(
         posteriors = [*(each.conditioned for each in fitted), problem.infinite_width]
         *errors, wide = expected_errors(posteriors, points, y, chunk_size)
         test = _beside(_stacked(errors), wide)
-    left_out = _beside(
-        _stacked([f.conditioned.leave_one_out() for f in fitted]), problem.infinite_width.leave_one_out()
-    )
+    left_out = _beside(_stacked([each for _, each in fits]), problem.infinite_width.leave_one_out())
     return WidthSweep(
         width,
         problem.num_data / width,
@@ -170,13 +175,24 @@ def width_sweep(
     )
 
 
+def _fitted(task: tuple[Theory, Problem]) -> tuple[FittedTheory, ErrorEstimate]:
+    """Return a fitted theory and its leave-one-out errors."""
+    theory, problem = task
+    with torch.no_grad():
+        fitted = theory.fit(problem)
+        return fitted, fitted.conditioned.leave_one_out()
+
+
 def _scale(fitted: FittedTheory) -> Tensor | None:
     values = fitted.order_parameters
     return values["r"] if "r" in values else fitted.problem.layers.scale(values["q"]) if "q" in values else None
 
 
 def _column(fitted: Sequence[FittedTheory], value: Any) -> Tensor | None:
-    found = [value(each) for each in fitted]
+    return _stacked_or_none([value(each) for each in fitted])
+
+
+def _stacked_or_none(found: Sequence[Any]) -> Tensor | None:
     return None if any(each is None for each in found) else torch.stack([torch.as_tensor(each) for each in found])
 
 
@@ -201,6 +217,7 @@ def learning_curve(
     num_repeats: int = 1,
     generator: torch.Generator | None = None,
     chunk_size: int = 1000,
+    executor: Executor | None = None,
 ) -> LearningCurve:
     """Predict the test error against the number of training points, on random subsets of the training set.
 
@@ -217,6 +234,8 @@ def learning_curve(
         num_repeats: Number R of random subsets for each size.
         generator: Source of the subsets; a fixed seed 0 if None.
         chunk_size: Test points at a time.
+        executor: A ``concurrent.futures.Executor`` that takes the subsets; None to do them one after the other. The
+            numbers are the same. To another process goes the kernel matrix of the subset.
 
     Raises:
         ValueError: A size out of range, and as :func:`width_sweep`.
@@ -247,14 +266,11 @@ def learning_curve(
     x = problem.points(x)
     check_targets(y, x.shape[-2])
     generator = generator or torch.Generator().manual_seed(0)
-    errors, fits = [], []
-    for size in num_data:
-        for _ in range(num_repeats):
-            rows = torch.randperm(total, generator=generator)[:size].to(x.device)
-            subset = problem.with_rows(rows)
-            fits.append(theory.fit(subset))
-            errors.append(expected_errors([fits[-1].conditioned, subset.infinite_width], x, y, chunk_size))
-    q = _column(fits, lambda f: f.order_parameters.get("q"))
+    sizes = [size for size in num_data for _ in range(num_repeats)]
+    subsets = [torch.randperm(total, generator=generator)[:size].to(x.device) for size in sizes]
+    found = map_tasks(_of_subset, [(theory, problem.with_rows(rows), x, y, chunk_size) for rows in subsets], executor)
+    errors = [pair for _, pair in found]
+    q = _stacked_or_none([q for q, _ in found])
     shape = (len(num_data), num_repeats)
     bias, variance, wide_bias, wide_variance = (
         torch.stack([getattr(pair[index], name) for pair in errors]).reshape(shape)
@@ -263,3 +279,14 @@ def learning_curve(
     )
     order_parameter = None if q is None else q.reshape(*shape, -1)
     return LearningCurve(torch.tensor(list(num_data)), order_parameter, bias, variance, wide_bias, wide_variance)
+
+
+def _of_subset(
+    task: tuple[Theory, Problem, Tensor, Tensor, int],
+) -> tuple[Tensor | None, list[ErrorEstimate]]:
+    """Return q and the errors of a subset, those of the theory and of the infinite width."""
+    theory, subset, x, y, chunk_size = task
+    with torch.no_grad():
+        fitted = theory.fit(subset)
+        errors = expected_errors([fitted.conditioned, subset.infinite_width], x, y, chunk_size)
+    return fitted.order_parameters.get("q"), errors

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
+from .._tasks import map_tasks
 from .._validation import as_values, as_width, check_inputs, check_same_kind, check_targets, positive_number
 from ..activations import Activation, get_activation
 from ..kernels import Composition, MultitaskRenormalizedKernel, NNGPKernel, RenormalizedNNGPKernel
@@ -116,6 +118,7 @@ def fit_network(
     max_rows: int | None = 1000,
     seed: int = 0,
     check: Callable[[NetworkFit], None] | None = None,
+    executor: Executor | None = None,
 ) -> NetworkFit:
     r"""Fit what is not given of a network's prior variances and temperature by evidence, at infinite width.
 
@@ -154,6 +157,8 @@ def fit_network(
         seed: Of the random rows. torch's own generator is left alone.
         check: Called once before the search with what is given, and one (T: 0.1) for what is not: what it raises comes
             before the work, such as ``lambda first: theory.check(first.model(x, y, width))``.
+        executor: A ``concurrent.futures.Executor`` that takes the descents of more than 300 rows, of which two are
+            independent at a time; None to do them one after the other. The numbers are the same.
 
     Returns:
         All hyperparameters, given and fitted. ``search.converged`` says whether the search ended at a maximum; if it
@@ -206,7 +211,7 @@ def fit_network(
         return first
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
     rows = order[:max_rows]
-    search = _search(model, names, rows)
+    search = _search(model, names, rows, executor)
     kernel = search.model.covar_module
     found: dict[str, Any] = {}  # given numbers stay to the bit
     if "temperature" in names:
@@ -238,23 +243,24 @@ def _names(
     )
 
 
-def _search(model: NetworkGP, names: tuple[str, ...], rows: Tensor) -> HyperparameterFit:
+def _search(model: NetworkGP, names: tuple[str, ...], rows: Tensor, executor: Executor | None) -> HyperparameterFit:
     """Return the best of several descents on these rows of the model's data."""
     x, y = model.train_inputs[0], model.train_targets
 
-    def descend(start: NetworkGP, names: tuple[str, ...], rows: Tensor, starts: int) -> HyperparameterFit:
+    def on(start: NetworkGP, rows: Tensor) -> NetworkGP:
         start = copy.deepcopy(start)
         start.set_train_data(x[rows], y[..., rows], strict=False)
-        return fit_hyperparameters(start, train=names, throw=False, warn=False, starts=starts)
+        return start
 
     if len(rows) <= _COARSE_ROWS:
-        return descend(model, names, rows, _COARSE_STARTS)
+        return _descended((on(model, rows), names, _COARSE_STARTS))
     # Few rows cannot tell which inputs matter for small details, and without ARD a smooth function of few inputs can
     # pass for noise: each of the two beginnings finds maxima that the other misses.
     without = tuple(name for name in names if name != "ard")
     beginnings = [kind for kind in dict.fromkeys((names, without)) if kind]
-    coarse = [descend(model, kind, rows[:_COARSE_ROWS], _COARSE_STARTS) for kind in beginnings]
-    found = [descend(fit.model, names, rows, starts=1) for fit in coarse]
+    few = on(model, rows[:_COARSE_ROWS])
+    coarse = map_tasks(_descended, [(copy.deepcopy(few), kind, _COARSE_STARTS) for kind in beginnings], executor)
+    found = map_tasks(_descended, [(on(fit.model, rows), names, 1) for fit in coarse], executor)
     best = max(found, key=lambda fit: fit.log_posterior)
     agreeing = sum(fit.log_posterior >= best.log_posterior - _NEARLY for fit in found)
     return dataclasses.replace(
@@ -263,6 +269,12 @@ def _search(model: NetworkGP, names: tuple[str, ...], rows: Tensor) -> Hyperpara
         evaluations=sum(fit.evaluations for fit in (*coarse, *found)),
         starts=tuple(fit.log_posterior for fit in found),
     )
+
+
+def _descended(task: tuple[NetworkGP, tuple[str, ...], int]) -> HyperparameterFit:
+    """Fit a model of one's own from so many starts."""
+    model, names, starts = task
+    return fit_hyperparameters(model, train=names, throw=False, warn=False, starts=starts)
 
 
 def _model(x: Tensor, y: Tensor, kernel: NNGPKernel, prior: NetworkFit) -> NetworkGP:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._tasks import map_tasks
 from .._validation import positive_number, present
 from ..activations import Activation
 from ..exceptions import ConvergenceError
@@ -118,6 +120,7 @@ def fit_predictor(
     max_rows: int | None = 1000,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    executor: Executor | None = None,
 ) -> NetworkPredictor:
     r"""Fit what is not given of a network to a data set, and choose the predictor: which width, which temperature.
 
@@ -157,6 +160,9 @@ def fit_predictor(
         max_rows: Rows on which hyperparameters are fitted.
         seed: Of all random numbers.
         progress: Called with (done, total) after each part: hyperparameters, ladder, every fold, draws.
+        executor: A ``concurrent.futures.Executor`` that takes descents of the hyperparameters and three of the four
+            folds (the first one decides how far they go); None to do them one after the other. Without a time limit
+            the numbers are the same.
 
     Returns:
         The predictor, its model, and the candidates.
@@ -182,7 +188,7 @@ def fit_predictor(
         raise ValueError(f"width: expected a number > 0 or None, got {width!r}")
     kind = None if theory == "auto" else get_theory(theory)
     given = {"weight_variance": weight_variance, "bias_variance": bias_variance, "ard_weights": ard_weights}
-    options: dict[str, Any] = {"max_rows": max_rows, "seed": seed, **given}
+    options: dict[str, Any] = {"max_rows": max_rows, "seed": seed, "executor": executor, **given}
 
     finite = float(WIDTH if width is None else width)
     if width is None and kind is None and (len(y) < _FEWEST or not bool(y.any())):
@@ -205,7 +211,7 @@ def fit_predictor(
         return NetworkPredictor(fitted, model, prior, (candidate,), f"{chosen.name}: {why}.", seconds)
 
     sampled = kind if isinstance(kind, Sampled) else Sampled(seed=seed)
-    search = _Search(x, y, prior, finite, started, limit, sampled, progress)
+    search = _Search(x, y, prior, finite, started, limit, sampled, progress, executor)
     own = prior
     if temperature is None and prior.temperature < _INTERPOLATES:
         own = fit_network(x, y, activation, depth, temperature=_FIRST_TEMPERATURE, **options)
@@ -226,9 +232,11 @@ class _Search:
         limit: float | None,
         theory: Sampled,
         progress: Callable[[int, int], None] | None,
+        executor: Executor | None = None,
     ) -> None:
         self.x, self.y, self.prior, self.width = x, y, prior, width
         self.started, self.limit, self.theory, self.progress = started, limit, theory, progress
+        self.executor = executor
         self.done = 0
         self.step()
 
@@ -321,44 +329,22 @@ class _Search:
         deadline = self.deadline(_SHARES["folds"])
         generator = torch.Generator().manual_seed(self.theory.seed)
         order = torch.randperm(len(self.y), generator=generator).to(self.y.device)
-        densities = {rung: torch.full_like(self.y, math.nan) for rung in worth}
-        wide = torch.full_like(self.y, math.nan)
-        first = True
-        try:
-            for part in order.tensor_split(_FOLDS):
-                inside = torch.ones(len(self.y), dtype=torch.bool, device=self.y.device)
-                inside[part] = False
-                rows = torch.nonzero(inside).squeeze(-1)
-                x, y, test_x, test_y = self.x[rows], self.y[rows], self.x[part], self.y[part]
-                plain = InfiniteWidth().fit(self.prior.model(x, y, math.inf)).error(test_x, test_y)
-                wide[part] = present(plain.log_density, "log_density")
-                model = own.model(x, y, self.width)
-                annealing = self.theory.annealing(Problem.frozen(model), deadline)
-                here: Population | None = None
-                best_here = -math.inf
-                for index, rung in enumerate(worth):
-                    here = annealing.run(rung, here)
-                    model.likelihood.noise = rung
-                    problem = Problem.frozen(model)
-                    draws = annealing.draw(here, _FOLD_DRAWS)
-                    states = annealing.target.complete(draws.states.flatten(0, 1).double(), annealing.generator)
-                    posterior = SampledConditioned(problem, network_of(problem), states)
-                    with torch.no_grad():
-                        density = present(posterior.error(test_x, test_y).log_density, "log_density")
-                    densities[rung][part] = density
-                    here = draws.population
-                    best_here = max(best_here, float(density.mean()))
-                    if first and float(density.mean()) < best_here - _HOPELESS:
-                        worth = worth[: index + 1]
-                        break
-                first = False
-                self.step()
-        except ConvergenceError:  # out of time: whole folds serve
-            if first:
-                return None
-            done = ~torch.stack([wide, *(densities[rung] for rung in worth)]).isnan().any(0)
-            return _Folds(wide[done], {rung: densities[rung][done] for rung in worth})
-        return _Folds(wide, {rung: densities[rung] for rung in worth})
+        ends = None if deadline is None else time.time() + deadline - time.monotonic()  # also on another machine
+        folds = [
+            _Fold(self.x, self.y, part, self.prior, own, self.width, self.theory, ends)
+            for part in order.tensor_split(_FOLDS)
+        ]
+        first = folds[0].densities(worth, shortens=True)  # which decides how far the others go
+        if first is None:
+            return None
+        self.step()
+        worth = worth[: len(first) - 1]
+        tasks = [(fold, worth) for fold in folds[1:]]
+        others = map_tasks(_densities_of, tasks, self.executor, lambda *_: self.step())
+        whole = [(fold, found) for fold, found in zip(folds, [first, *others], strict=True) if found is not None]
+        rows = torch.cat([fold.part for fold, _ in whole]).argsort()  # the order of the rows, out of time without some
+        wide, *rungs = torch.cat([found for _, found in whole], -1)[:, rows]
+        return _Folds(wide, dict(zip(worth, rungs, strict=True)))
 
     def _fold(self, folds: _Folds | None, population: Population | None) -> tuple[float | None, float | None]:
         """Mean log density, and the error of its difference to the infinite width."""
@@ -436,6 +422,65 @@ class _Search:
         held = f"folds place the network {'above' if mean > 0 else 'below'} the infinite width by {abs(mean):.3g} +- "
         held += f"{error:.2g} nats per row"
         return mean > 0 and (not against or mean > 2.0 * error), f"{evidence}, and {held}"
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """Rows that are held out, and what predicts them from the others until the clock says ``ends``."""
+
+    x: Tensor
+    y: Tensor
+    part: Tensor
+    prior: NetworkFit
+    own: NetworkFit
+    width: float
+    theory: Sampled
+    ends: float | None
+
+    def densities(self, worth: Sequence[float], shortens: bool = False) -> Tensor | None:
+        """Return log densities at infinite width and at the rungs, ``(1 + R) x m``; None where time is over.
+
+        Args:
+            worth: Rungs.
+            shortens: Whether the ladder ends at a rung without hope.
+        """
+        left = None if self.ends is None else self.ends - time.time()
+        if left is not None and left <= 0:
+            return None
+        inside = torch.ones(len(self.y), dtype=torch.bool, device=self.y.device)
+        inside[self.part] = False
+        rows = torch.nonzero(inside).squeeze(-1)
+        x, y, test_x, test_y = self.x[rows], self.y[rows], self.x[self.part], self.y[self.part]
+        plain = InfiniteWidth().fit(self.prior.model(x, y, math.inf)).error(test_x, test_y)
+        found = [present(plain.log_density, "log_density")]
+        model = self.own.model(x, y, self.width)
+        deadline = None if left is None else time.monotonic() + left
+        annealing = self.theory.annealing(Problem.frozen(model), deadline)
+        here: Population | None = None
+        best = -math.inf
+        try:
+            for rung in worth:
+                here = annealing.run(rung, here)
+                model.likelihood.noise = rung
+                problem = Problem.frozen(model)
+                draws = annealing.draw(here, _FOLD_DRAWS)
+                states = annealing.target.complete(draws.states.flatten(0, 1).double(), annealing.generator)
+                posterior = SampledConditioned(problem, network_of(problem), states)
+                with torch.no_grad():
+                    density = present(posterior.error(test_x, test_y).log_density, "log_density")
+                found.append(density)
+                here = draws.population
+                best = max(best, float(density.mean()))
+                if shortens and float(density.mean()) < best - _HOPELESS:
+                    break
+        except ConvergenceError:  # out of time: whole folds serve
+            return None
+        return torch.stack(found)
+
+
+def _densities_of(task: tuple[_Fold, Sequence[float]]) -> Tensor | None:
+    fold, worth = task
+    return fold.densities(worth)
 
 
 @dataclass(frozen=True)
