@@ -149,7 +149,7 @@ class OutputsProblem(Problem):
 
     @cached_property
     def joint_spectrum(self) -> Spectrum:
-        """The reduction of K and all targets: tridiagonal on the CPU, else with eigenvectors.
+        """The reduction of K and all targets, tridiagonal on the CPU and with eigenvectors elsewhere.
 
         Raises:
             ValueError: Targets are missing.

@@ -217,7 +217,7 @@ class ConvolutionalRenormalizedKernel(BlockRenormalizedKernel):
     Args:
         activation: An activation object or its name.
         width: N, the number of channels of the last layer; or N_1, ..., N_L of all layers, of which
-            :func:`network_from_model` needs the others.
+            ``network_from_model`` needs the others.
         image_shape: As for :class:`ConvolutionalNNGPKernel`.
         kernel_size: Likewise.
         stride: Likewise.
