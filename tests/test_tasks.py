@@ -141,4 +141,5 @@ class TestSameNumbers:
         assert there.skipped == here.skipped != {}
         assert list(there.predicted) == list(here.predicted)
         for theory, values in here.predicted.items():
-            assert there.predicted[theory] == pytest.approx(values, rel=1e-10)
+            # Threads decide which reduction serves the others; a scale found by search keeps half of the digits.
+            assert there.predicted[theory] == pytest.approx(values, rel=1e-6)

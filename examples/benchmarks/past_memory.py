@@ -34,7 +34,7 @@ from _uci import (
 from torch import Tensor
 
 from torch_propkernel import NetworkGP, RenormalizedNNGPKernel
-from torch_propkernel.inference import Conditioned, Problem, StreamedProblem, Streaming
+from torch_propkernel.inference import Conditioned, Problem, StreamedConditioned, StreamedProblem, Streaming
 from torch_propkernel.theories import SaddlePoint
 
 WIDTH, TEMPERATURE, READOUT = 1000.0, 0.01, 50.0
@@ -46,7 +46,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=default_folder(), help="folder of the UCI sets")
     parser.add_argument("--rows", type=int, nargs="+", default=[2000, 8000, 36000], help="training rows")
     parser.add_argument("--dense-up-to", type=int, default=8000, help="rows up to which the matrix is held too")
-    parser.add_argument("--test", type=int, default=512, help="test rows")
+    parser.add_argument("--test", type=int, default=512, help="test rows with variances, which are what costs")
     parser.add_argument("--probes", type=int, default=24)
     parser.add_argument("--max-steps", type=int, default=300, help="Lanczos steps")
     parser.add_argument("--rank", type=int, default=1000, help="of the preconditioner")
@@ -56,9 +56,9 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_model(data: Path, rows: int, test: int) -> tuple[NetworkGP, Tensor, Tensor]:
-    """The network on the first rows of the first split, and test points."""
-    x, y, test_x, test_y = load(data / "kin40k", 0, Cut(train=rows, test=test))
+def make_model(data: Path, rows: int) -> tuple[NetworkGP, Tensor, Tensor]:
+    """The network on the first rows of the first split, and its test points."""
+    x, y, test_x, test_y = load(data / "kin40k", 0, Cut(train=rows))
     s = standardize(x, y, test_x, test_y)
     kernel = RenormalizedNNGPKernel("relu", width=WIDTH, weight_variance=[1.0, READOUT], bias_variance=0.3)
     likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.Positive())
@@ -68,10 +68,11 @@ def make_model(data: Path, rows: int, test: int) -> tuple[NetworkGP, Tensor, Ten
 
 
 def run_part(options: argparse.Namespace, method: str, rows: int) -> None:
-    model, x, y = make_model(options.data, rows, options.test)
+    model, x, y = make_model(options.data, rows)
     begun = time.process_time(), time.perf_counter()
     problem = Problem.frozen(model)
-    record: dict[str, Any] = {"method": method, "rows": rows, "test": options.test}
+    part = {"method": method, "rows": rows}
+    record: dict[str, Any] = {**part, "stage": "fit"}
     if method == "streamed":
         streaming = Streaming(
             num_probes=options.probes,
@@ -95,7 +96,15 @@ def run_part(options: argparse.Namespace, method: str, rows: int) -> None:
         record["evidence_error"] = 0.5 * WIDTH * (float(error.action) + float(error.action_truncation))
         record["steps"] = problem.lanczos.run.num_steps
         record["reduction_seconds"] = time.process_time() - begun[0]
-    for name, posterior in (("saddle", fitted.conditioned), ("wide", problem.infinite_width)):
+    posteriors = {"saddle": fitted.conditioned, "wide": problem.infinite_width}
+    for name, posterior in posteriors.items():
+        mean = posterior.mean(x) if isinstance(posterior, StreamedConditioned) else posterior.predict(x)[0]
+        record[f"predictor_{name}"] = float((mean.detach() - y).square().mean())
+    record["gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    append_record(options.json, record)
+    record = {**part, "stage": "errors"}
+    x, y = x[: options.test], y[: options.test]
+    for name, posterior in posteriors.items():
         record[name] = [error for part in errors(options, method, rows, name, posterior, x, y) for error in part]
     left_out = fitted.conditioned.leave_one_out().total
     record["left_out"], record["left_out_error"] = float(left_out.mean()), float(left_out.std() / len(left_out) ** 0.5)
@@ -120,39 +129,54 @@ def errors(
 
 
 def write_page(options: argparse.Namespace) -> str:
-    records = {(r["method"], r["rows"]): r for r in read_records(options.json) if "block" not in r}
+    found = read_records(options.json)
+    fits = {(r["rows"], r["method"]): r for r in found if r.get("stage") == "fit"}
+    records = {(r["rows"], r["method"]): r for r in found if r.get("stage") == "errors"}
     probes = f"{options.probes} probes, a preconditioner of rank {options.rank}"
     lines = [
         "# Data past memory: kin40k without its kernel matrix",
         "",
         f"One relu layer of {WIDTH:.0f} units, T = {TEMPERATURE}, all hyperparameters fixed; {probes}.",
         "The error of q is the standard error from the probes, then the difference of the Gauss and the Gauss-Radau",
-        "rules; that of the log evidence is their sum. Test errors are bias plus variance in units of the targets'",
-        "variance, of both methods at the same points, +- the standard error over points; the bar of the difference is",
-        "what the error of q moves and the tolerance of the solves. Leave-one-out errors are over all points (dense)",
-        "or a sample of 256 (streamed).",
+        "rules; that of the log evidence is their sum. The predictor's error is that of the posterior mean at all test",
+        "points, in units of the targets' variance, here and at infinite width. Test errors are bias plus variance,",
+        f"at {options.test} test points at most, of both methods at the same ones, +- the standard error over points;",
+        "the bar of the difference is what the error of q moves and the tolerance of the solves. Leave-one-out errors",
+        "are over all points (dense) or a sample of 256 (streamed). A part that is missing was not run to its end.",
         "",
         f"`python examples/benchmarks/past_memory.py`; {versions()}.",
         "",
     ]
-    header = "method", "rows", "q", "error of q", "steps", "log evidence", "its error"
+    header = "method", "rows", "q", "error of q", "steps", "log evidence", "its error", "predictor", "infinite width"
     rows = []
-    for (method, size), r in sorted(records.items(), key=lambda item: (item[0][1], item[0][0])):
+    for (size, method), r in sorted(fits.items()):
         bar = f"{r['q_error']:.1g}, {r['q_truncation']:.1g}" if "q_error" in r else "-"
         evidence = f"{r['evidence_error']:.2g}" if "q_error" in r else "-"
         rows.append(
-            (method, f"P {size}", f"{r['q']:.6f}", bar, r.get("steps", "-"), f"{r['log_evidence']:.1f}", evidence)
+            (
+                method,
+                f"P {size}",
+                f"{r['q']:.6f}",
+                bar,
+                r.get("steps", "-"),
+                f"{r['log_evidence']:.1f}",
+                evidence,
+                f"{r['predictor_saddle']:.6f}",
+                f"{r['predictor_wide']:.6f}",
+            )
         )
     lines += ["## Order parameter and evidence", "", *table(header, rows), ""]
     header = "method", "rows", "test error", "infinite width", "left out", "test error - dense", "its bar"
     rows = []
-    for (method, size), r in sorted(records.items(), key=lambda item: (item[0][1], item[0][0])):
+    for (size, method), r in sorted(records.items()):
+        fit = fits[size, method]
         saddle, wide = (torch.tensor(r[name]) for name in ("saddle", "wide"))
-        dense, gap, bar = records.get(("dense", size)), "-", "-"
+        dense, gap, bar = records.get((size, "dense")), "-", "-"
         if method == "streamed":
             # What the error of q moves, by the secant to q = 1, and the tolerance of variances.
-            slope = float((wide - saddle).mean()) / math.log(r["q"])
-            bar = f"{abs(slope) * (r['q_error'] + r['q_truncation']) / r['q'] + 1e-3 * float(saddle.mean()):.1g}"
+            slope = float((wide - saddle).mean()) / math.log(fit["q"])
+            moved = abs(slope) * (fit["q_error"] + fit["q_truncation"]) / fit["q"]
+            bar = f"{moved + 1e-3 * float(saddle.mean()):.1g}"
             gap = "-" if dense is None else f"{float((saddle - torch.tensor(dense['saddle'])).mean()):.1g}"
         spread = float(saddle.std()) / math.sqrt(len(saddle))
         rows.append(
@@ -169,9 +193,11 @@ def write_page(options: argparse.Namespace) -> str:
     lines += ["## Errors", "", *table(header, rows), ""]
     header = "method", "rows", "GiB at the peak", "CPU s", "of it the reduction", "estimate before"
     rows = []
-    for (method, size), r in sorted(records.items(), key=lambda item: (item[0][1], item[0][0])):
-        part = f"{r['reduction_seconds']:.0f}" if "reduction_seconds" in r else "-"
-        rows.append((method, f"P {size}", f"{r['gib']:.2f}", f"{r['cpu_seconds']:.0f}", part, r.get("estimate", "-")))
+    for (size, method), fit in sorted(fits.items()):
+        r = records.get((size, method), {})
+        part = f"{fit['reduction_seconds']:.0f}" if "reduction_seconds" in fit else "-"
+        seconds = f"{r['cpu_seconds']:.0f}" if r else "-"
+        rows.append((method, f"P {size}", f"{r.get('gib', fit['gib']):.2f}", seconds, part, fit.get("estimate", "-")))
     lines += ["## Memory and time", "", *table(header, rows), ""]
     lines += [
         "The memory is that of the whole process, of which Python with its libraries takes some 0.3 GiB. The CPU",
@@ -189,7 +215,7 @@ def main() -> None:
         return
     for rows in options.rows:
         for method in ("dense", "streamed")[rows > options.dense_up_to :]:
-            done = {(r["method"], r["rows"]) for r in read_records(options.json) if "block" not in r}
+            done = {(r["method"], r["rows"]) for r in read_records(options.json) if r.get("stage") == "errors"}
             if (method, rows) not in done:
                 subprocess.run([sys.executable, __file__, *sys.argv[1:], "--part", method, str(rows)], check=True)
     page = write_page(options)

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from torch_propkernel import Erf, NetworkGP, RenormalizedNNGPKernel, fit_order_parameters, generalization_error
+from torch_propkernel.exceptions import NotPositiveDefiniteError
 from torch_propkernel.inference import DenseConditioned, KernelNode, Problem, SpectralConditioned
 from torch_propkernel.inference.tridiagonal_conditioned import TridiagonalConditioned
+from torch_propkernel.spectra import Tridiagonal
 from torch_propkernel.theories import SaddlePoint
 
 DOUBLE = torch.float64
@@ -108,18 +110,24 @@ def test_gradients_with_respect_to_test_points_and_batches_of_them():
         torch.testing.assert_close(variance[i], one[1], rtol=1e-11, atol=1e-13)
 
 
-def test_a_temperature_below_rounding_takes_jitter_and_says_so():
+def _refuse(*_):
+    raise NotPositiveDefiniteError("a pivot below zero")
+
+
+def test_a_temperature_below_rounding_takes_jitter_and_says_so(monkeypatch):
     model = model_of("zero and equal rows")
     model.likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.Positive())
     model.double().likelihood.noise = 1e-30
     with torch.no_grad():
         problem = Problem.frozen(model)
         problem.spectrum()
+        # Rounding decides whether the tridiagonal matrix has pivots above zero: here it does not.
+        monkeypatch.setattr(Tridiagonal, "solve", _refuse)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             conditioned = problem.conditioned(problem.at_scale(1.0))
         assert isinstance(conditioned, DenseConditioned)
-        # Rounding decides whether the singular matrix has a factor as it is.
+        # Rounding also decides whether the singular matrix has a factor as it is.
         failed = bool(torch.linalg.cholesky_ex(problem.unit_covariance + 1e-30 * torch.eye(problem.num_data)).info)
         assert failed == any("added jitter" in str(warning.message) for warning in said)
 
