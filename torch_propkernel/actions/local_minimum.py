@@ -169,12 +169,12 @@ def quasi_newton(
 ) -> LocalMinimum:
     """Descend from ``start`` to a local minimum by BFGS: for many variables, one problem at a time.
 
-    The Hessian starts at that of the last minimum that was found, else at ``curvature``, and learns
-    from every step that curves upward; steps are at most one in every variable, and halved until the value drops. A
-    descent ends at a minimum found before where it comes within a thousandth of it, or within a half with the gradient
-    that the quadratic form of that minimum has there, to a tenth. The last step,
-    after which the gradient is small enough if it falls as in the step before, is not evaluated: value and gradient are
-    those before it. Cost: one gradient for each other step.
+    The Hessian starts at that of the last minimum that was found, else at ``curvature``, and learns from every step
+    that curves upward; steps are at most one in every variable, and halved until the value drops. A descent ends at a
+    minimum found before where it comes within a thousandth of it, or within a half with the gradient that the quadratic
+    form of that minimum has there, to a tenth. The last step, after which the gradient is small enough if it falls as
+    in the step before, is not evaluated: value and gradient are those before it. Cost: one gradient for each other
+    step.
 
     Args:
         function: Maps a point ``C`` to a value; infinity marks a point outside the domain.

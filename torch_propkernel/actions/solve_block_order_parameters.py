@@ -86,7 +86,8 @@ def solve_block_order_parameters(
 
     Raises:
         TypeError, ValueError: Bad shapes, dtypes, NaN, more than one layer, non-positive width or temperature.
-        NotPositiveDefiniteError: The sum of the diagonal blocks is indefinite.
+        NotPositiveDefiniteError: The sum of the diagonal blocks is indefinite, on the part of the data that is taken
+            first.
         ConvergenceError: Not converged, with ``throw=True``.
 
     Reference: Aiudi et al. (2023), arXiv:2307.11807; THEORY.md, section 12, eq. (23).

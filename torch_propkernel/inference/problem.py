@@ -184,10 +184,7 @@ class Problem:
         """
         kernel, chain = self._network()
         width = width.to(chain.width).expand_as(chain.width)
-        made = object.__new__(type(self))
-        made.__dict__.update(self.__dict__)
-        made.kernel = kernel.with_width(width)
-        made.model = replaced(self.model, kernel, made.kernel)
+        made = self._with_kernel(kernel.with_width(width))
         made.chain = ScalarChain(width)
         return made
 
@@ -196,11 +193,14 @@ class Problem:
 
         For many covariances of the training points; differentiable in the order parameters alone.
         """
-        kernel, _ = self._network()
-        made = Problem.__new__(Problem)
+        return self._with_kernel(self.network.remembering())
+
+    def _with_kernel(self, kernel: RenormalizedNNGPKernel) -> Problem:
+        """Return this problem with another view of its kernel; all that was computed is shared."""
+        made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
-        made.kernel = kernel.remembering()
-        made.model = replaced(self.model, kernel, made.kernel)
+        made.kernel = kernel
+        made.model = replaced(self.model, self.network, kernel)
         return made
 
     def with_rows(self, rows: Tensor) -> Problem:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -279,9 +279,7 @@ class StreamedProblem(Problem):
     def with_width(self, width: Tensor) -> StreamedProblem:
         """Return the problem of other widths, ``L`` numbers; the reduction is shared, with the steps that it has."""
         _ = self.lanczos
-        made = super().with_width(width)
-        assert isinstance(made, StreamedProblem)
-        return made
+        return cast("StreamedProblem", super().with_width(width))
 
     def conditioned(self, order_parameter: Tensor | None = None) -> Conditioned:
         """Condition on the training data at order parameters ``L``, or those that the kernel has."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import cast
 
 import torch
 from gpytorch.kernels import Kernel
@@ -13,6 +15,7 @@ from ..activations import Erf, LeakyReLU
 from .kernel_matrix import layer_variances, matrix_parameters
 from .network_covariance import network_covariance
 from .nngp_kernel import NNGPKernel
+from .recursion import Layer
 
 
 class FusedProduct:
@@ -58,11 +61,9 @@ class FusedProduct:
         missing = self.missing(covar_module)
         if missing is not None:
             raise ValueError(f"covar_module: a fused product expected {missing}")
-        self.kernel, self.scale, self.bias_variance, self.columns = network_covariance(covar_module)
-        assert isinstance(self.kernel, NNGPKernel)
-        layers = self.kernel.effective_layers()
-        assert layers is not None
-        self.layers, activation = layers, self.kernel.activation
+        kernel, self.scale, self.bias_variance, self.columns = network_covariance(covar_module)
+        self.kernel = cast("NNGPKernel", kernel)
+        self.layers, activation = cast("Sequence[Layer]", self.kernel.effective_layers()), self.kernel.activation
         self.slope = activation.negative_slope if isinstance(activation, LeakyReLU) else None
 
     @staticmethod

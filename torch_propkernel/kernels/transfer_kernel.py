@@ -131,12 +131,11 @@ class TransferKernel(Kernel):
         _refuse_last_dim_is_batch(params)
         hidden, scale = self.hidden(), self.network.readout_variance[0].to(x1)
         number = max(1, _LARGEST // max(1, max(x1.shape[:-1].numel(), x2.shape[:-1].numel()) * self.network.num_units))
-        total: Tensor | float = 0.0
+        total = x1.new_zeros(())
         for some in hidden.split(number):
             first = self._features(x1, some)
             second = first if same_points(x1, x2) else self._features(x2, some)
             total = total + ((first * second).sum(-1) if diag else first @ second.mT)
-        assert isinstance(total, Tensor)
         return total * (scale / len(hidden))
 
     def _features(self, x: Tensor, hidden: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -208,11 +208,11 @@ def _outputs(fitted: FittedTheory, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _measured(fitted: FittedTheory, x: Tensor) -> HiddenKernels:
-    problem, conditioned, theory = fitted.problem, fitted.conditioned, fitted.theory
-    assert isinstance(conditioned, SampledConditioned) and isinstance(theory, Sampled)
+    problem, conditioned = fitted.problem, cast("SampledConditioned", fitted.conditioned)
     network = conditioned.network
-    assert isinstance(network, FiniteNetwork)
-    draws = conditioned.states.unflatten(0, (theory.num_chains, -1))
+    if not isinstance(network, FiniteNetwork):
+        raise ValueError(f"fitted: expected a fully connected network, got a {type(network).__name__}")
+    draws = conditioned.states.unflatten(0, (cast("Sampled", fitted.theory).num_chains, -1))
     parts = measure_hidden_kernels(network, draws, x.double())
     mean, error = (torch.stack([getattr(part, name) for part in parts]) for name in ("mean", "standard_error"))
     return HiddenKernels(mean, _prior(problem, x).kernels, error)

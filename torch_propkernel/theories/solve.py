@@ -164,7 +164,7 @@ def _is_coarse(problem: Problem) -> bool:
         largest = torch.linalg.eigvalsh(problem.unit_covariance.detach())[..., -1]
         temperature = torch.linalg.eigvalsh(problem.noise_covariance_of_a_point.detach())[..., 0]
     elif problem.network.is_scalar:
-        largest, temperature = problem.spectrum().eigenvalues[..., -1], problem.scalar().temperature
+        largest, temperature = problem.spectrum().eigenvalues[..., -1], problem.scale_temperature()
     else:
         return False
     return bool((torch.finfo(problem.targets.dtype).eps * largest > _COARSE * temperature).any())
