@@ -129,3 +129,18 @@ def test_a_descent_ends_early_only_where_the_quadratic_form_holds():
     again = quasi_newton(wells, first.logs + 1e-2, scale, 100.0, [near])
     assert torch.equal(again.logs, first.logs) and again.iterations == 0
     assert local_minimum._REACH > 0.4
+
+
+@pytest.mark.parametrize("phase", range(20))
+def test_a_descent_ends_where_values_are_rounding(phase):
+    """Values with an error of ten last digits and exact gradients: no search for a decrease that cannot be seen."""
+    gradients = itertools.count()
+
+    def action(logs):
+        next(gradients)
+        value = 433.0 + 50.0 * (torch.cosh(logs - 0.3).sum(-1) + 0.2 * logs[..., 0] * logs[..., 1])
+        return value + 10.0 * torch.finfo(logs.dtype).eps * 433.0 * torch.sin(1e9 * logs.detach().sum(-1) + phase)
+
+    scale = torch.tensor(10.0, dtype=torch.float64)
+    run = quasi_newton(action, torch.tensor([1.5, -1.0], dtype=torch.float64), scale, 50.0)
+    assert bool(run.converged) and next(gradients) <= 25

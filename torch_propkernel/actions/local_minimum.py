@@ -20,6 +20,8 @@ _REACH, _ALIKE = 0.5, 0.1
 """In log q, over which every term of the action bends little, and of the gradient."""
 _ROUNDING = 1e3
 """Rounding of the matrices limits the gradient: a bound that is looser by this still places q to 1e-8."""
+_NOISE = 64.0
+"""Rounding of an action, in units of its last digit: sums over the points leave about ten."""
 
 
 @dataclass
@@ -201,14 +203,16 @@ def quasi_newton(
         iterations += 1
         direction = -torch.linalg.solve(hessian, gradient)
         direction = direction * (_MAX_STEP / direction.abs().max().clamp_min(_MAX_STEP))
-        near = size <= _ROUNDING * bound  # there values are rounding: full steps, as long as they lower the gradient
+        near, descent = size <= _ROUNDING * bound, -float(direction @ gradient)
+        # What a step would gain is rounding of the value: full steps, as long as they lower the gradient.
+        flat = near or descent <= _NOISE * torch.finfo(value.dtype).eps * max(float(value.abs()), float(scale))
         if near and rate * size <= bound:
             x = x + direction
             break
         length = 1.0
         for _ in range(_MAX_HALVINGS):
             new_value, new_gradient = value_and_gradient(function, x + length * direction)
-            if near or bool(new_value <= value + 1e-4 * length * (direction @ gradient)):
+            if flat or bool(new_value <= value - 1e-4 * length * descent):
                 break
             length *= 0.5
         else:
@@ -217,7 +221,7 @@ def quasi_newton(
             hessian = fresh  # what was learned far from here misleads
             continue
         new_size = float(new_gradient.abs().max())
-        misses += int(near and not new_size < size)
+        misses += int(flat and not new_size < size)
         if misses > _MAX_MISSES:
             break
         step, change, rate = length * direction, new_gradient - gradient, new_size / size
