@@ -35,7 +35,7 @@ def gradients(product, leaves, outer):
 
 def check(module, x1, x2, vectors, tolerance=ROUNDING):
     """Compare all gradients with those of the dense kernel; x2 may be x1."""
-    outer = weights(len(x1), vectors.shape[1], seed=9)
+    outer = weights(len(x1), vectors.shape[1], seed=9).to(x1.device)
     leaves = [x1.requires_grad_(), vectors.requires_grad_(), *(p for p in module.parameters() if p.requires_grad)]
     leaves += [] if x1 is x2 else [x2.requires_grad_()]
     found = gradients(FusedProduct(module)(x1, x2, vectors), leaves, outer)
@@ -150,3 +150,13 @@ class TestWhatIsAskedFor:
         module, x, vectors = kernel("erf", 1, None), points(5, 4), points(5, 2, seed=1)
         with torch.no_grad():
             assert not FusedProduct(module)(x, x, vectors).requires_grad
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+@pytest.mark.parametrize("same", [True, False], ids=["symmetric", "cross"])
+@pytest.mark.parametrize("activation", ["erf", "relu"])
+def test_on_a_card(activation, same):
+    pytest.importorskip("triton")
+    x = points(1000, 37).cuda()
+    z = x if same else points(700, 37, seed=1).cuda()
+    check(kernel(activation, 2, 37).cuda(), x, z, weights(len(z), 5, seed=2).cuda())
