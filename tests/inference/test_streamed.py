@@ -15,6 +15,7 @@ import torch_propkernel.inference.streamed as streamed_module
 from torch_propkernel import NetworkGP, NNGPKernel, RenormalizedNNGPKernel
 from torch_propkernel.exceptions import ConvergenceError, NotEnoughMemoryError
 from torch_propkernel.inference import Problem, StreamedProblem, Streaming
+from torch_propkernel.inference.conditioned import expected_errors, left_out_errors
 from torch_propkernel.spectra import FusedKernelOperator, KernelOperator
 from torch_propkernel.theories import FreeScale, InfiniteWidth, Mixture, SaddlePoint, width_sweep
 
@@ -312,7 +313,8 @@ class TestChoice:
             SaddlePoint().fit(StreamedProblem.of_streamed(make_model(), Streaming(num_probes=4, max_steps=8)))
         options = Streaming(num_probes=4, rank=1, max_solver_steps=2)
         fitted = SaddlePoint().fit(StreamedProblem.of_streamed(make_model(), options))
-        with pytest.raises(ConvergenceError, match="conjugate gradients: expected 30 columns to converge in 2 steps"):
+        # 30 points and the targets.
+        with pytest.raises(ConvergenceError, match="conjugate gradients: expected 31 columns to converge in 2 steps"):
             fitted.predict(test_points()[0])
 
     def test_progress_counts_tiles(self):
@@ -333,6 +335,14 @@ class TestChoice:
         for options in ({"rank": 0}, {"tolerance": 0.0}, {"columns": 1.5}, {"residual": math.nan}):
             with pytest.raises(ValueError, match=next(iter(options))):
                 Streaming(**options)
+
+    def test_columns_fill_the_memory_of_the_reduction(self):
+        for options in (Streaming(), Streaming(num_probes=8), Streaming(num_probes=4, rank=300)):
+            number = options.num_columns(10**5)
+            assert 256 <= number <= 1024
+            if number > 256:  # not one byte more than with fewer
+                assert options.num_bytes(10**5) == replace(options, columns=256).num_bytes(10**5)
+        assert Streaming(columns=7).num_columns(10**5) == 7
 
 
 class TestFusedProducts:
@@ -380,3 +390,64 @@ class TestFusedProducts:
         """On "auto" a processor keeps tiles, whose symmetry halves the work."""
         problem = StreamedProblem.of_streamed(make_model(), Streaming(tile_dtype=torch.float32))
         assert type(problem.operator) is KernelOperator
+
+
+class TestSharedProducts:
+    """Columns of several scales go through the same products; each is solved at its own scale."""
+
+    def test_several_posteriors_share_the_products(self, monkeypatch):
+        own, columns = KernelOperator.matmul, []
+
+        def matmul(self, vectors, progress=None):
+            columns.append(vectors.shape[1])
+            return own(self, vectors, progress)
+
+        monkeypatch.setattr(KernelOperator, "matmul", matmul)
+        x, y = test_points()
+
+        def products(ask):
+            """Return products, columns, and what a fresh problem with its reduction done answers."""
+            problem = StreamedProblem.of_streamed(make_model(), replace(EXACT, rank=30, num_left_out=40))
+            _ = problem.lanczos, problem.preconditioner
+            columns.clear()
+            found = ask(problem)
+            return len(columns), sum(columns), found
+
+        scales = (0.4, 1.0, 3.0)
+        for together, one in (
+            (lambda p: expected_errors([p.at(r) for r in scales], x, y, 1000), lambda p, r: p.at(r).error(x, y)),
+            (lambda p: left_out_errors([p.at(r) for r in scales]), lambda p, r: p.at(r).leave_one_out()),
+        ):
+            number, work, found = products(together)
+            alone = [products(lambda p, r=r, ask=one: ask(p, r)) for r in scales]
+            assert number == max(each[0] for each in alone)  # as many as the slowest scale takes by itself
+            assert abs(work - sum(each[1] for each in alone)) < 0.02 * work  # columns that are done have left
+            for ours, (_, _, truth) in zip(found, alone, strict=True):
+                for name in ("mean", "bias", "variance", "log_density"):
+                    # variances were asked for to 1e-9, and left out ones are differences
+                    torch.testing.assert_close(getattr(ours, name), getattr(truth, name), rtol=1e-5, atol=1e-7)
+
+    def test_a_mixture_of_scales_is_the_dense_one(self):
+        model = make_model()
+        scales, log_weights = torch.tensor([0.3, 1.0, 4.0]), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64).log()
+        ours = StreamedProblem.of_streamed(model, EXACT).conditioned_at_scales(scales, log_weights)
+        problem = Problem.frozen(model)
+        problem.spectrum(eigenvectors=True)
+        truth = problem.conditioned_at_scales(scales, log_weights)
+        x, y = test_points()
+        # As at infinite width: residuals of 1e-10 at a condition of 1e4, variances to 1e-9.
+        for value, exact in zip(ours.predict(x), truth.predict(x), strict=True):
+            torch.testing.assert_close(value, exact, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(ours.mean(x), truth.predict(x)[0], rtol=1e-6, atol=1e-8)
+        close(ours.predict(x, joint=True)[1].diagonal(), truth.predict(x)[1], 1e-5)
+        close(ours.error(x, y).log_density, truth.error(x, y).log_density, 1e-5)
+        close(ours.leave_one_out().total, truth.leave_one_out().total, 1e-3)  # differences lose digits
+        # Only the trace of the inverse is estimated: 12 probes leave 2 % of it.
+        close(ours.training_error(), truth.training_error(), 0.1)
+
+    def test_the_targets_are_solved_once_for_each_scale(self, monkeypatch):
+        problem = StreamedProblem.of_streamed(make_model(), replace(EXACT, tolerance=1e-3))
+        x, _ = test_points()
+        first = problem.at(0.7).mean(x)
+        monkeypatch.setattr(KernelOperator, "matmul", None)
+        assert torch.equal(problem.at(0.7).mean(x), first)

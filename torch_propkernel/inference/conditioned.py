@@ -153,9 +153,16 @@ class Conditioned(ABC):
         """Return the expected squared error at test points with known targets ``*b x m``, in the user's units."""
         return expected_errors([self], x, y, chunk_size)[0]
 
-    def _error(self, x: Tensor, y: Tensor) -> ErrorEstimate:
+    def _moments_with(self, others: Sequence[Conditioned], x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return :meth:`moments` of this posterior and of others; a subclass may compute them together."""
+        return [each.moments(x) for each in (self, *others)]
+
+    def _left_out_with(self, others: Sequence[Conditioned]) -> list[ErrorEstimate]:
+        """Return :meth:`leave_one_out` of this posterior and of others; a subclass may compute them together."""
+        return [each.leave_one_out() for each in (self, *others)]
+
+    def _error(self, y: Tensor, means: Tensor, variances: Tensor) -> ErrorEstimate:
         units, temperature = self.problem.units, self.problem.temperature
-        means, variances = self.moments(x)
         mean, variance = self._mixed(means, variances, joint=False)
         log_density = None
         if temperature is not None:
@@ -465,8 +472,16 @@ def check_chunk_size(chunk_size: int) -> None:
 @outside_autocast
 def expected_errors(posteriors: Sequence[Conditioned], x: Tensor, y: Tensor, chunk_size: int) -> list[ErrorEstimate]:
     """Return the errors of several posteriors at the same prepared points; those of one problem share its blocks."""
-    columns = [[posterior._error(rows, part) for posterior in posteriors] for rows, part in _chunks(x, y, chunk_size)]
+    columns = []
+    for rows, part in _chunks(x, y, chunk_size):
+        moments = posteriors[0]._moments_with(posteriors[1:], rows)
+        columns.append([each._error(part, *own) for each, own in zip(posteriors, moments, strict=True)])
     return [_joined(list(pieces)) for pieces in zip(*columns, strict=True)]
+
+
+def left_out_errors(posteriors: Sequence[Conditioned]) -> list[ErrorEstimate]:
+    """Return the leave-one-out errors of several posteriors; those of one streamed problem share its products."""
+    return posteriors[0]._left_out_with(posteriors[1:])
 
 
 def _chunks(x: Tensor, y: Tensor, chunk_size: int) -> Iterator[tuple[Tensor, Tensor]]:

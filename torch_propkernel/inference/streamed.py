@@ -58,6 +58,7 @@ class StreamedProblem(Problem):
 
     Attributes:
         streaming: The options.
+        solved_targets: A^{-1} (y - m), ``P``, of each scale r for which it was needed.
 
     Raises:
         TypeError, ValueError: A model that is not of this kind; and as :class:`Problem`.
@@ -81,6 +82,7 @@ class StreamedProblem(Problem):
     """
 
     streaming: Streaming
+    solved_targets: dict[float, Tensor]
 
     @classmethod
     @torch.no_grad()
@@ -94,7 +96,7 @@ class StreamedProblem(Problem):
         made.__dict__.update(problem.__dict__)
         for name in ("_unit_covariance", "_scalar", "infinite_width", "lanczos", "preconditioner"):
             made.__dict__.pop(name, None)
-        made.streaming = Streaming() if streaming is None else streaming
+        made.streaming, made.solved_targets = Streaming() if streaming is None else streaming, {}
         needed = made.streaming.num_bytes(made.num_data)
         remedy = "use fewer num_probes, max_steps or columns, or a smaller rank or tile_size, in Streaming"
         check_memory(f"{made.num_data} training targets, streamed", needed, remedy, made.targets.device)
@@ -290,6 +292,10 @@ class StreamedProblem(Problem):
     def at(self, scale: float) -> StreamedConditioned:
         """Condition on the training data with the covariance r K."""
         return StreamedConditioned(self, scale)
+
+    def conditioned_at_scales(self, scale: Tensor, log_weights: Tensor | None = None) -> StreamedConditioned:
+        """Condition on the training data at nodes r, ``n``, whose solves share the products with K."""
+        return StreamedConditioned(self, scale.tolist(), log_weights)
 
     @cached_property
     def infinite_width(self) -> Conditioned:

@@ -41,23 +41,32 @@ class CGSolution(NamedTuple):
     converged: Tensor
     num_steps: int
 
+    def of(self, columns: slice) -> CGSolution:
+        """Return some of the columns."""
+        state = CGState(*(value[columns] for value in self.state))
+        return CGSolution(self.x[:, columns], state, self.converged[columns], self.num_steps)
+
 
 @torch.no_grad()
 def conjugate_gradients(
-    matmul: Callable[[Tensor], Tensor],
+    matmul: Callable[[Tensor, Tensor], Tensor],
     b: Tensor,
     *,
-    precondition: Callable[[Tensor], Tensor],
+    precondition: Callable[[Tensor, Tensor], Tensor],
     is_accurate: Callable[[CGState, Tensor], Tensor],
     max_steps: int,
     start: Tensor | None = None,
 ) -> CGSolution:
-    r"""Solve A x = b for columns b, ``P x c``; a column that is done leaves the products.
+    r"""Solve A_c x_c = b_c for columns b, ``P x c``; a column that is done leaves the products.
+
+    The matrices may differ from column to column, as :math:`A_c = T + r_c K` does, whose columns share the products
+    with K: the functions are told which columns they are given.
 
     Args:
-        matmul: V -> A V.
+        matmul: Gets directions V, ``P x n``, and the indices of their columns, ``n``; returns A_c V_c.
         b: Right-hand sides, ``P x c``.
-        precondition: V -> :math:`\hat A^{-1} V`, positive definite.
+        precondition: Gets residuals and the indices of their columns; returns :math:`\hat A_c^{-1} V_c`, positive
+            definite.
         is_accurate: The stopping rule: gets a state and the indices of its columns, returns a mask.
         max_steps: Limit of the steps.
         start: First x, ``P x c``; zero if None.
@@ -67,17 +76,17 @@ def conjugate_gradients(
     Example:
         >>> matrix = torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64))
         >>> solution = conjugate_gradients(
-        ...     matrix.matmul, torch.ones(2, 1, dtype=torch.float64), precondition=lambda v: v,
+        ...     lambda v, columns: matrix @ v, torch.ones(2, 1, dtype=torch.float64), precondition=lambda v, columns: v,
         ...     is_accurate=lambda state, columns: state.residual < 1e-12, max_steps=5)
         >>> solution.x.flatten().tolist(), solution.num_steps, bool(solution.converged.all())
         ([1.0, 0.25], 2, True)
     """
     x = torch.zeros_like(b) if start is None else start.clone()
-    residual = b.clone() if start is None else b - matmul(start)
+    columns = torch.arange(b.shape[1], device=b.device)
+    residual = b.clone() if start is None else b - matmul(start, columns)
     size = b.norm(dim=0)
     size = torch.where(size > 0, size, 1.0)
-    columns = torch.arange(b.shape[1], device=b.device)
-    direction = precondition(residual).clone()
+    direction = precondition(residual, columns).clone()
     slope = (residual * direction).sum(0)
     current = x.clone()
     last = [torch.zeros_like(size) for _ in CGState._fields]
@@ -96,11 +105,11 @@ def conjugate_gradients(
             current, residual, direction = (v[:, left] for v in (current, residual, direction))
         if len(columns) == 0 or step == max_steps:
             break
-        product = matmul(direction)
+        product = matmul(direction, columns)
         length = slope / (direction * product).sum(0)
         current = current.add_(length * direction)
         residual = residual.sub_(length * product)
-        better = precondition(residual)
+        better = precondition(residual, columns)
         before, slope = slope, (residual * better).sum(0)
         direction = better + direction.mul_(slope / before)
     return CGSolution(x, CGState(*last), converged, step)

@@ -84,7 +84,8 @@ class LowRank:
         values = values[kept]
         return cls(factor @ (vectors[:, kept] / values.sqrt()), values, float(left.sum()))
 
-    def solve(self, vectors: Tensor, scale: float, temperature: float) -> Tensor:
-        """Return (T + r K_hat)^{-1} V, ``P x c``."""
-        change = -scale * self.eigenvalues / (temperature + scale * self.eigenvalues)
-        return (vectors + self.vectors @ (change.unsqueeze(-1) * (self.vectors.T @ vectors))) / temperature
+    def solve(self, vectors: Tensor, scale: float | Tensor, temperature: float) -> Tensor:
+        """Return (T + r K_hat)^{-1} V, ``P x c``, for one scale r or one for each column, ``c``."""
+        moved = self.eigenvalues.unsqueeze(-1) * scale
+        change = -moved / (temperature + moved)
+        return (vectors + self.vectors @ (change * (self.vectors.T @ vectors))) / temperature

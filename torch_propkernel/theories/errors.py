@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._validation import check_targets
 from ..inference import Conditioned, ErrorEstimate, Problem
-from ..inference.conditioned import check_chunk_size, expected_errors
+from ..inference.conditioned import check_chunk_size, expected_errors, left_out_errors
 from .base import Theory
 from .names import get_theory
 from .solve import drop_cached_predictions, fit_problem
@@ -156,7 +156,7 @@ def leave_one_out_error(
         return get_theory(theory).fit(model).leave_one_out()
     with torch.set_grad_enabled(differentiable):
         problem = Problem.of(model)
-        return _both_widths(model, problem, order_parameter, fit, lambda both: [each.leave_one_out() for each in both])
+        return _both_widths(model, problem, order_parameter, fit, left_out_errors)
 
 
 def training_error(
