@@ -107,7 +107,9 @@ def go_on(rank, number, folder):
     options = Streaming(
         process_group=dist.group.WORLD, checkpoint=folder / "run.pt", progress=lambda *at: told.append(at), **OPTIONS
     )
-    mean = StreamedProblem.of_streamed(make_model(), options).at(1.0).mean(data(12, 1)[0])
+    problem = StreamedProblem.of_streamed(make_model(), options)
+    problem.spectrum()
+    mean = problem.at(1.0).mean(data(12, 1)[0])
     torch.save({"told": told, "mean": mean}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

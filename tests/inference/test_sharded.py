@@ -85,6 +85,7 @@ def test_a_lost_process_is_an_error_and_the_checkpoint_is_continued(tmp_path):
     for checkpoint in (None, tmp_path / "run.pt"):  # one process reads what two have written
         options = Streaming(checkpoint=checkpoint, progress=lambda *at: told.append(at), **workers.OPTIONS)
         problem = StreamedProblem.of_streamed(workers.make_model(), options)
+        problem.spectrum()
         torch.testing.assert_close(again["mean"], problem.at(1.0).mean(x), rtol=1e-8, atol=1e-9)
         if checkpoint is None:
             products = len(told)

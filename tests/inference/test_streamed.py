@@ -11,13 +11,33 @@ import numpy as np
 import pytest
 import torch
 
+import torch_propkernel._memory as memory_module
+import torch_propkernel.inference.problem as problem_module
 import torch_propkernel.inference.streamed as streamed_module
-from torch_propkernel import NetworkGP, NNGPKernel, RenormalizedNNGPKernel
+import torch_propkernel.models.network_gp as network_gp_module
+from torch_propkernel import (
+    NetworkGP,
+    NNGPKernel,
+    RenormalizedNNGPKernel,
+    expected_accuracy,
+    fit_order_parameters,
+    generalization_error,
+    leave_one_out_error,
+    training_error,
+)
 from torch_propkernel.exceptions import ConvergenceError, NotEnoughMemoryError
 from torch_propkernel.inference import Problem, StreamedProblem, Streaming
 from torch_propkernel.inference.conditioned import expected_errors, left_out_errors
 from torch_propkernel.spectra import FusedKernelOperator, KernelOperator
-from torch_propkernel.theories import FreeScale, InfiniteWidth, Mixture, SaddlePoint, width_sweep
+from torch_propkernel.theories import (
+    FreeScale,
+    InfiniteWidth,
+    Mixture,
+    SaddlePoint,
+    get_theory,
+    learning_curve,
+    width_sweep,
+)
 
 P = 240
 EXACT = Streaming(
@@ -254,31 +274,117 @@ class TestCheckpoint:
             assert StreamedProblem.of_streamed(model, options).spectrum().num_data == P
 
 
+@pytest.fixture
+def memory(monkeypatch):
+    """Return available(number of bytes): five matrices of the model need 2.3 MB, so small a model streams in 8 MB.
+
+    What decides sees that number, what refuses only where it is ``enforced``.
+    """
+
+    def available(num_bytes, enforced=False):
+        for module in (problem_module, streamed_module, *((memory_module,) if enforced else ())):
+            monkeypatch.setattr(module, "available_memory", lambda device="cpu": num_bytes)
+
+    for module in (problem_module, network_gp_module):
+        monkeypatch.setattr(module, "_LARGE", 100)
+    return available
+
+
 class TestChoice:
-    def test_past_memory_a_theory_streams_by_itself(self, monkeypatch):
-        monkeypatch.setattr(streamed_module, "_LARGE", 100)
-        monkeypatch.setattr(streamed_module, "available_memory", lambda device: 1e6)  # five matrices need 2.3 MB
+    def test_past_memory_a_theory_streams_by_itself(self, memory):
+        memory(1e6)
         model = make_model()
         for theory in (SaddlePoint(), InfiniteWidth(), FreeScale()):
             assert isinstance(theory.fit(model).problem, StreamedProblem)
             assert "Streamed" in theory.fit(model).message
         assert not isinstance(Mixture().fit(model).problem, StreamedProblem)
-        monkeypatch.setattr(streamed_module, "available_memory", lambda device: 1e7)
+        memory(1e7)
         assert not isinstance(SaddlePoint().fit(model).problem, StreamedProblem)
 
-    def test_as_many_probes_as_fit(self, monkeypatch):
-        monkeypatch.setattr(streamed_module, "_LARGE", 100)
-        monkeypatch.setattr(streamed_module, "dense_bytes", lambda problem: math.inf)
+    @pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.ReliabilityWarning")  # narrow layers
+    def test_order_parameters_and_errors_stream_too(self, memory):
+        model, dense = make_model(), make_model()
+        x, y = test_points()
+        truth = generalization_error(dense, x, y, fit=True)
+        left_out = leave_one_out_error(dense)
+        memory(1e6)
+        solution = fit_order_parameters(model)
+        q = model.covar_module.order_parameter.squeeze(-2)
+        assert torch.equal(q, solution.order_parameter)
+        assert "Streamed: the kernel matrix was not held" in solution.message
+        error = solution.stats["quadrature_error"]  # the part of low rank is the whole matrix: nothing scatters
+        bar = 4 * error.order_parameter + 2 * error.order_parameter_truncation
+        assert ((q - truth.solution.order_parameter).abs() < bar).all()
+        assert solution.reliability.score == pytest.approx(float(truth.solution.reliability.score), rel=0.2)
+        for found in (generalization_error(model, x, y), generalization_error(model, x, y, fit=True)):
+            assert found.message.startswith("Streamed") and truth.message is None
+            # Variances are solved to 1e-3, means to 1e-4 of the targets' size; q has its statistical error.
+            torch.testing.assert_close(found.infinite_width.total, truth.infinite_width.total, rtol=1e-2, atol=1e-3)
+            torch.testing.assert_close(found.mean_total, truth.mean_total, rtol=0.05, atol=0)
+        assert "Streamed" in found.solution.message
+        sample = leave_one_out_error(model)
+        assert "240 of 240 training points were left out" in sample.message
+        close(sample.infinite_width.mean_total, left_out.infinite_width.mean_total, 1e-2)
+        assert training_error(model, order_parameter=torch.ones(2)) > 0
+        assert 0 < expected_accuracy(model, x, torch.sign(y)) < 1
+
+    def test_a_mean_alone_takes_no_lanczos_run(self, memory, monkeypatch):
+        monkeypatch.setattr(StreamedProblem, "lanczos", None)
+        model = make_model()
+        x, y = test_points()
+        truth = generalization_error(model, x, y)
+        memory(1e6)
+        torch.testing.assert_close(generalization_error(model, x, y).total, truth.total, rtol=1e-2, atol=1e-3)
+
+    def test_subsets_of_a_learning_curve(self, memory):
+        model = make_model()
+        x, y = test_points()
+        truth = learning_curve(model, [60, 200], x, y)
+        memory(1.5e6)  # 200 rows need 1.6 MB, 60 fit
+        found = learning_curve(model, [60, 200], x, y)
+        close(found.bias[0], truth.bias[0], 1e-12)
+        for name in ("bias", "variance", "infinite_width_bias", "infinite_width_variance"):
+            torch.testing.assert_close(getattr(found, name), getattr(truth, name), rtol=0.05, atol=0)  # error of q
+        assert (found.bias[1] != truth.bias[1]).all()
+
+    def test_what_needs_the_matrix_says_what_does_not(self, memory):
+        model = make_model()
+        x, y = test_points()
+        memory(1e5, enforced=True)
+        words = "240 training targets: expected at most 0.1 MB.*fit_order_parameters, width_sweep, and errors without"
+        for ask in (
+            lambda: fit_order_parameters(model, differentiable=True, warn=False),
+            lambda: generalization_error(model, x, y, differentiable=True),
+            lambda: get_theory("first_order").fit(model),
+        ):
+            with pytest.raises(NotEnoughMemoryError, match=words):
+                ask()
+        words = "GPyTorch's prediction from 240 training targets: .* predict by a theory that does without: SaddlePoint"
+        with pytest.raises(NotEnoughMemoryError, match=words):
+            model.eval()(x)
+        with gpytorch.settings.prior_mode():
+            model(x)
+        memory(1e6, enforced=True)
+        assert model(x).mean.shape == (30,)  # one matrix fits
+
+    def test_many_points_jointly_are_refused(self, memory):
+        posterior = StreamedProblem.of_streamed(make_model(), replace(EXACT, columns=8)).at(1.0)
+        memory(1e6, enforced=True)
+        assert posterior.predict(test_points(8)[0], joint=True)[1].shape == (8, 8)
+        with pytest.raises(NotEnoughMemoryError, match="a covariance of 70 points, streamed"):
+            posterior.predict(test_points(70)[0], joint=True)
+
+    def test_as_many_probes_as_fit(self, memory, monkeypatch):
+        monkeypatch.setattr(problem_module, "dense_bytes", lambda problem: math.inf)
         chosen = []
         for probes in (4, 8, 20, 32):
             free = Streaming(num_probes=probes).num_bytes(P)
-            monkeypatch.setattr(streamed_module, "available_memory", lambda device, free=free: free)
+            memory(free)
             chosen.append(streamed_module.streamed_past_memory(Problem.frozen(make_model())).streaming.num_probes)
         assert chosen == [8, 8, 16, 32]  # below eight the solves need more than the reduction
 
-    def test_what_cannot_be_streamed_stays_dense(self, monkeypatch):
-        monkeypatch.setattr(streamed_module, "_LARGE", 100)
-        monkeypatch.setattr(streamed_module, "available_memory", lambda device: 1e6)
+    def test_what_cannot_be_streamed_stays_dense(self, memory):
+        memory(1e6)
         model = make_model(RenormalizedNNGPKernel("relu", width=20.0) + gpytorch.kernels.ConstantKernel())
         assert not isinstance(SaddlePoint().fit(model).problem, StreamedProblem)
 

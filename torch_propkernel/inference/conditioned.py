@@ -113,6 +113,11 @@ class Conditioned(ABC):
     _smooth: Callable[[Tensor], Tensor] | None = None
     """What makes nodes' log weights ``*b x n x P``, for every point that is left out, trustworthy; None where exact."""
 
+    @property
+    def _how(self) -> str | None:
+        """How errors are computed, where that is not the ordinary way."""
+        return None
+
     def log_likelihoods(self) -> Tensor:
         """Return log N(y; m, A) of each node, ``*b x n``, of the model's own targets."""
         raise ValueError(f"{type(self).__name__}: expected Gaussian nodes, which have a likelihood")
@@ -175,7 +180,8 @@ class Conditioned(ABC):
                 weighted = per_node + self.log_weights.to(means.dtype).unsqueeze(-1)
                 log_density = units.log_density(torch.logsumexp(weighted, -2))
         mean = units.value(mean)
-        return ErrorEstimate(mean, (y - mean).square(), units.variance(variance), log_density=log_density)
+        bias, variance = (y - mean).square(), units.variance(variance)
+        return ErrorEstimate(mean, bias, variance, log_density=log_density, message=self._how)
 
     @outside_autocast
     def accuracy(self, x: Tensor, y: Tensor, chunk_size: int = 1000) -> Tensor:
@@ -498,7 +504,8 @@ def _joined(pieces: list[ErrorEstimate]) -> ErrorEstimate:
     """Return estimates of consecutive points as one."""
     mean, bias, variance = (torch.cat([getattr(p, n) for p in pieces], -1) for n in ("mean", "bias", "variance"))
     densities = [p.log_density for p in pieces if p.log_density is not None]
-    return ErrorEstimate(mean, bias, variance, log_density=torch.cat(densities, -1) if densities else None)
+    log_density = torch.cat(densities, -1) if densities else None
+    return ErrorEstimate(mean, bias, variance, log_density=log_density, message=pieces[0].message)
 
 
 def _inverse_diagonal(factor: Tensor, block: int = 512) -> Tensor:

@@ -30,7 +30,7 @@ from ..spectra import (
     Spectrum,
 )
 from .conditioned import Conditioned
-from .problem import _LARGE, Problem, ScalarProblem, _one_at_a_time, dense_bytes, to_dense
+from .problem import Problem, ScalarProblem, _one_at_a_time, to_dense
 from .streamed_conditioned import StreamedConditioned
 from .streaming import Streaming, load_checkpoint, save_checkpoint
 
@@ -96,7 +96,8 @@ class StreamedProblem(Problem):
         made.__dict__.update(problem.__dict__)
         for name in ("_unit_covariance", "_scalar", "infinite_width", "lanczos", "preconditioner"):
             made.__dict__.pop(name, None)
-        made.streaming, made.solved_targets = Streaming() if streaming is None else streaming, {}
+        made.streaming = Streaming() if streaming is None else streaming
+        made.solved_targets = {}
         needed = made.streaming.num_bytes(made.num_data)
         remedy = "use fewer num_probes, max_steps or columns, or a smaller rank or tile_size, in Streaming"
         check_memory(f"{made.num_data} training targets, streamed", needed, remedy, made.targets.device)
@@ -158,6 +159,10 @@ class StreamedProblem(Problem):
             ValueError: Always.
         """
         raise ValueError("problem: expected one whose kernel matrix is held, got a streamed one; use its operator")
+
+    def is_past_memory(self) -> bool:
+        """Whether the matrix is not held: always."""
+        return True
 
     def scalar(self) -> ScalarProblem:
         """Raise: there is no matrix."""
@@ -363,11 +368,9 @@ def streamed_past_memory(problem: Problem) -> Problem:
     Raises:
         NotEnoughMemoryError: Not even four do.
     """
-    if type(problem) is not Problem or problem.num_data < _LARGE or "_unit_covariance" in problem.__dict__:
+    if type(problem) is not Problem or not problem.is_past_memory() or why_not_streamed(problem) is not None:
         return problem
     free = available_memory(problem.targets.device)
-    if free is None or dense_bytes(problem) <= free or why_not_streamed(problem) is not None:
-        return problem
     options = (Streaming(num_probes=number) for number in (32, 16, 8, 4))
-    fitting = (each for each in options if each.num_bytes(problem.num_data) <= free)
+    fitting = (each for each in options if free is None or each.num_bytes(problem.num_data) <= free)
     return StreamedProblem.of_streamed(problem, next(fitting, None))

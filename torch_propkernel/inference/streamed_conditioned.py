@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from .._memory import check_memory
 from ..exceptions import ConvergenceError
 from ..numerics.autocast import outside_autocast
 from ..spectra import CGSolution, CGState, Spectrum, conjugate_gradients
@@ -32,9 +33,9 @@ class _Columns(NamedTuple):
 class StreamedConditioned(Conditioned):
     r"""Processes with A = T + r K at n scales r, of which only products with K are known.
 
-    Means need :math:`A^{-1} y`, which the Lanczos run of the targets gives for every r and T; conjugate gradients go on
-    from there where its residual is too large. A variance, and an error of a point that is left out, is one more
-    right-hand side for each scale:
+    Means need :math:`A^{-1} y`, which the Lanczos run of the targets, where there was one, gives for every r and T;
+    conjugate gradients go on from there where its residual is too large. A variance, and an error of a point that is
+    left out, is one more right-hand side for each scale:
 
     .. math:: \sigma^2 = r k_{**} - b^T A^{-1} b, \quad b = r k_*, \qquad [A^{-1}]_{ii} = e_i^T A^{-1} e_i
 
@@ -84,6 +85,11 @@ class StreamedConditioned(Conditioned):
         self.temperature = float(problem.scale_temperature())
 
     @property
+    def _how(self) -> str:
+        tolerance = self.problem.streaming.variance_tolerance
+        return f"Streamed: the kernel matrix was not held; variances were solved to {tolerance:.1g} of their size."
+
+    @property
     def _num_points(self) -> int:
         """Points that are solved for at a time, a column each at every scale."""
         return max(1, self.problem.streaming.num_columns(self.problem.num_data) // len(self.scales))
@@ -114,7 +120,7 @@ class StreamedConditioned(Conditioned):
             return accurate
 
         start = None
-        if targets:
+        if any(each.start is not None for each in whole):
             start = torch.cat([torch.zeros_like(e.b) if e.start is None else e.start for e in whole], -1)
         limit, part = problem.streaming.max_solver_steps, problem.preconditioner
         products = problem.watched_products(0, limit + 1)
@@ -139,18 +145,21 @@ class StreamedConditioned(Conditioned):
         return found[: len(wanted)]
 
     def _unsolved_targets(self) -> list[_Columns]:
-        """Return the targets at each scale where the Lanczos run does not solve for them; keep what it does solve."""
+        """Return the targets at each scale where no Lanczos run solves for them; keep what it does solve."""
         problem, left = self.problem, []
         limit, known = problem.streaming.residual, problem.solved_targets
+        y = problem.residuals().double().unsqueeze(-1)
         for scale in dict.fromkeys(self.scales):
             if scale in known:
                 continue
-            start, residual = problem.lanczos.solve_targets(scale, self.temperature)
-            if residual <= limit:
-                known[scale] = start
-            else:
-                y = problem.residuals().double().unsqueeze(-1)
-                left.append(_Columns(scale, y, lambda state, _: state.residual <= limit, start.unsqueeze(-1)))
+            start = None
+            if "lanczos" in problem.__dict__:  # a mean alone is not worth its probes
+                found, residual = problem.lanczos.solve_targets(scale, self.temperature)
+                if residual <= limit:
+                    known[scale] = found
+                    continue
+                start = found.unsqueeze(-1)
+            left.append(_Columns(scale, y, lambda state, _: state.residual <= limit, start))
         return left
 
     # At test points ------------------------------------------------------------------------------------------------
@@ -179,6 +188,10 @@ class StreamedConditioned(Conditioned):
 
     def _moments(self, x: Tensor, joint: bool) -> tuple[Tensor, Tensor]:
         problem = self.problem
+        if joint and len(x) > self._num_points:
+            what = f"a covariance of {len(x)} points, streamed"
+            needed = 64.0 * problem.num_data * len(x) * len(self.scales)
+            check_memory(what, needed, "predict fewer points at a time, or variances alone", x.device)
         unit = None if problem.kernel is None else problem.at_scale(1.0)
         prior = problem.prior(x, unit)
         own = prior.lazy_covariance_matrix
@@ -286,6 +299,7 @@ class StreamedConditioned(Conditioned):
             units.deviation(away.to(dtype)).square(),
             units.variance(spread.to(dtype)),
             log_density=units.log_density(log_density.to(dtype)),
+            message=f"{self._how} {len(rows)} of {problem.num_data} training points were left out, drawn at random.",
         )
 
     def _left_out_with(self, others: Sequence[Conditioned]) -> list[ErrorEstimate]:
