@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class _Columns(NamedTuple):
-    """Right-hand sides b of one scale, ``P x c``, their first x if there is one, and the stopping rule."""
+    """Right-hand sides b of one scale, ``P x c``, their first x if there is one, and the stopping rule.
+
+    Of several processes each has its own rows of b and x.
+    """
 
     scale: float
     b: Tensor
@@ -105,6 +108,7 @@ class StreamedConditioned(Conditioned):
     def _solve(self, wanted: list[_Columns]) -> list[CGSolution]:
         """Solve for all columns at once, and with them for the targets at the scales where that was not done."""
         problem, noise, targets = self.problem, self.temperature, self._unsolved_targets()
+        operator = problem.operator
         whole = [*wanted, *targets]
         if not whole:
             return []
@@ -127,10 +131,11 @@ class StreamedConditioned(Conditioned):
         solution = conjugate_gradients(
             lambda v, columns: noise * v + scale[columns] * products(v),
             torch.cat([each.b for each in whole], -1),
-            precondition=lambda v, columns: part.solve(v, scale[columns], noise),
+            precondition=lambda v, columns: part.solve(v, scale[columns], noise, operator.total),
             is_accurate=is_accurate,
             max_steps=limit,
             start=start,
+            total=operator.total,
         )
         if not bool(solution.converged.all()):
             raise ConvergenceError(
@@ -141,24 +146,24 @@ class StreamedConditioned(Conditioned):
             )
         found = [solution.of(slice(*pair)) for pair in bounds]
         for each, one in zip(targets, found[len(wanted) :], strict=True):
-            problem.solved_targets[each.scale] = one.x.squeeze(-1).clone()
+            problem.solved_targets[each.scale] = operator.gathered(one.x).squeeze(-1).clone()
         return found[: len(wanted)]
 
     def _unsolved_targets(self) -> list[_Columns]:
         """Return the targets at each scale where no Lanczos run solves for them; keep what it does solve."""
         problem, left = self.problem, []
         limit, known = problem.streaming.residual, problem.solved_targets
-        y = problem.residuals().double().unsqueeze(-1)
+        y = problem.residuals().double().unsqueeze(-1)[problem.operator.own_rows]
         for scale in dict.fromkeys(self.scales):
             if scale in known:
                 continue
             start = None
-            if "lanczos" in problem.__dict__:  # a mean alone is not worth its probes
+            if "lanczos" in problem.__dict__ and problem.lanczos.run.basis:  # a mean alone is not worth its probes
                 found, residual = problem.lanczos.solve_targets(scale, self.temperature)
-                if residual <= limit:
-                    known[scale] = found
-                    continue
                 start = found.unsqueeze(-1)
+                if residual <= limit:
+                    known[scale] = problem.operator.gathered(start).squeeze(-1)
+                    continue
             left.append(_Columns(scale, y, lambda state, _: state.residual <= limit, start))
         return left
 
@@ -196,7 +201,8 @@ class StreamedConditioned(Conditioned):
         prior = problem.prior(x, unit)
         own = prior.lazy_covariance_matrix
         own = (to_dense(own) if joint else _diagonal(own)).double()
-        variance, cross = own.diagonal() if joint else own, problem.operator.columns(x)
+        operator = problem.operator
+        variance, cross = own.diagonal() if joint else own, operator.own_columns(x)
 
         def accurate_at(scale: float) -> Callable[[CGState, Tensor], Tensor]:
             def is_accurate(state: CGState, columns: Tensor) -> Tensor:
@@ -209,12 +215,13 @@ class StreamedConditioned(Conditioned):
         spreads = []
         for scale, solution in zip(self.scales, found, strict=True):
             if joint:
-                product = self.temperature * solution.x + scale * problem.operator.matmul(solution.x)
-                taken = (2.0 * scale * cross - product).T @ solution.x  # of second order in the error, as energies are
+                product = self.temperature * solution.x + scale * operator.own_matmul(solution.x)
+                # Of second order in the error, as energies are.
+                taken = operator.total((2.0 * scale * cross - product).T @ solution.x)
                 spreads.append(without_negative_variances(scale * own - 0.5 * (taken + taken.T)))
             else:
                 spreads.append((scale * own - solution.state.energy).clamp_min(0.0))
-        moved = (cross.T @ self.weights) * cross.new_tensor(self.scales)
+        moved = operator.total(cross.T @ self.weights[operator.own_rows]) * cross.new_tensor(self.scales)
         return prior.loc.double() + moved.T, torch.stack(spreads)
 
     def _moments_with(self, others: Sequence[Conditioned], x: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -281,10 +288,9 @@ class StreamedConditioned(Conditioned):
         def is_accurate(state: CGState, columns: Tensor) -> Tensor:
             return state.energy_error <= options.variance_tolerance * state.energy
 
-        precisions = []
+        precisions, own = [], problem.operator.own_rows
         for points in self.left_out_points.split(self._num_points):
-            unit = torch.zeros(problem.num_data, len(points), dtype=torch.float64, device=points.device)
-            unit[points, torch.arange(len(points), device=points.device)] = 1.0
+            unit = (torch.arange(own.start, own.stop, device=points.device).unsqueeze(-1) == points).double()
             found = self._solve([_Columns(scale, unit, is_accurate) for scale in self.scales])
             precisions.append(torch.stack([each.state.energy for each in found]))
         return torch.cat(precisions, -1)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .kernel_operator import alone
+
 
 class CGState(NamedTuple):
     r"""Where the iteration for each column stands; what a stopping rule may look at.
@@ -56,6 +58,7 @@ def conjugate_gradients(
     is_accurate: Callable[[CGState, Tensor], Tensor],
     max_steps: int,
     start: Tensor | None = None,
+    total: Callable[[Tensor], Tensor] = alone,
 ) -> CGSolution:
     r"""Solve A_c x_c = b_c for columns b, ``P x c``; a column that is done leaves the products.
 
@@ -70,6 +73,7 @@ def conjugate_gradients(
         is_accurate: The stopping rule: gets a state and the indices of its columns, returns a mask.
         max_steps: Limit of the steps.
         start: First x, ``P x c``; zero if None.
+        total: Sums over processes, each of which has its own rows of all that is ``P x c``.
 
     Cost: one product and one preconditioner application a step; memory for five blocks of P x c.
 
@@ -84,15 +88,21 @@ def conjugate_gradients(
     x = torch.zeros_like(b) if start is None else start.clone()
     columns = torch.arange(b.shape[1], device=b.device)
     residual = b.clone() if start is None else b - matmul(start, columns)
-    size = b.norm(dim=0)
+    size = total(b.square().sum(0)).sqrt()
     size = torch.where(size > 0, size, 1.0)
-    direction = precondition(residual, columns).clone()
-    slope = (residual * direction).sum(0)
     current = x.clone()
+    better = precondition(residual, columns)
+    direction = better.clone()
+
+    def measured() -> Tensor:
+        products = residual.square(), (b[:, columns] + residual) * current, residual * better
+        return total(torch.stack([each.sum(0) for each in products]))
+
+    squares, energy, slope = measured()
     last = [torch.zeros_like(size) for _ in CGState._fields]
     converged = torch.zeros_like(columns, dtype=torch.bool)
     for step in range(max_steps + 1):
-        state = CGState(residual.norm(dim=0) / size[columns], ((b[:, columns] + residual) * current).sum(0), slope)
+        state = CGState(squares.sqrt() / size[columns], energy, slope)
         accurate = is_accurate(state, columns) | (state.residual == 0)
         done = accurate | (slope <= 0)  # a matrix that is not positive definite, or rounding: no way on
         for known, value in zip(last, state, strict=True):
@@ -106,10 +116,11 @@ def conjugate_gradients(
         if len(columns) == 0 or step == max_steps:
             break
         product = matmul(direction, columns)
-        length = slope / (direction * product).sum(0)
+        length = slope / total((direction * product).sum(0))
         current = current.add_(length * direction)
         residual = residual.sub_(length * product)
         better = precondition(residual, columns)
-        before, slope = slope, (residual * better).sum(0)
+        before = slope
+        squares, energy, slope = measured()
         direction = better + direction.mul_(slope / before)
     return CGSolution(x, CGState(*last), converged, step)
