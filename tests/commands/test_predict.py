@@ -67,9 +67,9 @@ def test_numbers_are_those_of_gpytorch(model, new, capsys):
     assert columns["line"].tolist() == list(range(2, 9))
 
 
-@pytest.mark.parametrize("theory", [None, "saddle", "mixture"])
+@pytest.mark.parametrize("theory", [None, "saddle", "mixture", "first_order"])
 def test_a_model_past_memory_is_streamed(theory, model, new, capsys, monkeypatch):
-    """The model of 30 rows is taken for one that does not fit; only the mixture keeps its matrix."""
+    """The model of 30 rows is taken for one that does not fit; only the first order needs its matrix."""
     saved = load(model)
     if theory is not None:
         gp = saved.model
@@ -83,7 +83,7 @@ def test_a_model_past_memory_is_streamed(theory, model, new, capsys, monkeypatch
     truth = read(capsys.readouterr().out)
     monkeypatch.setattr(problem_module, "_LARGE", 10)
     monkeypatch.setattr(problem_module, "available_memory", lambda device="cpu": 100.0)
-    if theory == "mixture":
+    if theory == "first_order":
         monkeypatch.setattr(memory_module, "available_memory", lambda device="cpu": 100.0)
         assert main(command) == 2
         assert "expected at most 0.0001 MB" in capsys.readouterr().err

@@ -322,9 +322,9 @@ class Problem:
         """Refuse what does not fit before it is allocated: about five matrices of P x P for a fit."""
         if self.num_data >= _LARGE:
             remedy = (
-                "take fewer training points. Theories with has_streaming (InfiniteWidth, SaddlePoint, FreeScale), "
-                "fit_order_parameters, width_sweep, and errors without differentiable=True do without the matrix, for "
-                "one output, one noise above zero, and order parameters of which only the product enters"
+                "take fewer training points. Theories with has_streaming (InfiniteWidth, SaddlePoint, Mixture, "
+                "FreeScale), fit_order_parameters, width_sweep, and errors without differentiable=True do without the "
+                "matrix, for one output, one noise above zero, and order parameters of which only the product enters"
             )
             check_memory(f"{self.num_data} training targets", dense_bytes(self), remedy, self.targets.device)
 

@@ -42,8 +42,9 @@ class StreamedConditioned(Conditioned):
 
     .. math:: \sigma^2 = r k_{**} - b^T A^{-1} b, \quad b = r k_*, \qquad [A^{-1}]_{ii} = e_i^T A^{-1} e_i
 
-    All scales are columns of the same products with K, also those of several posteriors of one problem
-    (:func:`expected_errors`, :func:`left_out_errors`): forming the tiles of K is what a product with few columns costs.
+    All scales are columns of the same products with K, also those of several posteriors of one problem whose errors are
+    asked for together, as a theory's and those of infinite width are: forming the tiles of K is what a product with few
+    columns costs.
     The iteration ends where a bound of their error (:class:`LowRank`) is below ``variance_tolerance`` of the variance
     (but not below a hundredth of that of the noise). Variances err upward by less than that. All numbers are float64,
     results in the dtype of the data. Leave-one-out errors are those of ``num_left_out`` points drawn at random, the
