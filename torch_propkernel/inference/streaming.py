@@ -103,7 +103,7 @@ class Streaming:
 
     @property
     def num_processes(self) -> int:
-        """Processes that share the products: those of the group, one without."""
+        """How many processes share the products; one without a group."""
         if self.process_group is None or not torch.distributed.is_initialized():
             return 1
         return torch.distributed.get_world_size(None if isinstance(self.process_group, str) else self.process_group)

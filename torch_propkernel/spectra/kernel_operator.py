@@ -96,7 +96,7 @@ class KernelOperator:
 
     @property
     def own_rows(self) -> slice:
-        """The rows of vectors that this process has: all."""
+        """The rows of vectors that this process has, which are all."""
         return slice(0, self.num_data)
 
     def total(self, part: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class KernelOperator:
         return self.total(out)
 
     def own_matmul(self, own: Tensor, progress: Callable[[int, int], None] | None = None) -> Tensor:
-        """Return :meth:`matmul` of vectors of which each process has its own rows, and gets its own rows of."""
+        """Return own rows of K V, ``P_own x c``, from own rows of V."""
         return self.matmul(self.gathered(own), progress)[self.own_rows]
 
     def _check(self, vectors: Tensor) -> None:

@@ -88,7 +88,7 @@ class ShardedKernelOperator(KernelOperator):
 
     @property
     def own_rows(self) -> slice:
-        """The rows of vectors that this process has: as many consecutive ones as the others, to one."""
+        """The rows of vectors that this process has, as many consecutive ones as the others have, to one."""
         return self._rows_of(self.rank)
 
     def total(self, part: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class ShardedKernelOperator(KernelOperator):
         return self.total(value if self.rank == 0 else torch.zeros_like(value))
 
     def own_matmul(self, own: Tensor, progress: Callable[[int, int], None] | None = None) -> Tensor:
-        """Return :meth:`matmul` of vectors of which each process has its own rows, and gets its own rows of."""
+        """Return own rows of K V, ``P_own x c``, from own rows of V."""
         return super().own_matmul(own, progress).clone()  # the other rows' memory is given back
 
     def check_alike(self, vectors: Tensor) -> None:
