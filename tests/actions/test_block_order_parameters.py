@@ -219,7 +219,7 @@ def test_bad_input_is_refused():
         solve_block_order_parameters(crooked, y, width=5.0, temperature=0.1)
     with pytest.raises(ValueError, match="targets"):
         solve_block_order_parameters(blocks, y[:5], width=5.0, temperature=0.1)
-    with pytest.raises(ValueError, match="width: expected one layer, got 2 numbers"):
+    with pytest.raises(ValueError, match=r"width: expected shape \(..., 1\), a number for each layer, got \(2,\)"):
         solve_block_order_parameters(blocks, y, width=torch.tensor([5.0, 6.0]), temperature=0.1)
     with pytest.raises(ValueError, match="temperature: expected > 0"):
         solve_block_order_parameters(blocks, y, width=5.0, temperature=0.0)
