@@ -12,7 +12,7 @@ import torch
 
 from torch_propkernel import ConvergenceError, solve_order_parameters
 from torch_propkernel.actions import BlockAction, DenseBlocks, solve_block_order_parameters
-from torch_propkernel.actions.local_minimum import lowest_minimum, minimize, quasi_newton
+from torch_propkernel.actions.local_minimum import lowest_minimum, minimize, quasi_newton, value_and_gradient
 from torch_propkernel.numerics.symmetric import from_coordinates, to_coordinates
 
 DOUBLE = torch.float64
@@ -93,6 +93,22 @@ def test_the_gradient_is_the_difference_quotient_also_where_eigenvalues_coincide
         matrix = scipy.linalg.expm(from_coordinates(point.detach(), 3).numpy())
         expected = definition(matrix, blocks.numpy(), y.numpy(), 8.0, 0.2)
         assert action(point).item() + 24.0 == pytest.approx(expected, rel=1e-12)
+
+
+def test_blocks_in_memory_and_blocks_with_a_graph_have_one_value_and_gradient():
+    """Those in memory take value, gradient and factor in one matrix; others the graph, from which this is apart."""
+    blocks, y = data()
+    held, base = DenseBlocks.of(blocks), 0.2 * torch.eye(20, dtype=DOUBLE)
+    live = DenseBlocks(held.matrices.clone().requires_grad_())
+    point = torch.randn(6, generator=torch.Generator().manual_seed(1), dtype=DOUBLE).requires_grad_()
+    (value, gradient), (expected, slope) = (
+        value_and_gradient(BlockAction(b, base, y, 8.0), point) for b in (held, live)
+    )
+    torch.testing.assert_close(value, expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(gradient, slope, rtol=1e-11, atol=1e-11)
+    outside = BlockAction(DenseBlocks(-held.matrices), base, y, 8.0)
+    value, gradient = value_and_gradient(outside, torch.zeros(6, dtype=DOUBLE))
+    assert value == torch.inf and bool(torch.isfinite(gradient).all())
 
 
 def test_one_block_is_the_scalar_theory():

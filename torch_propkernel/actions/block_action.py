@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..numerics.gaussian_terms import log_det_and_square
+from ..numerics.gaussian_terms import cholesky_, log_det_and_square, terms_and_slope_
 from ..numerics.symmetric import (
     exponential_differences,
     exponential_jacobian,
     from_coordinates,
     num_coordinates,
     symmetric_basis,
+    symmetric_log,
     to_coordinates,
 )
 from ..order_parameters import LinearChain
-from .block_matrices import BlockMatrices, times
+from .block_matrices import BlockMatrices, DenseBlocks, times
 
-_PROBES = 8
+_PROBES = 11  # with the targets a multiple of four, for which products are fastest
 _LEAST = 0.05  # of N: what an estimated second derivative is at least
 
 
@@ -33,7 +36,8 @@ class BlockAction:
     coordinates of all X_l, one after another, differentiable; infinite where A is not positive definite. The gradient
     is exact, also where eigenvalues of X_l meet: that of the data's part in G_1 is
     :math:`\mathrm{tr}(A^{-1} K_{ab}) - \alpha^T K_{ab}\, \alpha`, :math:`\alpha = A^{-1} y`. Cost: one Cholesky
-    factorization and twice as much for the inverse, and one pass over the blocks forward and one backward.
+    factorization and twice as much for the inverse, and two passes over the blocks, for all sums and for all traces.
+    Where the blocks are held that needs one P x P matrix, which the object keeps: one thread at a time calls it.
 
     Args:
         blocks: The map from G_1 to its covariance.
@@ -69,7 +73,6 @@ class BlockAction:
         self.widths = torch.as_tensor(width, dtype=base.dtype, device=base.device).reshape(-1)
         self.finite = torch.isfinite(self.widths)
         self.width = torch.where(self.finite, self.widths, 0.0)
-        self._numbers = [num_coordinates(size) for size in self.chain.sizes]
 
     @property
     def scale(self) -> Tensor:
@@ -83,20 +86,17 @@ class BlockAction:
 
     def by_coordinate(self, values: Tensor) -> Tensor:
         """Return a value of each layer, ``L``, once for each of its coordinates."""
-        return values.repeat_interleave(torch.tensor(self._numbers, device=values.device))
+        numbers = [num_coordinates(size) for size in self.chain.sizes]
+        return values.repeat_interleave(torch.tensor(numbers, device=values.device))
 
-    def matrices(self, coordinates: Tensor) -> list[Tensor]:
-        """Return the symmetric matrices of coordinates ``*b x C``, one for each layer."""
-        parts = zip(coordinates.split(self._numbers, -1), self.chain.sizes, strict=True)
-        return [from_coordinates(part, size) for part, size in parts]
-
-    def coordinates(self, matrices: Sequence[Tensor]) -> Tensor:
-        """Return the coordinates of symmetric matrices, one for each layer, zero in layers of infinite width."""
-        return torch.where(self.free, torch.cat([to_coordinates(matrix) for matrix in matrices], -1), 0.0)
+    def logs(self, order_parameters: Sequence[Tensor]) -> Tensor:
+        """Return the coordinates of all X_l at E_1, ..., E_L, zero in layers of infinite width."""
+        logs = [symmetric_log(E) for E in order_parameters]
+        return torch.where(self.free, self.chain.to_coordinates(logs), 0.0)
 
     def order_parameters(self, coordinates: Tensor) -> list[Tensor]:
         """Return E_1, ..., E_L at the coordinates of all X_l, ``*b x C``."""
-        return [torch.matrix_exp(log) for log in self.matrices(torch.where(self.free, coordinates, 0.0))]
+        return [torch.matrix_exp(log) for log in self.chain.from_coordinates(torch.where(self.free, coordinates, 0.0))]
 
     def __call__(self, coordinates: Tensor) -> Tensor:
         """Return the value at the coordinates of all X_l, ``C``."""
@@ -105,12 +105,37 @@ class BlockAction:
 
     def excess(self, coordinates: Tensor, order_parameters: Sequence[Tensor]) -> Tensor:
         """Return tr E_l - tr X_l - r_l, ``L``."""
-        pairs = zip(order_parameters, self.matrices(coordinates), strict=True)
+        pairs = zip(order_parameters, self.chain.from_coordinates(coordinates), strict=True)
         return torch.stack([(E - X).diagonal().sum() - len(E) for E, X in pairs])
 
     def data(self, matrix: Tensor) -> Tensor:
         """Return log det A + y^T A^{-1} y at G_1, ``r x r``; infinite where A is not positive definite."""
-        return log_det_and_square(self.base + self.blocks(matrix).to(self.base), self.targets)
+        held = self.held
+        if held is None or any(v.requires_grad for v in (held, self.base, self.targets)):
+            return log_det_and_square(self.base + self.blocks(matrix).to(self.base), self.targets)
+        value: Tensor = _HeldData.apply(matrix, held, self)  # type: ignore[no-untyped-call]
+        return value
+
+    @property
+    def held(self) -> Tensor | None:
+        """The matrices of blocks that are in memory, in the dtype of the problem; None of others."""
+        blocks = self.blocks
+        return blocks.matrices if isinstance(blocks, DenseBlocks) and blocks.matrices.dtype == self.base.dtype else None
+
+    @cached_property
+    def memory(self) -> Tensor:
+        """``P x P`` numbers in which A, its factor and its inverse follow one another."""
+        return torch.empty_like(self.base, memory_format=torch.contiguous_format)
+
+    @torch.no_grad()
+    def covariance(self, matrix: Tensor) -> Tensor:
+        """Return A at G_1, which may be overwritten; in :attr:`memory` where the blocks are held."""
+        held = self.held
+        if held is None:
+            return self.base + self.blocks(matrix).to(self.base)
+        coordinates = to_coordinates(matrix)
+        torch.addmv(self.base.flatten(), held.flatten(1).mT, coordinates, out=self.memory.view(-1))
+        return self.memory
 
     def sampled_curvature(self, coordinates: Tensor) -> Tensor:
         r"""Return an estimate of the second derivatives in X at a minimum, ``C x C``, positive definite anywhere.
@@ -118,26 +143,26 @@ class BlockAction:
         .. math:: N_l\, \langle S_p, S_q \rangle - \overline{(F_p z)^T F_q z} + 2\, (F_p \beta)^T F_q \beta, \qquad
                   F_p = L^{-1} \frac{\partial A}{\partial X_p} L^{-T}, \quad A = L L^T, \quad \beta = L^{-1} y
 
-        with S_p the directions in the matrices Y of eq. (21d). The mean is over 8 random vectors z, always the same,
+        with S_p the directions in the matrices Y of eq. (21d). The mean is over 11 random vectors z, always the same,
         in the place of the trace of F_p F_q: the error was 1 to 4 % of the largest second derivative of one layer. In a
         chain the second derivatives of G_1 in the E_l are left out, too. Cost: one factorization, one product of each
-        block with 9 vectors, and 9 solves with the triangular L for each coordinate.
+        block with 12 vectors, and 12 solves with the triangular L for each coordinate.
 
         Args:
             coordinates: X.
         """
         number = self.by_coordinate(torch.where(self.finite, self.width, 1.0))
         order_parameters = self.order_parameters(coordinates)
-        factor, info = torch.linalg.cholesky_ex(self.base + self.blocks(self.chain(order_parameters)).to(self.base))
+        factor, info = cholesky_(self.covariance(self.chain(order_parameters)))
         if bool(info > 0):  # outside the domain, where no descent starts
             return torch.diag(number)
-        own = torch.block_diag(*(_own_directions(matrix) for matrix in self.matrices(coordinates)))
+        own = torch.block_diag(*(_own_directions(matrix) for matrix in self.chain.from_coordinates(coordinates)))
         along = self.directions(coordinates, order_parameters)
         generator = torch.Generator(device=factor.device).manual_seed(0)
         probes = torch.randn(len(factor), _PROBES, generator=generator, dtype=factor.dtype, device=factor.device)
         half = torch.linalg.solve_triangular(factor, self.targets.unsqueeze(-1), upper=False)
         back = torch.linalg.solve_triangular(factor.mT, torch.cat([probes, half], -1), upper=True)
-        moved = times(self.blocks, back).movedim(0, 1)  # P x C_1 x 9
+        moved = times(self.blocks, back).movedim(0, 1)  # P x C_1 x 12
         pulled = torch.linalg.solve_triangular(factor, moved.flatten(1), upper=False).unflatten(1, moved.shape[1:])
         heard, data = pulled[..., :-1].movedim(1, 0).flatten(1), pulled[..., -1].mT
         curved = along @ (2.0 * data @ data.mT - heard @ heard.mT / _PROBES) @ along.mT
@@ -147,16 +172,38 @@ class BlockAction:
 
     def directions(self, coordinates: Tensor, order_parameters: Sequence[Tensor]) -> Tensor:
         """Return the derivatives of the coordinates of G_1 in those of all X_l, ``C x r_1 (r_1 + 1) / 2``."""
-        turned = torch.block_diag(*(exponential_jacobian(*torch.linalg.eigh(X)) for X in self.matrices(coordinates)))
+        turned = torch.block_diag(
+            *(exponential_jacobian(*torch.linalg.eigh(X)) for X in self.chain.from_coordinates(coordinates))
+        )
         if self.chain.depth == 1:
             return turned * self.free.unsqueeze(-1)
 
         def lowest(flat: Tensor) -> Tensor:
-            return to_coordinates(self.chain(self.matrices(flat)))
+            return to_coordinates(self.chain(self.chain.from_coordinates(flat)))
 
-        flat = torch.cat([to_coordinates(E) for E in order_parameters])
-        (rates,) = torch.autograd.functional.jacobian(lowest, (flat,))
+        (rates,) = torch.autograd.functional.jacobian(lowest, (self.chain.to_coordinates(order_parameters),))
         return (turned @ rates.mT) * self.free.unsqueeze(-1)
+
+
+class _HeldData(torch.autograd.Function):
+    """The data's part of a :class:`BlockAction` with its gradient in G_1, from one factorization in one place."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, held: Tensor, action: BlockAction) -> Tensor:
+        value = terms_and_slope_(action.covariance(matrix), action.targets)
+        gradient = torch.where(torch.isfinite(value), held.flatten(1) @ action.memory.view(-1), 0.0)
+        ctx.save_for_backward(matrix, from_coordinates(gradient, len(matrix)))
+        ctx.action = action
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        matrix, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():  # this derivative is to be differentiated again
+            action = ctx.action
+            value = log_det_and_square(action.base + action.blocks(matrix), action.targets)
+            (gradient,) = torch.autograd.grad(value, matrix, create_graph=True)
+        return grad * gradient, None, None
 
 
 def _own_directions(log: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics.symmetric import symmetric_log, to_coordinates
 from .block_action import BlockAction
 from .local_minimum import LocalMinimum, lowest_minimum, quasi_newton, same_minimum, value_and_gradient
 
@@ -67,11 +66,15 @@ def _starts(action: BlockAction, multiples: Tensor) -> list[Tensor]:
     """Return the four starts; multiples of the identity, ``L``, are the second."""
     sizes = zip(multiples, action.chain.sizes, strict=True)
     scaled = [q * torch.eye(size, dtype=q.dtype, device=q.device) for q, size in sizes]
-    middle = action.coordinates([symmetric_log(matrix) for matrix in scaled])
+    middle = action.logs(scaled)
     generator = torch.Generator(device=middle.device).manual_seed(0)
     shaken = torch.randn(len(middle), generator=generator, dtype=middle.dtype, device=middle.device)
-    stepped = action.coordinates([symmetric_log(matrix) for matrix in _stepped(action, scaled)])
-    return [torch.zeros_like(middle), middle, stepped, torch.where(action.free, middle + _NOISE * shaken, 0.0)]
+    return [
+        torch.zeros_like(middle),
+        middle,
+        action.logs(_stepped(action, scaled)),
+        torch.where(action.free, middle + _NOISE * shaken, 0.0),
+    ]
 
 
 def _stepped(action: BlockAction, order_parameters: list[Tensor]) -> list[Tensor]:
@@ -79,10 +82,11 @@ def _stepped(action: BlockAction, order_parameters: list[Tensor]) -> list[Tensor
 
     It is E where that is stationary. Eigenvalues below a thousandth are raised.
     """
-    flat = torch.cat([to_coordinates(E) for E in order_parameters])
-    _, gradient = value_and_gradient(lambda x: action.data(action.chain(action.matrices(x))), flat)
+    chain = action.chain
+    flat = chain.to_coordinates(order_parameters)
+    _, gradient = value_and_gradient(lambda x: action.data(chain(chain.from_coordinates(x))), flat)
     moved = []
-    for E, slope, width in zip(order_parameters, action.matrices(gradient), action.widths, strict=True):
+    for E, slope, width in zip(order_parameters, chain.from_coordinates(gradient), action.widths, strict=True):
         values, vectors = torch.linalg.eigh(torch.eye(len(E)).to(E) - E @ slope / width)
         moved.append((vectors * values.clamp_min(_SMALLEST)) @ vectors.mT)
     return moved

@@ -12,7 +12,6 @@ from ..numerics.symmetric import (
     exponential_differences,
     exponential_jacobian,
     symmetric_basis,
-    symmetric_log,
     to_coordinates,
 )
 from ..order_parameters import LinearChain
@@ -58,21 +57,21 @@ class BlockMinimum:
 
     def _of_layers(self, slope: Tensor) -> Tensor:
         """Return second derivatives of the layers' part and of tr D' G_1, ``C x C``."""
-        action = self.action
+        chain = self.action.chain
 
         def linear(flat: Tensor) -> Tensor:
-            return (slope * action.chain(action.matrices(flat))).sum()
+            return (slope * chain(chain.from_coordinates(flat))).sum()
 
-        flat = torch.cat([to_coordinates(E) for E in self.order_parameters])
+        flat = chain.to_coordinates(self.order_parameters)
         _, pulled = value_and_gradient(linear, flat)
-        frames = [torch.linalg.eigh(log) for log in action.matrices(self.coordinates)]
-        own = torch.block_diag(
-            *(
-                exponential_curvature(u, vectors, N * torch.eye(len(u)).to(u) + weights)
-                for (u, vectors), N, weights in zip(frames, action.width, action.matrices(pulled), strict=True)
-            )
-        )
-        if action.chain.depth == 1:  # G_1 is linear in E_1
+        frames = [torch.linalg.eigh(log) for log in chain.from_coordinates(self.coordinates)]
+        weights = [
+            N * torch.eye(len(slope)).to(slope) + slope
+            for N, slope in zip(self.action.width, chain.from_coordinates(pulled), strict=True)
+        ]
+        pairs = zip(frames, weights, strict=True)
+        own = torch.block_diag(*(exponential_curvature(u, vectors, M) for (u, vectors), M in pairs))
+        if chain.depth == 1:  # G_1 is linear in E_1
             return own
         turned = torch.block_diag(*(exponential_jacobian(*frame) for frame in frames))
         bent: Tensor = torch.autograd.functional.hessian(linear, flat)
@@ -88,7 +87,7 @@ class BlockMinimum:
         value = action(self.coordinates) + len(action.targets) * math.log(2.0 * math.pi)
         value = value + torch.logdet(self.hessian) - number.log().sum()
         density = torch.zeros_like(value)
-        for log in action.matrices(self.coordinates):
+        for log in action.chain.from_coordinates(self.coordinates):
             u = torch.linalg.eigvalsh(log)
             middle = 0.5 * (u.unsqueeze(-1) + u.unsqueeze(-2))
             density = density + (exponential_differences(u).log() - middle).tril(-1).sum()
@@ -104,14 +103,15 @@ class BlockMinimum:
             live: The problem with its graph.
         """
         value, slope = linear_terms(live.data, self.lowest)
-        logs = self.action.matrices(self.coordinates)
+        chain = self.action.chain
+        logs = chain.from_coordinates(self.coordinates)
         layers = zip(self.order_parameters, logs, strict=True)
         value = value + (live.width * torch.stack([(E - X).diagonal().sum() for E, X in layers])).sum()
         units = [E - torch.eye(len(E)).to(E) for E in self.order_parameters]
-        pull = live.by_coordinate(live.width) * live.coordinates(units)
+        pull = live.by_coordinate(live.width) * chain.to_coordinates(units)
         change = self.along @ to_coordinates(slope) + pull
         moved = self.coordinates - torch.linalg.solve(self.hessian, change - change.detach())
-        return value, self.action.chain.tensor(self.action.order_parameters(moved))
+        return value, chain.tensor(self.action.order_parameters(moved))
 
 
 def block_log_evidence(
@@ -128,5 +128,4 @@ def block_log_evidence(
         base: Noise and fixed terms, ``P x P``.
     """
     action = BlockAction(blocks, base, targets.double(), width, chain)
-    logs = action.coordinates([symmetric_log(matrix) for matrix in chain.matrices(order_parameter)])
-    return BlockMinimum(action, logs).log_evidence()
+    return BlockMinimum(action, action.logs(chain.matrices(order_parameter))).log_evidence()

@@ -17,7 +17,6 @@ from .._validation import (
     check_targets,
 )
 from ..numerics.first_derivatives import first_derivatives_only
-from ..numerics.symmetric import symmetric_log
 from ..order_parameters import LinearChain
 from .block_action import BlockAction
 from .block_descents import NUM_STARTS, lowest_over_blocks, some_rows
@@ -199,31 +198,27 @@ def solve_chain_order_parameters(
         y, still = targets.detach().double(), base_matrix(None if base is None else base.detach(), targets)
         rows = torch.arange(len(y), device=y.device) if chain.size == 1 else some_rows(len(y), y.device)
         part = (rows.unsqueeze(-1), rows)
+        some_base = None if base is None else still[part]
         scalar = solve_order_parameters(
-            whole[part],
-            y[rows],
-            width=widths,
-            temperature=cold,
-            base=None if base is None else still[part],
-            throw=False,
+            whole[part], y[rows], width=widths, temperature=cold, base=some_base, throw=False
         )
+        del whole
         shape = scalar.action.shape
         widths = widths.expand(*shape, chain.depth).reshape(-1, chain.depth)
-        cold = cold.expand(shape).reshape(-1)
+        problems = list(zip(widths, cold.expand(shape).reshape(-1), strict=True))
         held = DenseBlocks(blocks.matrices.detach()) if isinstance(blocks, DenseBlocks) else blocks
-        actions = [BlockAction(held, T * still, y, N, chain) for N, T in zip(widths, cold, strict=True)]
         if chain.size == 1:
             solution = _of_numbers(scalar)
         else:
-            first = actions
-            if len(rows) < len(y):
-                some, quiet, heard = on_rows(held, rows), still[part], y[rows]
-                first = [BlockAction(some, T * quiet, heard, N, chain) for N, T in zip(widths, cold, strict=True)]
+            some = held if len(rows) == len(y) else on_rows(held, rows)
             multiples = torch.nan_to_num(scalar.order_parameter.reshape(-1, chain.depth), nan=1.0)
-            further = [] if own is None else [actions[0].coordinates([symmetric_log(E) for E in own])]
-            triples = zip(actions, first, multiples, strict=True)
-            solved = [lowest_over_blocks(action, few, q, further) for action, few, q in triples]
-            solution = _solution(actions, solved, shape, len(further))
+            solved = []
+            for (N, T), q in zip(problems, multiples, strict=True):
+                few = action = BlockAction(held, T * still, y, N, chain)
+                if some is not held:
+                    few = BlockAction(some, T * still[part], y[rows], N, chain)
+                solved.append(lowest_over_blocks(action, few, q, [] if own is None else [action.logs(own)]))
+            solution = _solution(chain, widths, solved, shape, len(y), NUM_STARTS + (own is not None))
             solution.stats["rows"] = len(rows)
         if throw:
             solution.raise_if_failed()
@@ -233,24 +228,36 @@ def solve_chain_order_parameters(
         return solution
     with torch.no_grad():
         found = solution.order_parameter.reshape(-1, chain.depth, chain.size, chain.size)
-        pairs = zip(actions, found, strict=True)
-        minima = [BlockMinimum(a, a.coordinates([symmetric_log(E) for E in chain.matrices(e)])) for a, e in pairs]
+        minima = []
+        for (N, T), own in zip(problems, found, strict=True):
+            action = BlockAction(held, T * still, y, N, chain)
+            minima.append(BlockMinimum(action, action.logs(chain.matrices(own))))
         if evidence:
             values = torch.stack([minimum.log_evidence() for minimum in minima])
             solution = dataclasses.replace(solution, log_evidence=values.reshape(shape))
     if not differentiable:
         return solution
     live_widths = torch.as_tensor(width, dtype=torch.float64, device=y.device).expand(*shape, chain.depth)
-    live_cold = torch.as_tensor(temperature, dtype=torch.float64, device=y.device).expand(shape).reshape(-1)
-    still, y = base_matrix(base, targets), targets.double()
-    live = [
-        BlockAction(blocks, T * still, y, N, chain)
-        for N, T in zip(live_widths.reshape(-1, chain.depth), live_cold, strict=True)
-    ]
-    moved = [minimum.moved(action) for minimum, action in zip(minima, live, strict=True)]
+    live_cold = torch.as_tensor(temperature, dtype=torch.float64, device=y.device).expand(shape)
+    return _attach_gradients(solution, minima, blocks, targets, live_widths, live_cold, base)
+
+
+def _attach_gradients(
+    solution: Solution,
+    minima: list[BlockMinimum],
+    blocks: BlockMatrices,
+    targets: Tensor,
+    width: Tensor,
+    temperature: Tensor,
+    base: Tensor | None,
+) -> Solution:
+    """Give the E_l their implicit gradients and S the envelope's, one problem after the other."""
+    base, y, chain = base_matrix(base, targets), targets.double(), minima[0].action.chain
+    problems = zip(minima, width.reshape(-1, chain.depth), temperature.reshape(-1), strict=True)
+    moved = [minimum.moved(BlockAction(blocks, T * base, y, N, chain)) for minimum, N, T in problems]
     values, matrices = (torch.stack(column) for column in zip(*moved, strict=True))
-    last = live_widths[..., -1]
-    value = values.reshape(shape) / torch.where(torch.isfinite(last), last, 1.0)
+    last = width[..., -1]
+    value = values.reshape(last.shape) / torch.where(torch.isfinite(last), last, 1.0)
     return dataclasses.replace(
         solution,
         order_parameter=first_derivatives_only(matrices.reshape_as(solution.order_parameter), "order_parameter"),
@@ -284,32 +291,34 @@ def _of_numbers(scalar: Solution) -> Solution:
 
 
 def _solution(
-    actions: list[BlockAction], solved: list[tuple[LocalMinimum, Tensor, Tensor]], shape: torch.Size, further: int
+    chain: LinearChain,
+    widths: Tensor,
+    solved: list[tuple[LocalMinimum, Tensor, Tensor]],
+    shape: torch.Size,
+    num_data: int,
+    starts: int,
 ) -> Solution:
     """Return the lowest minima of n problems as one solution."""
     runs, agreeing, minima = (list(column) for column in zip(*solved, strict=True))
-    chain, num_data = actions[0].chain, len(actions[0].targets)
-    widths = torch.stack([action.widths for action in actions])
     counted, sizes = torch.where(torch.isfinite(widths), widths, 0.0), widths.new_tensor(chain.sizes)
 
     def gathered(values: list[Tensor]) -> Tensor:
         return torch.stack(values).reshape(shape + values[0].shape)
 
-    pairs = zip(actions, runs, strict=True)
-    order_parameter = gathered([chain.tensor(action.order_parameters(run.logs)) for action, run in pairs])
+    logs = chain.from_coordinates(gathered([run.logs for run in runs]))
     value = gathered([run.value for run in runs]) + (counted @ sizes).reshape(shape)
     last = widths[:, -1].reshape(shape)
     result = SolveResult.local_minimum if bool(counted.any()) else SolveResult.infinite_width
     if not all(bool(run.converged) for run in runs):
         result = SolveResult.not_converged
-    largest = gathered([run.gradient.abs().max() for run in runs])
     stats = {
         "iterations": sum(run.iterations for run in runs),
-        "residual": largest / gathered([action.scale for action in actions]),
+        "residual": gathered([run.gradient.abs().max() for run in runs]) / (num_data + counted.sum(-1).reshape(shape)),
         "num_minima": gathered(minima),
         "alpha": (num_data / widths).reshape(*shape, -1),
-        "starts": NUM_STARTS + further,
+        "starts": starts,
         "agreeing_starts": gathered(agreeing),
         "narrow": bool((widths < sizes).any()),
     }
+    order_parameter = chain.tensor([torch.matrix_exp(log) for log in logs])
     return Solution(order_parameter, value / torch.where(torch.isfinite(last), last, 1.0), result, stats=stats)
