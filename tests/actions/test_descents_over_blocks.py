@@ -122,7 +122,7 @@ def test_the_estimated_curvature_is_near_the_exact_one_at_a_minimum(width):
     exact = torch.autograd.functional.hessian(action, run.logs)
     estimate = action.sampled_curvature(run.logs)
     assert float(torch.linalg.eigvalsh(estimate).min()) > 0
-    # 8 probes: the standard error of a trace is (2 / 8)^(1/2) of the root of tr F^4, some per cent here.
+    # 11 probes: the standard error of a trace is (2 / 11)^(1/2) of the root of tr F^4, some per cent here.
     assert float(torch.linalg.matrix_norm(estimate - exact, 2)) < 0.1 * float(torch.linalg.matrix_norm(exact, 2))
     wrong = width * torch.eye(6, dtype=DOUBLE)  # what no estimate would be
     assert float(torch.linalg.matrix_norm(estimate - exact)) < 0.3 * float(torch.linalg.matrix_norm(wrong - exact))

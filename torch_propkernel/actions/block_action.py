@@ -144,7 +144,7 @@ class BlockAction:
                   F_p = L^{-1} \frac{\partial A}{\partial X_p} L^{-T}, \quad A = L L^T, \quad \beta = L^{-1} y
 
         with S_p the directions in the matrices Y of eq. (21d). The mean is over 11 random vectors z, always the same,
-        in the place of the trace of F_p F_q: the error was 1 to 4 % of the largest second derivative of one layer. In a
+        in the place of the trace of F_p F_q: the error was 1 to 9 % of the largest second derivative of one layer. In a
         chain the second derivatives of G_1 in the E_l are left out, too. Cost: one factorization, one product of each
         block with 12 vectors, and 12 solves with the triangular L for each coordinate.
 
