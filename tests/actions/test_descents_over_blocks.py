@@ -13,6 +13,7 @@ from torch_propkernel.actions import (
 )
 from torch_propkernel.actions.block_descents import lowest_over_blocks
 from torch_propkernel.actions.block_matrices import on_rows, times
+from torch_propkernel.actions.block_minimum import BlockMinimum
 from torch_propkernel.actions.local_minimum import quasi_newton
 from torch_propkernel.numerics.symmetric import from_coordinates, symmetric_log, to_coordinates
 from torch_propkernel.order_parameters import LinearChain
@@ -120,6 +121,8 @@ def test_the_estimated_curvature_is_near_the_exact_one_at_a_minimum(width):
     run = quasi_newton(action, torch.zeros(6, dtype=DOUBLE), action.scale, width)
     assert float(torch.linalg.eigvalsh(from_coordinates(run.logs, 3)).diff().max()) > 0.1  # E is no multiple of 1
     exact = torch.autograd.functional.hessian(action, run.logs)
+    # 120 columns in six parts; of the largest derivative rounding leaves 1e-12.
+    torch.testing.assert_close(BlockMinimum(action, run.logs).hessian, exact, rtol=1e-9, atol=1e-9 * width)
     estimate = action.sampled_curvature(run.logs)
     assert float(torch.linalg.eigvalsh(estimate).min()) > 0
     # 11 probes: the standard error of a trace is (2 / 11)^(1/2) of the root of tr F^4, some per cent here.

@@ -21,8 +21,10 @@ from ..numerics.symmetric import (
 )
 from ..order_parameters import LinearChain
 from .block_matrices import BlockMatrices, DenseBlocks, times
+from .matrix_minimum import covariance_curvature
 
 _PROBES = 11  # with the targets a multiple of four, for which products are fastest
+_COLUMNS = 16  # of a matrix, with which products are at least taken
 _LEAST = 0.05  # of N: what an estimated second derivative is at least
 
 
@@ -156,19 +158,43 @@ class BlockAction:
         factor, info = cholesky_(self.covariance(self.chain(order_parameters)))
         if bool(info > 0):  # outside the domain, where no descent starts
             return torch.diag(number)
-        own = torch.block_diag(*(_own_directions(matrix) for matrix in self.chain.from_coordinates(coordinates)))
+        own = torch.block_diag(*(_own_directions(log) for log in self.chain.from_coordinates(coordinates)))
         along = self.directions(coordinates, order_parameters)
         generator = torch.Generator(device=factor.device).manual_seed(0)
         probes = torch.randn(len(factor), _PROBES, generator=generator, dtype=factor.dtype, device=factor.device)
         half = torch.linalg.solve_triangular(factor, self.targets.unsqueeze(-1), upper=False)
-        back = torch.linalg.solve_triangular(factor.mT, torch.cat([probes, half], -1), upper=True)
-        moved = times(self.blocks, back).movedim(0, 1)  # P x C_1 x 12
-        pulled = torch.linalg.solve_triangular(factor, moved.flatten(1), upper=False).unflatten(1, moved.shape[1:])
-        heard, data = pulled[..., :-1].movedim(1, 0).flatten(1), pulled[..., -1].mT
+        pulled = _pulled(self.blocks, factor, torch.cat([probes, half], -1))
+        heard, data = pulled[..., :-1].flatten(1), pulled[..., -1]
         curved = along @ (2.0 * data @ data.mT - heard @ heard.mT / _PROBES) @ along.mT
         root = number.sqrt()
         values, axes = torch.linalg.eigh(own + curved / root / root.unsqueeze(-1))
         return root.unsqueeze(-1) * ((axes * values.clamp_min(_LEAST)) @ axes.mT) * root
+
+    @torch.no_grad()
+    def data_curvature(self, matrix: Tensor) -> Tensor:
+        r"""Return second derivatives of :meth:`data` in the coordinates of G_1, ``C_1 x C_1``, C_1 = r_1 (r_1 + 1) / 2.
+
+        Those of :meth:`sampled_curvature` with all unit vectors in the place of random ones. As the F_p are symmetric,
+        of some of their columns only the rows above the end of these are computed. Cost: P^3 operations, two thirds of
+        them products, for each coordinate. Blocks that are not held are computed twice for each coordinate, beside two
+        solves (:func:`covariance_curvature`).
+        """
+        held, size = self.held, len(self.targets)
+        if held is None:
+            basis = symmetric_basis(len(matrix), matrix)
+            return covariance_curvature(self.blocks, self.base, self.targets, matrix, basis)
+        factor, _ = cholesky_(self.covariance(matrix))
+        half = torch.linalg.solve_triangular(factor, self.targets.unsqueeze(-1), upper=False)
+        data = _pulled(self.blocks, factor, half).squeeze(-1)
+        curvature, step = 2.0 * data @ data.mT, max(_COLUMNS, size // len(held))
+        for start in range(0, size, step):
+            end = min(start + step, size)
+            units = torch.eye(end, dtype=factor.dtype, device=factor.device)[:, start:]
+            heard = _pulled(DenseBlocks(held[:, :end, :end]), factor[:end, :end], units)
+            rows = heard[:, :start].flatten(1)  # these stand below the diagonal, too
+            square = heard[:, start:].flatten(1)
+            curvature = curvature - 2.0 * rows @ rows.mT - square @ square.mT
+        return curvature
 
     def directions(self, coordinates: Tensor, order_parameters: Sequence[Tensor]) -> Tensor:
         """Return the derivatives of the coordinates of G_1 in those of all X_l, ``C x r_1 (r_1 + 1) / 2``."""
@@ -183,6 +209,14 @@ class BlockAction:
 
         (rates,) = torch.autograd.functional.jacobian(lowest, (self.chain.to_coordinates(order_parameters),))
         return (turned @ rates.mT) * self.free.unsqueeze(-1)
+
+
+def _pulled(blocks: BlockMatrices, factor: Tensor, vectors: Tensor) -> Tensor:
+    """Return F_p = L^{-1} H_p L^{-T} times vectors ``P x m`` for the coordinates p of G_1, ``C_1 x P x m``."""
+    back = torch.linalg.solve_triangular(factor.mT, vectors, upper=True)
+    moved = times(blocks, back).movedim(0, 1)  # P x C_1 x m
+    pulled = torch.linalg.solve_triangular(factor, moved.flatten(1), upper=False)
+    return pulled.unflatten(1, moved.shape[1:]).movedim(1, 0)
 
 
 class _HeldData(torch.autograd.Function):

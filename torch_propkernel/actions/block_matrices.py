@@ -90,7 +90,7 @@ def on_rows(blocks: BlockMatrices, rows: Tensor) -> DenseBlocks:
 def times(blocks: BlockMatrices, vectors: Tensor) -> Tensor:
     """Return H_p times vectors ``P x m`` for the coordinates p of E, ``r (r + 1) / 2 x P x m``."""
     if isinstance(blocks, DenseBlocks):  # from the left, which is faster, as the matrices are symmetric
-        return (vectors.mT @ blocks.matrices.flatten(0, 1).mT).unflatten(-1, (-1, len(vectors))).movedim(0, -1)
+        return (vectors.mT @ blocks.matrices).mT
     return torch.stack([blocks(matrix).to(vectors) @ vectors for matrix in symmetric_basis(blocks.num_blocks, vectors)])
 
 

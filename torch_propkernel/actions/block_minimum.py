@@ -11,7 +11,6 @@ from ..numerics.symmetric import (
     exponential_curvature,
     exponential_differences,
     exponential_jacobian,
-    symmetric_basis,
     to_coordinates,
 )
 from ..order_parameters import LinearChain
@@ -19,7 +18,6 @@ from .block_action import BlockAction
 from .block_matrices import BlockMatrices
 from .local_minimum import value_and_gradient
 from .matrix_gradients import linear_terms
-from .matrix_minimum import covariance_curvature
 
 
 class BlockMinimum:
@@ -28,9 +26,8 @@ class BlockMinimum:
     .. math:: J^T D'' J + \frac{d^2}{dX^2} \Big[\sum_l N_l\, (\mathrm{tr}\, e^{X_l} - \mathrm{tr}\, X_l)
               + \mathrm{tr}\, D'\, G_1\Big]
 
-    with D' and D'' the derivatives of the data's part in G_1, held fixed, and J that of G_1. Cost: for each of the
-    r_1 (r_1 + 1) / 2 coordinates of G_1 two solves of P right-hand sides and two passes over the blocks; the layers
-    above the first add small matrices alone.
+    with D' and D'' the derivatives of the data's part in G_1, held fixed, and J that of G_1. Cost: that of
+    :meth:`BlockAction.data_curvature`; the layers above the first add small matrices alone.
 
     Args:
         action: The problem.
@@ -49,9 +46,9 @@ class BlockMinimum:
         self.lowest = action.chain(self.order_parameters)
         self.along = action.directions(self.coordinates, self.order_parameters)
         _, slope = value_and_gradient(action.data, self.lowest)
-        basis = symmetric_basis(len(self.lowest), self.lowest)
-        curvature = covariance_curvature(action.blocks, action.base, action.targets, self.lowest, basis)
-        hessian = self.along @ curvature @ self.along.mT + self._of_layers(0.5 * (slope + slope.mT))
+        hessian = self.along @ action.data_curvature(self.lowest) @ self.along.mT + self._of_layers(
+            0.5 * (slope + slope.mT)
+        )
         both = action.free.unsqueeze(-1) & action.free
         self.hessian = torch.where(both, 0.5 * (hessian + hessian.mT), torch.eye(len(hessian)).to(hessian))
 
