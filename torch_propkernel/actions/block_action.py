@@ -131,7 +131,7 @@ class BlockAction:
 
     @torch.no_grad()
     def covariance(self, matrix: Tensor) -> Tensor:
-        """Return A at G_1, which may be overwritten; in :attr:`memory` where the blocks are held."""
+        """Return A at G_1, which may be overwritten; in ``memory`` where the blocks are held."""
         held = self.held
         if held is None:
             return self.base + self.blocks(matrix).to(self.base)
@@ -177,7 +177,7 @@ class BlockAction:
         Those of :meth:`sampled_curvature` with all unit vectors in the place of random ones. As the F_p are symmetric,
         of some of their columns only the rows above the end of these are computed. Cost: P^3 operations, two thirds of
         them products, for each coordinate. Blocks that are not held are computed twice for each coordinate, beside two
-        solves (:func:`covariance_curvature`).
+        solves.
         """
         held, size = self.held, len(self.targets)
         if held is None:

@@ -59,14 +59,14 @@ def solve_block_order_parameters(
     Differentiable: where the blocks, the targets, the temperature, the base or the width requires a gradient,
     ``order_parameter`` carries the implicit one and ``action`` the envelope's, also where eigenvalues meet. First
     derivatives only: a backward pass with ``create_graph=True`` raises ``RuntimeError``. They and the evidence take
-    second derivatives: r (r + 1) / 2 times a product of P x P matrices and a solve of P right-hand sides.
+    second derivatives: P^3 operations for each of the r (r + 1) / 2 coordinates.
 
     A layer of fewer than r units has no density of its own, but this action stays defined: it is minimized, and
     ``stats["narrow"]`` is True.
 
     Shapes: ``order_parameter`` is ``*p x 1 x r x r`` for ``*p`` problems (widths and temperatures, solved one by one).
-    Cost: for each problem some 5 to 10 gradients of all data for each of the different ends, each about four Cholesky
-    factorizations and a pass over the blocks, forward and backward; below P = 256 some 10 more for the other starts.
+    Cost: for each problem some 5 to 10 gradients of all data for each of the different ends, each about three Cholesky
+    factorizations and two passes over the blocks; below P = 256 some 10 more for the other starts.
 
     Args:
         blocks: K_ab, ``r x r x P x P`` with K_ba the transpose of K_ab, or a :class:`BlockMatrices`, which need not
@@ -139,8 +139,8 @@ def solve_chain_order_parameters(
     returned; nothing excludes a lower one. Matrices that are all of one number are solved globally.
 
     Differentiable as :func:`solve_block_order_parameters`, in what the blocks, the targets, the base, the temperature
-    and the width are made of. That and the evidence take second derivatives as there, for each of the
-    r_1 (r_1 + 1) / 2 coordinates of G_1, however many layers there are.
+    and the width are made of. That and the evidence take second derivatives as there, for each of the r_1 (r_1 + 1) / 2
+    coordinates of G_1, however many layers there are.
 
     Shapes: ``order_parameter`` is ``*p x L x r x r`` for ``*p`` problems (widths and temperatures, solved one by one)
     with r the largest size, as :meth:`LinearChain.tensor` lays it out.
