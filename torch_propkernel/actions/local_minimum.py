@@ -21,6 +21,8 @@ _REACH, _ALIKE = 0.5, 0.1
 """In log q, over which every term of the action bends little, and of the gradient."""
 _ROUNDING = 1e3
 """Rounding of the matrices limits the gradient: a bound that is looser by this still places q to 1e-8."""
+_FALLING, _PLACED = 0.05, 1e-9
+"""A last step is not evaluated where the gradient falls by this, and the next step would be so small."""
 _NOISE = 64.0
 """Rounding of an action, in units of its last digit: sums over the points leave about ten."""
 
@@ -211,9 +213,9 @@ def quasi_newton(
     The Hessian starts at that of the last minimum that was found, else at ``curvature``, and learns from every step
     that curves upward; steps are at most one in every variable, and halved until the value drops. A descent ends at a
     minimum found before where it comes within a thousandth of it, or within a half with the gradient that the quadratic
-    form of that minimum has there, to a tenth. The last step, after which the gradient is small enough if it falls as
-    in the step before, is not evaluated: value and gradient are those before it. Cost: one gradient for each other
-    step.
+    form of that minimum has there, to a tenth. The last step, after which the gradient or what is left to go is small
+    enough if both fall as in the step before, is not evaluated: value and gradient are those before it. Cost: one
+    gradient for each other step.
 
     Args:
         function: Maps a point ``C`` to a value; infinity marks a point outside the domain.
@@ -230,7 +232,7 @@ def quasi_newton(
     value, gradient = value_and_gradient(function, x)
     size, bound = float(gradient.abs().max()), tolerance * float(scale)
     known = [run for run in earlier if bool(run.converged)]
-    hessian, iterations, misses, rate = known[-1].hessian if known else fresh, 0, 0, 1.0
+    hessian, iterations, misses, rate, placed = known[-1].hessian if known else fresh, 0, 0, 1.0, False
     while size > bound and iterations < _MAX_QUASI_NEWTON:
         for run in known:
             away = x - run.logs
@@ -243,8 +245,9 @@ def quasi_newton(
         near, descent = size <= _ROUNDING * bound, -float(direction @ gradient)
         # What a step would gain is rounding of the value: full steps, as long as they lower the gradient.
         flat = near or descent <= _NOISE * torch.finfo(value.dtype).eps * max(float(value.abs()), float(scale))
-        if near and rate * size <= bound:
-            x = x + direction
+        left = rate * float(direction.abs().max())  # what a step leaves if steps go on to shrink as the last one
+        if near and rate * size <= bound or rate <= _FALLING and left <= _PLACED:
+            x, placed = x + direction, True
             break
         length = 1.0
         for _ in range(_MAX_HALVINGS):
@@ -267,7 +270,8 @@ def quasi_newton(
         if bool(curved > 1e-10 * step.norm() * change.norm()):
             pushed = hessian @ step
             hessian = hessian - pushed.outer(pushed) / (step @ pushed) + change.outer(change) / curved
-    converged = torch.isfinite(value) & (gradient.abs().max() <= _ROUNDING * bound)
+    small = (gradient.abs().max() <= _ROUNDING * bound) | placed
+    converged = torch.isfinite(value) & small
     return LocalMinimum(x, value, gradient, hessian, converged, iterations)
 
 
