@@ -15,7 +15,7 @@ from torch_propkernel import Erf, ReLU
 from torch_propkernel.actions import local_minimum
 from torch_propkernel.actions.local_minimum import LocalMinimum, quasi_newton
 from torch_propkernel.inference import Problem
-from torch_propkernel.theories import solve
+from torch_propkernel.theories import solve_local as solve
 from torch_propkernel.theories.solve import solve_problem
 
 BOTH = pytest.mark.parametrize("composition", ["nested", "linear_part"])

@@ -260,3 +260,28 @@ def lowest_minimum(runs: list[LocalMinimum]) -> tuple[LocalMinimum, Tensor, Tens
         earlier = same_minimum(logs[:index], logs[index]) & converged[:index]
         distinct = distinct + (converged[index] & ~earlier.any(0)).long()
     return best, near.sum(0), distinct
+
+
+def descend_from_ends(
+    runs: Sequence[LocalMinimum], descend: Callable[[LocalMinimum, list[LocalMinimum]], LocalMinimum]
+) -> tuple[list[LocalMinimum], list[LocalMinimum]]:
+    """Descend on a whole problem from where descents on a part of it ended, once from each different end.
+
+    Args:
+        runs: Descents on the part.
+        descend: Takes one of them and the earlier descents on the whole.
+
+    Returns:
+        The descents on the whole, and for each of ``runs`` the one that goes on from its end.
+    """
+    ends: list[LocalMinimum] = []
+    on: list[LocalMinimum] = []
+    paths = []
+    for run in runs:
+        met = [there for end, there in zip(ends, on, strict=True) if bool(same_minimum(end.logs, run.logs))]
+        if not met:
+            met = [descend(run, on)]
+            ends.append(run)
+            on.append(met[0])
+        paths.append(met[0])
+    return on, paths

@@ -13,6 +13,7 @@ from .._validation import as_width
 from .._views import twin
 from ..activations import Activation
 from ..numerics.autocast import outside_autocast
+from ..numerics.shapes import common_shape
 from ..order_parameters import OrderParameterPrior, ScalarChain
 from .compositions import Composition, get_composition, renormalized_layers
 from .kernel_matrix import matrix_of_layers, matrix_of_rule
@@ -143,8 +144,7 @@ class RenormalizedNNGPKernel(NNGPKernel):
                 raise ValueError(
                     f"order_parameter: expected shape (..., {self.depth}), got {tuple(order_parameter.shape)}"
                 )
-            shape = torch.broadcast_shapes(value.shape, self.raw_order_parameter.shape)
-            view._given_order_parameter = value.expand(shape)
+            view._given_order_parameter = value.expand(common_shape(value, self.raw_order_parameter))
         return view
 
     def with_width(self, width: Tensor) -> RenormalizedNNGPKernel:
