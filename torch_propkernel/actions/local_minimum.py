@@ -20,6 +20,8 @@ _REACH, _ALIKE = 0.5, 0.1
 """In log q, over which every term of the action bends little, and of the gradient."""
 _ROUNDING = 1e3
 """Rounding of the matrices limits the gradient: a bound that is looser by this still places q to 1e-8."""
+_LEVEL = 1e-8
+"""Of an action: a cold, ill-conditioned covariance leaves such an error, where the gradient is still good."""
 _NOISE = 64.0
 """Rounding of an action, in units of its last digit: sums over the points leave about ten."""
 
@@ -172,7 +174,8 @@ def quasi_newton(
     """Descend from ``start`` to a local minimum by BFGS: for many variables, one problem at a time.
 
     The Hessian starts at that of the last minimum that was found, else at ``curvature``, and learns from every step
-    that curves upward; steps are at most one in every variable, and halved until the value drops. A descent ends at a
+    that curves upward; steps are at most one in every variable, and halved until the value drops, or until it is the
+    same to eight digits and the slope along the step has fallen. A descent ends at a
     minimum found before where it comes within a thousandth of it, or within a half with the gradient that the quadratic
     form of that minimum has there, to a tenth. The last step, after which the gradient is small enough if it falls as
     in the step before, is not evaluated: value and gradient are those before it. Cost: one gradient for each other
@@ -212,7 +215,9 @@ def quasi_newton(
         length = 1.0
         for _ in range(_MAX_HALVINGS):
             new_value, new_gradient = value_and_gradient(function, x + length * direction)
-            if flat or bool(new_value <= value - 1e-4 * length * descent):
+            level = bool(new_value <= value + _LEVEL * max(float(value.abs()), float(scale)))
+            level = level and abs(float(new_gradient @ direction)) <= 0.8 * descent
+            if flat or level or bool(new_value <= value - 1e-4 * length * descent):
                 break
             length *= 0.5
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ from ..spectra import Spectrum
 
 _FEW, _PART = 64, 4  # the starts descend on a quarter of the points, where that is 64 or more
 _EXACT, _ROUGH = 1e-11, 1e-7  # relative size of a gradient that ends a descent, and on the quarter
+_ALIKE = 0.3  # in log q, how far a minimum of the quarter may be from that of all points
 _BESIDE = 0.7  # in log q, how far the last two starts are from infinite width
 
 
@@ -30,27 +33,36 @@ def solve_local(problem: Problem) -> Solution:
     """Return the lowest minimum of the action that descents from four starts reach.
 
     A single problem of 256 points or more is thinned first (:meth:`Problem.thinned`): the starts descend there, and
-    every different end is the start of a descent on all points.
+    every different end is the start of a descent on all points. Where such a descent leads far from its start, or does
+    not converge, the thinned problem is not like the whole one, and the four starts descend on all points too.
     """
     width, finite = problem.layers.width, problem.layers.finite
     with torch.no_grad():
         few = _thinned(problem)
-        action = _LocalAction(few.remembering())
-        first = runs = paths = _from_starts(few, action, _EXACT if few is problem else _ROUGH)
-        if few is not problem:
-            action, factor = _LocalAction(problem.remembering()), problem.num_data / few.num_data
-            runs, paths = descend_from_ends(first, lambda run, on: action.descend(run.logs, factor * run.hessian, on))
+        action = _LocalAction(problem.remembering())
+        if few is problem:
+            runs = paths = _from_starts(problem, action)
+        else:
+            first = _from_starts(few, _LocalAction(few.remembering()), tolerance=_ROUGH)
+            factor = problem.num_data / few.num_data
+            ends, paths = descend_from_ends(
+                first, lambda run, on: action.descend(run.logs, factor * run.hessian, on, _EXACT)
+            )
+            runs = [*first, *ends]
+            if not _agree(first, paths):
+                more = _from_starts(problem, action, ends)
+                runs, paths = [*runs, *more], [*ends, *more]
         best, agreeing, num_minima = lowest_minimum(paths)
     value, logs = best.value, action.all_layers(best.logs)
     if torch.is_grad_enabled():
         value, logs, _ = implicit_minimum(_LocalAction(problem), logs, finite)  # layers of infinite width do not move
     result = SolveResult.local_minimum if bool(best.converged.all()) else SolveResult.not_converged
     stats = {
-        "iterations": sum(run.iterations for run in (first if few is problem else [*first, *runs])),
+        "iterations": sum(run.iterations for run in runs),
         "residual": best.gradient.abs().amax(-1) / action.scale,
         "num_minima": num_minima,
         "alpha": problem.num_data / width,
-        "starts": len(first),
+        "starts": len(paths),
         "agreeing_starts": agreeing,
         "rows": few.num_data,
     }
@@ -93,7 +105,7 @@ class _LocalAction:
         return free if self.by_newton else free.new_zeros(self.finite.shape).masked_scatter(self.finite, free)
 
     def descend(
-        self, start: Tensor, curvature: Tensor, earlier: list[LocalMinimum], tolerance: float = _EXACT
+        self, start: Tensor, curvature: Tensor, earlier: Sequence[LocalMinimum], tolerance: float
     ) -> LocalMinimum:
         """Descend from the coordinates ``start``; ``curvature`` is the first Hessian of a single problem in them."""
         if self.by_newton:
@@ -108,7 +120,17 @@ def _thinned(problem: Problem) -> Problem:
     return problem.thinned(count) if single and one_output and count >= _FEW else problem
 
 
-def _from_starts(problem: Problem, action: _LocalAction, tolerance: float) -> list[LocalMinimum]:
+def _agree(few: list[LocalMinimum], whole: list[LocalMinimum]) -> bool:
+    """Whether descents on all points converged near where they began, the ends of descents on some of them."""
+    return all(
+        bool(there.converged) and bool((here.logs - there.logs).abs().max() <= _ALIKE)
+        for here, there in zip(few, whole, strict=True)
+    )
+
+
+def _from_starts(
+    problem: Problem, action: _LocalAction, earlier: Sequence[LocalMinimum] = (), tolerance: float = _EXACT
+) -> list[LocalMinimum]:
     """Descend from the outer composition's solution, from infinite width, and from both sides of it."""
     outer, curvature = _outer_solution(problem)
     if not action.by_newton:
@@ -116,7 +138,7 @@ def _from_starts(problem: Problem, action: _LocalAction, tolerance: float) -> li
     zero = torch.zeros(*action.batch, outer.shape[-1], dtype=torch.float64, device=outer.device)
     runs: list[LocalMinimum] = []
     for start in (outer + zero, zero, zero - _BESIDE, zero + _BESIDE):
-        runs.append(action.descend(action.free(start), curvature, runs, tolerance))
+        runs.append(action.descend(action.free(start), curvature, [*earlier, *runs], tolerance))
     return runs
 
 
