@@ -205,13 +205,13 @@ class RenormalizedNNGPKernel(NNGPKernel):
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """Return K_R(x1, x2), ``... x n x m``, or its elementwise diagonal ``... x n``."""
         _refuse_last_dim_is_batch(params)
-        layers, order_parameters = self.layers(elementwise=diag), self._order_parameters(elementwise=diag)
-        rule = self.composition.covariance
-        if diag:
-            return rule(self.input_covariance(x1, x2, elementwise=True), layers, order_parameters)
-        prepared = self._prepared_at(x1, x2)
+        order_parameters = self._order_parameters(elementwise=diag)
+        prepared = None if diag else self._prepared_at(x1, x2)
         if prepared is not None:
             return prepared(order_parameters)
+        layers, rule = self.layers(elementwise=diag), self.composition.covariance
+        if diag:
+            return rule(self.input_covariance(x1, x2, elementwise=True), layers, order_parameters)
         inputs, renormalized = self.inputs(x1, x2), renormalized_layers(self.composition, layers, order_parameters)
         if renormalized is not None:
             return matrix_of_layers(inputs, renormalized)

@@ -24,7 +24,7 @@ from ..numerics.gaussian_terms import log_det_and_square
 from ..spectra import Spectrum
 
 _FEW, _PART = 64, 4  # the starts descend on a quarter of the points, where that is 64 or more
-_EXACT, _ROUGH = 1e-11, 1e-7  # relative size of a gradient that ends a descent, and on the quarter
+_EXACT, _ROUGH = 1e-11, 1e-6  # relative size of a gradient that ends a descent, and on the quarter
 _ALIKE = 0.3  # in log q, how far a minimum of the quarter may be from that of all points
 _BESIDE = 0.7  # in log q, how far the last two starts are from infinite width
 
