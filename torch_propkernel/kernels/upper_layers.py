@@ -88,8 +88,12 @@ class _UpperLayers(torch.autograd.Function):
         return matrices[0]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "order_parameter: expected first derivatives only (create_graph=False) of a kernel that remembers its "
+                "layers, got create_graph=True; use the kernel itself"
+            )
         (derivatives,) = ctx.saved_tensors
         sums = derivatives.flatten(-2).unsqueeze(-2) @ outer.flatten(-2).unsqueeze(-1)
         return (None, None, None, *(s.sum_to_size(shape) for s, shape in zip(sums, ctx.shapes, strict=True)))

@@ -56,7 +56,9 @@ def solve_local(problem: Problem) -> Solution:
     value, logs = best.value, action.all_layers(best.logs)
     if torch.is_grad_enabled():
         value, logs, _ = implicit_minimum(_LocalAction(problem), logs, finite)  # layers of infinite width do not move
-    result = SolveResult.local_minimum if bool(best.converged.all()) else SolveResult.not_converged
+    result = SolveResult.local_minimum if bool(finite.any()) else SolveResult.infinite_width
+    if not bool(best.converged.all()):
+        result = SolveResult.not_converged
     stats = {
         "iterations": sum(run.iterations for run in runs),
         "residual": best.gradient.abs().amax(-1) / action.scale,
