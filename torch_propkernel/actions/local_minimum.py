@@ -215,9 +215,10 @@ def quasi_newton(
         length = 1.0
         for _ in range(_MAX_HALVINGS):
             new_value, new_gradient = value_and_gradient(function, x + length * direction)
-            level = bool(new_value <= value + _LEVEL * max(float(value.abs()), float(scale)))
-            level = level and abs(float(new_gradient @ direction)) <= 0.8 * descent
-            if flat or level or bool(new_value <= value - 1e-4 * length * descent):
+            if flat or bool(new_value <= value - 1e-4 * length * descent):
+                break
+            level = new_value <= value + _LEVEL * torch.maximum(value.abs(), scale)
+            if bool(level & ((new_gradient @ direction).abs() <= 0.8 * descent)):
                 break
             length *= 0.5
         else:

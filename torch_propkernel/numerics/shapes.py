@@ -13,4 +13,4 @@ def common_shape(*tensors: Tensor) -> torch.Size:
         >>> common_shape(torch.ones(3, 1), torch.ones(2))
         torch.Size([3, 2])
     """
-    return torch.broadcast_tensors(*tensors)[0].shape  # type: ignore[no-untyped-call]
+    return torch.broadcast_tensors(*tensors)[0].shape

@@ -33,8 +33,8 @@ def solve_local(problem: Problem) -> Solution:
     """Return the lowest minimum of the action that descents from four starts reach.
 
     A single problem of 256 points or more is thinned first (:meth:`Problem.thinned`): the starts descend there, and
-    every different end is the start of a descent on all points. Where such a descent leads far from its start, or does
-    not converge, the thinned problem is not like the whole one, and the four starts descend on all points too.
+    every different end is the start of a descent on all points. Where such a descent leads further than 0.3 in log q
+    or does not converge, the thinned problem is not like the whole one, and the four starts descend on all points too.
     """
     width, finite = problem.layers.width, problem.layers.finite
     with torch.no_grad():
