@@ -12,9 +12,10 @@ import torch
 from ..actions.solution import Solution
 from ..actions.solve_order_parameters import solve_order_parameters
 from ..exceptions import PrecisionWarning, ReliabilityWarning
-from ..inference import BlocksProblem, OutputsProblem, Problem, problem_of
+from ..inference import BlocksProblem, OutputsProblem, Problem, StreamedProblem, problem_of
 from ..inference.last_layer import has_known_units
 from ..inference.problem import warn_if_not_identifiable
+from ..inference.streamed import streamed_past_memory
 from ..reliability import Reliability
 from ..reliability.score import assess
 from .solve_local import solve_local
@@ -50,9 +51,17 @@ class ModelSolution(Solution):
 
     Attributes:
         reliability: Score of the reliability and what it means.
+        reduction: How the kernel matrix was reduced where it was not held, the end of ``message``; else None.
     """
 
     reliability: Reliability = field(kw_only=True)
+    reduction: str | None = field(default=None, kw_only=True)
+
+    @property
+    def message(self) -> str:
+        """What the outcome means, and how the kernel matrix was reduced where it was not held."""
+        own = super().message
+        return own if self.reduction is None else f"{own} {self.reduction}"
 
 
 def fit_order_parameters(
@@ -76,13 +85,14 @@ def fit_order_parameters(
     :func:`solve_matrix_order_parameters`; several starts, "local minimum") and written. There is no score of their
     reliability, which is warned of.
 
-    Cost: one kernel evaluation and about 7 Cholesky factorizations for the one-dimensional problems. For the others,
-    BFGS from four starts; from P = 256 on these descend on a quarter of the points with widths a quarter as large
-    (``stats["rows"]``), and each different end on all points, by 5 or 6 gradients of about four factorizations and a
-    kernel pass above the first layer: the time of 70 to 105 factorizations for two layers and 400 points. Where all
-    points lead further than 0.3 in log q from there, or a descent does not converge, four more starts descend on all
-    points: three to four times that. Starts that meet on the quarter are not told apart on all points otherwise. A
-    batch takes Newton's method on all points, some times that.
+    Cost: one kernel evaluation and about 7 Cholesky factorizations for the one-dimensional problems, which are
+    streamed where their matrices do not fit into memory, as :class:`StreamedProblem` says; ``message`` and
+    ``stats["quadrature_error"]`` then say so. For the others, BFGS from four starts; from P = 256 on these descend on a
+    quarter of the points with widths a quarter as large (``stats["rows"]``), and each different end on all points, by 5
+    or 6 gradients of about four factorizations and a kernel pass above the first layer: the time of 65 to 118
+    factorizations for two layers and 400 points. Where all points lead further than 0.3 in log q from there, or a
+    descent does not converge, four more starts descend on all points: three to four times that. Starts that meet on the
+    quarter are not told apart on all points otherwise. A batch takes Newton's method on all points, some times that.
 
     Args:
         model: The model; its kernel's ``order_parameter`` is set and cached predictions are dropped.
@@ -114,6 +124,8 @@ def fit_order_parameters(
     """
     with torch.set_grad_enabled(differentiable):
         problem = problem_of(model, frozen=False)
+    if not differentiable:
+        problem = streamed_past_memory(problem)
     solution = fit_problem(problem, throw=throw, differentiable=differentiable, warn=warn, stacklevel=4)
     drop_cached_predictions(model)
     return solution
@@ -134,9 +146,14 @@ def fit_problem(
         warn_if_not_identifiable(problem, stacklevel=stacklevel + 1)
     with torch.set_grad_enabled(differentiable):
         found = solve_problem(problem)
+    reduction = None
+    if isinstance(problem, StreamedProblem) and found.result.successful:
+        reduction = problem.describe()
+        found = dataclasses.replace(found, stats={**found.stats, "quadrature_error": problem.quadrature_error()})
     solution = ModelSolution(
         **{field.name: getattr(found, field.name) for field in dataclasses.fields(Solution)},
         reliability=assess(problem, found),
+        reduction=reduction,
     )
     if throw:
         solution.raise_if_failed()
