@@ -15,7 +15,7 @@ from torch_propkernel import Erf, ReLU
 from torch_propkernel.actions import local_minimum
 from torch_propkernel.actions.local_minimum import LocalMinimum, quasi_newton
 from torch_propkernel.inference import Problem
-from torch_propkernel.theories import solve
+from torch_propkernel.theories import solve_local
 from torch_propkernel.theories.solve import solve_problem
 
 BOTH = pytest.mark.parametrize("composition", ["nested", "linear_part"])
@@ -103,8 +103,8 @@ def test_a_batch_has_what_its_elements_have(make_model, composition):
 def test_work(make_model, monkeypatch, composition, activation):
     """Four starts take about one gradient for each of 20 steps, and the first layers' kernels are computed once."""
     calls = itertools.count()
-    original = solve.log_det_and_square
-    monkeypatch.setattr(solve, "log_det_and_square", lambda *args: (next(calls), original(*args))[1])
+    original = solve_local.log_det_and_square
+    monkeypatch.setattr(solve_local, "log_det_and_square", lambda *args: (next(calls), original(*args))[1])
     rng = np.random.default_rng(0)
     x = rng.normal(size=(80, 20))
     y = 1.5 * np.tanh(x[:, 0] * x[:, 1]) + 0.1 * rng.normal(size=80)
@@ -132,15 +132,82 @@ def test_a_descent_ends_early_only_where_the_quadratic_form_holds():
 
 
 @pytest.mark.parametrize("phase", range(20))
-def test_a_descent_ends_where_values_are_rounding(phase):
-    """Values with an error of ten last digits and exact gradients: no search for a decrease that cannot be seen."""
+@pytest.mark.parametrize("error", [1e-12, 2e-6], ids=["rounding", "cold"])
+def test_a_descent_ends_where_values_are_coarse(error, phase):
+    """Exact gradients and values with an error of ten last digits, or as a cold, ill-conditioned covariance has it."""
     gradients = itertools.count()
 
     def action(logs):
         next(gradients)
         value = 433.0 + 50.0 * (torch.cosh(logs - 0.3).sum(-1) + 0.2 * logs[..., 0] * logs[..., 1])
-        return value + 10.0 * torch.finfo(logs.dtype).eps * 433.0 * torch.sin(1e9 * logs.detach().sum(-1) + phase)
+        return value + error * torch.sin(1e9 * logs.detach().sum(-1) + phase)
 
     scale = torch.tensor(10.0, dtype=torch.float64)
     run = quasi_newton(action, torch.tensor([1.5, -1.0], dtype=torch.float64), scale, 50.0)
     assert bool(run.converged) and next(gradients) <= 25
+
+
+def sizes_of_covariances(monkeypatch):
+    sizes: list[int] = []
+    original = solve_local.log_det_and_square
+    monkeypatch.setattr(solve_local, "log_det_and_square", lambda A, y: (sizes.append(A.shape[-1]), original(A, y))[1])
+    return sizes
+
+
+@BOTH
+def test_many_points(make_model, monkeypatch, composition):
+    """The starts descend on a quarter of the points; the minimum is that of the dense action of all."""
+    sizes = sizes_of_covariances(monkeypatch)
+    x, noise = data(260, 0.1)
+    y, widths = 1.5 * np.tanh(x[:, 0] * x[:, 1]) + noise, [40, 60]
+    solution = solve_problem(Problem.of(make_model(x, y, Erf(), widths, 0.05, [1.0] * 3, [0.2, 0.2], composition)))
+    assert set(sizes) == {65, 260} and sizes.count(260) <= 8
+    assert solution.stats["rows"] == 65 and solution.stats["starts"] == solution.stats["agreeing_starts"] == 4
+    kernel = renormalized_kernel(
+        input_covariance(x, x, [1.0] * 3, [0.2, 0.2]), DUALS["erf"], [1.0] * 3, [0.2, 0.2], composition
+    )
+    found = solution.order_parameter.detach().numpy()
+    truth = scipy.optimize.minimize(
+        lambda logs: action_dense(np.exp(logs), kernel(np.exp(logs)), y, widths, 0.05),
+        np.log(found) + 0.1,
+        method="Nelder-Mead",
+        options={"xatol": 1e-7, "fatol": 1e-13},
+    )
+    # a search by values that are known to 1e-15 places its argument to about 1e-7
+    np.testing.assert_allclose(np.log(found), truth.x, atol=1e-6)
+
+
+def test_a_quarter_that_misleads(make_model, monkeypatch):
+    """Labels along one weak eigenvector, which no quarter of the rows has: its minimum leads to the higher of two."""
+    x = torch.randn(256, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).numpy()
+    given = input_covariance(x, x, [1.0] * 3, [0.1, 0.1]), DUALS["erf"], [1.0] * 3, [0.1, 0.1]
+    y = 18.0 * np.linalg.eigh(renormalized_kernel(*given, "outer")([1.0, 1.0]))[1][:, 100]
+    problem = Problem.of(make_model(x, y, Erf(), [5, 5], 0.3, [1.0] * 3, [0.1, 0.1], "linear_part"))
+    solution = solve_problem(problem)
+    kernel = renormalized_kernel(*given, "linear_part")
+    grid = itertools.product(np.arange(-1.5, 3.5, 0.25), np.arange(-3.0, 3.5, 0.5))
+    lowest = min(action_dense(np.exp(logs), kernel(np.exp(logs)), y, [5, 5], 0.3) for logs in grid)
+    assert float(solution.action.detach()) < lowest + 1e-9
+    assert solution.stats["num_minima"] == 2 and solution.stats["starts"] > 4
+    monkeypatch.setattr(solve_local, "_agree", lambda few, whole: True)
+    assert float(solve_problem(problem).action.detach()) > lowest + 1.0  # what the quarter alone leads to
+
+
+@BOTH
+def test_nothing_moves_where_all_widths_are_infinite(make_model, composition):
+    x, y = data(14, 3.0)
+    model = make_model(x, y, Erf(), [math.inf, math.inf], 0.05, [1.0] * 3, [0.2, 0.2], composition)
+    solution = solve_problem(Problem.of(model))
+    assert solution.result.name == "infinite_width" and solution.order_parameter.tolist() == [1.0, 1.0]
+
+
+def test_a_thinned_problem_keeps_alpha(make_model):
+    x, y = data(40, 1.0)
+    problem = Problem.of(make_model(x, y, Erf(), [30, math.inf], 0.05, composition="nested"))
+    few = problem.thinned(10)
+    assert few.layers.width.tolist() == [7.5, math.inf] and few.num_data == 10
+    rows = [int(np.flatnonzero((x == row).all(-1))[0]) for row in few.inputs.numpy()]
+    assert len(set(rows)) == 10 and few.targets.tolist() == y[rows].tolist()
+    whole = problem.unit_covariance.detach()
+    torch.testing.assert_close(few.unit_covariance.detach(), whole[rows][:, rows], rtol=1e-13, atol=1e-15)
+    assert problem.layers.width.tolist() == [30.0, math.inf]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .block_action import BlockAction
-from .local_minimum import LocalMinimum, lowest_minimum, quasi_newton, same_minimum, value_and_gradient
+from .local_minimum import LocalMinimum, descend_from_ends, lowest_minimum, quasi_newton, value_and_gradient
 
 NUM_STARTS = 4
 _SMALLEST = 1e-3  # of the eigenvalues of E where a descent starts
@@ -41,24 +43,31 @@ def lowest_over_blocks(
     if few is action:
         runs = paths = _descents(action, starts + further)
     else:
-        ends: list[Tensor] = []
-        to: list[int] = []
-        for run in _descents(few, starts):
-            met = [index for index, end in enumerate(ends) if bool(same_minimum(end, run.logs))]
-            to.append(met[0] if met else len(ends))
-            ends += [] if met else [run.logs]
-        runs = _descents(action, further + ends)
-        paths = runs[: len(further)] + [runs[len(further) + index] for index in to]
+        found = _descents(few, starts)
+        descend = _descent(action, further[0] if further else found[0].logs)
+        runs = _each(descend, further)
+        ends, paths = descend_from_ends(found, lambda run, earlier: descend(run.logs, [*runs, *earlier]))
+        paths, runs = runs + paths, runs + ends
     best, agreeing, minima = lowest_minimum(paths)
     best.iterations = sum(run.iterations for run in runs)
     return best, agreeing, minima
 
 
 def _descents(action: BlockAction, starts: list[Tensor]) -> list[LocalMinimum]:
-    """Descend from each start; each descent knows those before it."""
-    curvature, runs = action.sampled_curvature(starts[0]), list[LocalMinimum]()
+    """Descend from each start; each descent knows those before it, and all begin with the curvature at the first."""
+    return _each(_descent(action, starts[0]), starts)
+
+
+def _descent(action: BlockAction, typical: Tensor) -> Callable[[Tensor, list[LocalMinimum]], LocalMinimum]:
+    """Return what descends from a start, given earlier descents, with the curvature at a typical point."""
+    curvature = action.sampled_curvature(typical)
+    return lambda start, earlier: quasi_newton(action, start, action.scale, curvature, earlier)
+
+
+def _each(descend: Callable[[Tensor, list[LocalMinimum]], LocalMinimum], starts: list[Tensor]) -> list[LocalMinimum]:
+    runs: list[LocalMinimum] = []
     for start in starts:
-        runs.append(quasi_newton(action, start, action.scale, curvature, runs))
+        runs.append(descend(start, runs))
     return runs
 
 

@@ -23,6 +23,8 @@ _ROUNDING = 1e3
 """Rounding of the matrices limits the gradient: a bound that is looser by this still places q to 1e-8."""
 _FALLING, _PLACED = 0.05, 1e-9
 """A last step is not evaluated where the gradient falls by this, and the next step would be so small."""
+_LEVEL = 1e-8
+"""Of an action: a cold, ill-conditioned covariance leaves such an error, where the gradient is still good."""
 _NOISE = 64.0
 """Rounding of an action, in units of its last digit: sums over the points leave about ten."""
 
@@ -211,11 +213,11 @@ def quasi_newton(
     """Descend from ``start`` to a local minimum by BFGS: for many variables, one problem at a time.
 
     The Hessian starts at that of the last minimum that was found, else at ``curvature``, and learns from every step
-    that curves upward; steps are at most one in every variable, and halved until the value drops. A descent ends at a
-    minimum found before where it comes within a thousandth of it, or within a half with the gradient that the quadratic
-    form of that minimum has there, to a tenth. The last step, after which the gradient or what is left to go is small
-    enough if both fall as in the step before, is not evaluated: value and gradient are those before it. Cost: one
-    gradient for each other step.
+    that curves upward; steps are at most one in every variable, and halved until the value drops, or until it is the
+    same to eight digits and the slope along the step has fallen. A descent ends at a minimum found before where it
+    comes within a thousandth of it, or within a half with the gradient that the quadratic form of that minimum has
+    there, to a tenth. The last step, after which the gradient or what is left to go is small enough if both fall as in
+    the step before, is not evaluated: value and gradient are those before it. Cost: one gradient for each other step.
 
     Args:
         function: Maps a point ``C`` to a value; infinity marks a point outside the domain.
@@ -253,6 +255,9 @@ def quasi_newton(
         for _ in range(_MAX_HALVINGS):
             new_value, new_gradient = value_and_gradient(function, x + length * direction)
             if flat or bool(new_value <= value - 1e-4 * length * descent):
+                break
+            level = new_value <= value + _LEVEL * torch.maximum(value.abs(), scale)
+            if bool(level & ((new_gradient @ direction).abs() <= 0.8 * descent)):
                 break
             length *= 0.5
         else:
@@ -301,3 +306,28 @@ def lowest_minimum(runs: list[LocalMinimum]) -> tuple[LocalMinimum, Tensor, Tens
         earlier = same_minimum(logs[:index], logs[index]) & converged[:index]
         distinct = distinct + (converged[index] & ~earlier.any(0)).long()
     return best, near.sum(0), distinct
+
+
+def descend_from_ends(
+    runs: Sequence[LocalMinimum], descend: Callable[[LocalMinimum, list[LocalMinimum]], LocalMinimum]
+) -> tuple[list[LocalMinimum], list[LocalMinimum]]:
+    """Descend on a whole problem from where descents on a part of it ended, once from each different end.
+
+    Args:
+        runs: Descents on the part.
+        descend: Takes one of them and the earlier descents on the whole.
+
+    Returns:
+        The descents on the whole, and for each of ``runs`` the one that goes on from its end.
+    """
+    ends: list[LocalMinimum] = []
+    on: list[LocalMinimum] = []
+    paths = []
+    for run in runs:
+        met = [there for end, there in zip(ends, on, strict=True) if bool(same_minimum(end.logs, run.logs))]
+        if not met:
+            met = [descend(run, on)]
+            ends.append(run)
+            on.append(met[0])
+        paths.append(met[0])
+    return on, paths

@@ -50,8 +50,8 @@ class Solution:
             where they are not known.
         stationary_actions: S at these points, ``*p x M``; None where they are not known.
         stats: ``iterations``, ``residual``, ``num_minima``, ``gap`` (S of the second-lowest minimum minus S),
-            ``condition``, ``alpha``, and from a model ``participation_ratio``; for local minima ``starts`` and
-            ``agreeing_starts``.
+            ``condition``, ``alpha``, and from a model ``participation_ratio``; for local minima ``starts``,
+            ``agreeing_starts``, and ``rows``, the data on which they began.
         log_evidence: log p(y) by Laplace's method, ``*p``; None where it was not asked for.
 
     Example:

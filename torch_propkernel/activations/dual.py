@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..numerics.shapes import common_shape
+
 CPU_BLOCK = 2**17
 """Elements per thread of one block: a few float64 temporaries of this size stay in a core's cache."""
 
@@ -47,7 +49,7 @@ def apply_dual(activation: Any, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor, out: T
         return _Dual.apply(activation, c_xx, c_xy, c_yy)
     if torch.is_grad_enabled() and any(c.requires_grad for c in (c_xx, c_xy, c_yy, out)):
         raise ValueError("out= keeps nothing for backward: expected inputs that require no gradient, got one that does")
-    shape, dtype = torch.broadcast_shapes(c_xx.shape, c_xy.shape, c_yy.shape), _result_type(c_xx, c_xy, c_yy)
+    shape, dtype = common_shape(c_xx, c_xy, c_yy), _result_type(c_xx, c_xy, c_yy)
     if out.shape != shape or out.dtype != dtype:
         raise ValueError(f"expected out of shape {tuple(shape)} and {dtype}, got {tuple(out.shape)} and {out.dtype}")
     return _forward(activation, c_xx, c_xy, c_yy, out)
@@ -111,8 +113,7 @@ def _backward_blockwise(
 class _Dual(torch.autograd.Function):
     @staticmethod
     def forward(activation: Any, c_xx: Tensor, c_xy: Tensor, c_yy: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(c_xx.shape, c_xy.shape, c_yy.shape)
-        out = torch.empty(shape, dtype=_result_type(c_xx, c_xy, c_yy), device=c_xy.device)
+        out = torch.empty(common_shape(c_xx, c_xy, c_yy), dtype=_result_type(c_xx, c_xy, c_yy), device=c_xy.device)
         return _forward(activation, c_xx, c_xy, c_yy, out)
 
     @staticmethod
@@ -134,7 +135,7 @@ class _Dual(torch.autograd.Function):
         inputs = ctx.saved_tensors
         partials = ctx.activation.dual_partials(*inputs)
         terms = [p * t for p, t in zip(partials, tangents, strict=True) if t is not None]
-        return sum(terms[1:], terms[0]).expand(torch.broadcast_shapes(*(c.shape for c in inputs)))
+        return sum(terms[1:], terms[0]).expand(common_shape(*inputs))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], activation: Any, *tensors: Tensor) -> tuple[Tensor, int]:

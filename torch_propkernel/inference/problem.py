@@ -205,6 +205,22 @@ class Problem:
 
     def with_rows(self, rows: Tensor) -> Problem:
         """Return the problem of some training rows, without batch dimensions; a kernel matrix that fits is shared."""
+        made = self._of_rows(rows)
+        if not self.is_past_memory():
+            made._unit_covariance = self.unit_covariance[rows][:, rows]
+        return made
+
+    def thinned(self, num_data: int) -> Problem:
+        """Return the problem of some of the training rows, and of widths that are smaller by as much.
+
+        So alpha = P/N, the temperature and the law of the inputs stay, and the order parameters about: for placing
+        them. The rows are drawn at random, the same in every call. Without batch dimensions, one output.
+        """
+        order = torch.randperm(self.num_data, generator=torch.Generator().manual_seed(0))
+        rows = order[:num_data].sort().values.to(self.targets.device)
+        return self._of_rows(rows).with_width(self.layers.width * (num_data / self.num_data))
+
+    def _of_rows(self, rows: Tensor) -> Problem:
         made = Problem(
             self.model,
             self.kernel,
@@ -216,8 +232,6 @@ class Problem:
             self.chain,
         )
         made._residuals = self.residuals()[rows]
-        if not self.is_past_memory():
-            made._unit_covariance = self.unit_covariance[rows][:, rows]
         return made
 
     def is_past_memory(self) -> bool:
@@ -343,6 +357,7 @@ class Problem:
         if self.kernel.is_scalar and self.is_multiplicative():
             scale = self.chain.scale(order_parameter.to(self._unit_covariance.dtype))
             return scale[..., None, None] * self._unit_covariance
+        self._check_memory()
         return to_dense(self.prior(self.inputs, order_parameter).lazy_covariance_matrix)
 
     @property

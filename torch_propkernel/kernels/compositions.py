@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..order_parameters import ScalarChain
 from .recursion import Covariance, Layer, affine, dual_covariance, propagate_all
+from .upper_layers import matrix_of_upper_layers
 
 
 class Composition(ABC):
@@ -135,12 +138,7 @@ class Nested(_OfLayers):
     def prepared(self, state: Covariance, layers: Sequence[Layer]) -> Callable[[Sequence[Tensor]], Tensor]:
         """Return K_R^L from the first layer's kappa, which feels no order parameter."""
         kappa = dual_covariance(state, layers[0].activation)
-
-        def covariance(order_parameters: Sequence[Tensor]) -> Tensor:
-            first, *above = self.renormalized(layers, order_parameters)
-            return propagate_all(affine(kappa, first.weight_variance, first.bias_variance), above)
-
-        return covariance
+        return lambda order_parameters: matrix_of_upper_layers(kappa, self.renormalized(layers, order_parameters))
 
     def is_scalar(self, layers: Sequence[Layer]) -> bool:
         """Nested equals outer if every layer above the first is homogeneous of degree one and no bias sits between."""
@@ -168,33 +166,45 @@ class LinearPart(Composition):
     name = "linear_part"
 
     def covariance(self, state: Covariance, layers: Sequence[Layer], order_parameters: Sequence[Tensor]) -> Tensor:
-        """Return K_R by carrying the deviation K_R^l - K^l along with the covariance."""
-        return self._combined(self._parts(state, layers), order_parameters)
+        """Return K_R as the sum that it is."""
+        terms, products = self._terms(state, layers), self._products(order_parameters)
+        return functools.reduce(torch.add, map(torch.mul, products, terms))
 
     def prepared(self, state: Covariance, layers: Sequence[Layer]) -> Callable[[Sequence[Tensor]], Tensor]:
-        """Return K_R as the polynomial in the order parameters that it is."""
-        parts = list(self._parts(state, layers))
-        return lambda order_parameters: self._combined(parts, order_parameters)
+        """Return K_R from its terms, which feel no order parameter."""
+        terms = torch.stack(self._terms(state, layers), -3)
+        entries = terms.flatten(-2)
+
+        def covariance(order_parameters: Sequence[Tensor]) -> Tensor:
+            weights = torch.cat(self._products(order_parameters), -1)
+            return (weights @ entries).reshape(*weights.shape[:-2], *terms.shape[-2:])
+
+        return covariance
 
     @staticmethod
-    def _parts(state: Covariance, layers: Sequence[Layer]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield w kappa(K^{l-1}), w D of the rows and D of the columns of every layer: they feel no order parameter."""
+    def _terms(state: Covariance, layers: Sequence[Layer]) -> list[Tensor]:
+        """Return M_1, ..., M_L of K_R = sum_l q_l q_{l+1} ... q_L M_l.
+
+        With k_l = w_l kappa(K^{l-1}) they are M_l = D_L ... D_{l+1} (k_l - D_l k_{l-1} D_l) D_{l+1} ... D_L, each D_l
+        with the weight w_l on one side.
+        """
+        terms: list[Tensor] = []
+        below: Tensor | None = None
         for layer in layers:
             kappa, weight = dual_covariance(state, layer.activation), layer.weight_variance
-            yield weight * kappa.xy, weight * layer.activation.slope(state.xx), layer.activation.slope(state.yy)
-            state = affine(kappa, weight, layer.bias_variance)
+            kernel = weight * kappa.xy
+            if below is None:
+                terms = [kernel]
+            else:
+                slopes = weight * layer.activation.slope(state.xx) * layer.activation.slope(state.yy)
+                terms = [*(slopes * term for term in terms), torch.addcmul(kernel, slopes, below, value=-1.0)]
+            below, state = kernel, affine(kappa, weight, layer.bias_variance)
+        return terms
 
     @staticmethod
-    def _combined(parts: Iterable[tuple[Tensor, Tensor, Tensor]], order_parameters: Sequence[Tensor]) -> Tensor:
-        """Return K_R, whose readout has no bias."""
-        linear: Tensor | None = None
-        for index, ((kernel, row, column), order_parameter) in enumerate(zip(parts, order_parameters, strict=True)):
-            whole = kernel if linear is None else torch.addcmul(kernel, row * linear, column)
-            # K_R^l = q (kernel + D (deviation below) D), and the deviation of this layer is that minus the kernel.
-            if index == len(order_parameters) - 1:
-                return order_parameter * whole
-            linear = order_parameter * whole - kernel
-        raise ValueError("layers: expected at least one, got none")
+    def _products(order_parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Return q_l q_{l+1} ... q_L of every layer."""
+        return list(itertools.accumulate(reversed(order_parameters), torch.mul))[::-1]
 
 
 COMPOSITIONS: dict[str, type[Composition]] = {c.name: c for c in (Outer, Nested, LinearPart)}

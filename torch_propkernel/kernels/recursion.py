@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..activations import Activation
 from ..numerics.differentiation import is_recorded, transforms_are_active
+from ..numerics.shapes import common_shape
 
 
 class Covariance(NamedTuple):
@@ -127,7 +128,7 @@ def dual_covariance(state: Covariance, activation: Activation, overwrite: bool =
     if state.symmetric and state.elementwise:
         return state._replace(xx=xx, xy=xx, yy=xx)
     yy = xx.transpose(-1, -2) if state.symmetric else activation.dual_diag(state.yy)
-    whole = state.xy.shape == torch.broadcast_shapes(state.xx.shape, state.xy.shape, state.yy.shape)
+    whole = state.xy.shape == common_shape(state.xx, state.xy, state.yy)
     out = state.xy if overwrite and whole and not is_recorded(*state[:3]) else None
     xy = activation.dual(state.xx, state.xy, state.yy, out=out)
     if state.symmetric:
@@ -170,7 +171,7 @@ def scaled(value: Tensor, factor: Tensor | None, term: Tensor | None, in_place: 
     for other, operation in ((factor, "mul"), (term, "add")):
         if other is None:
             continue
-        fits = value.shape == torch.broadcast_shapes(value.shape, other.shape)
+        fits = value.shape == common_shape(value, other)
         if in_place and fits and not is_recorded(value, other):
             getattr(value, operation + "_")(other)
         else:

@@ -13,6 +13,7 @@ from .._validation import as_width
 from .._views import twin
 from ..activations import Activation
 from ..numerics.autocast import outside_autocast
+from ..numerics.shapes import common_shape
 from ..order_parameters import OrderParameterPrior, ScalarChain
 from .compositions import Composition, get_composition, renormalized_layers
 from .kernel_matrix import matrix_of_layers, matrix_of_rule
@@ -143,8 +144,7 @@ class RenormalizedNNGPKernel(NNGPKernel):
                 raise ValueError(
                     f"order_parameter: expected shape (..., {self.depth}), got {tuple(order_parameter.shape)}"
                 )
-            shape = torch.broadcast_shapes(value.shape, self.raw_order_parameter.shape)
-            view._given_order_parameter = value.expand(shape)
+            view._given_order_parameter = value.expand(common_shape(value, self.raw_order_parameter))
         return view
 
     def with_width(self, width: Tensor) -> RenormalizedNNGPKernel:
@@ -205,13 +205,13 @@ class RenormalizedNNGPKernel(NNGPKernel):
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """Return K_R(x1, x2), ``... x n x m``, or its elementwise diagonal ``... x n``."""
         _refuse_last_dim_is_batch(params)
-        layers, order_parameters = self.layers(elementwise=diag), self._order_parameters(elementwise=diag)
-        rule = self.composition.covariance
-        if diag:
-            return rule(self.input_covariance(x1, x2, elementwise=True), layers, order_parameters)
-        prepared = self._prepared_at(x1, x2)
+        order_parameters = self._order_parameters(elementwise=diag)
+        prepared = None if diag else self._prepared_at(x1, x2)
         if prepared is not None:
             return prepared(order_parameters)
+        layers, rule = self.layers(elementwise=diag), self.composition.covariance
+        if diag:
+            return rule(self.input_covariance(x1, x2, elementwise=True), layers, order_parameters)
         inputs, renormalized = self.inputs(x1, x2), renormalized_layers(self.composition, layers, order_parameters)
         if renormalized is not None:
             return matrix_of_layers(inputs, renormalized)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .shapes import common_shape
+
 
 def log_det_and_square(covariance: Tensor, targets: Tensor) -> Tensor:
     r"""Return log det A + y^T A^{-1} y, ``*b``; infinite where A is not positive definite, without a useful gradient.
@@ -29,10 +31,8 @@ def log_det_and_square(covariance: Tensor, targets: Tensor) -> Tensor:
         >>> torch.autograd.grad(value, A)[0].item()   # 1/2 - (4/2)^2
         -3.5
     """
-    batch = torch.broadcast_shapes(covariance.shape[:-2], targets.shape[:-1])
-    size = targets.shape[-1]
-    covariance, targets = covariance.expand(*batch, size, size), targets.expand(*batch, size)
-    value: Tensor = _Terms.apply(covariance, targets)
+    shape = common_shape(covariance.diagonal(dim1=-2, dim2=-1), targets)
+    value: Tensor = _Terms.apply(covariance.expand(*shape, shape[-1]), targets.expand(shape))
     return value
 
 
