@@ -170,8 +170,9 @@ def scaled(value: Tensor, factor: Tensor | None, term: Tensor | None, in_place: 
     for other, operation in ((factor, "mul"), (term, "add")):
         if other is None:
             continue
-        fits = value.shape == torch.broadcast_shapes(value.shape, other.shape)
-        if in_place and fits and not is_recorded(value, other):
+        one = other.numel() == 1 and other.dim() <= value.dim()  # broadcast_shapes takes longer than a small product
+        fits = in_place and (one or value.shape == torch.broadcast_shapes(value.shape, other.shape))
+        if fits and not is_recorded(value, other):
             getattr(value, operation + "_")(other)
         else:
             value = getattr(torch, operation)(value, other)
