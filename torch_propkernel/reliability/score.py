@@ -17,8 +17,8 @@ from .unit_response import unit_response
 
 WHOLE_ROWS, UNITS = 200, 4096
 """Up to as many rows as the cases have on which the score was calibrated, it is computed as it was there."""
-THINNED_ROWS, FEWER_UNITS = 100, 1024
-"""Of more rows, the middle of those cases, and units for a twentieth of the time of a fit with 1,000 rows."""
+THINNED_ROWS, FEWER_UNITS = 120, 1024
+"""Of more rows, as many as seven of those cases have, and units for a twentieth of the time of a fit at P = 1000."""
 MIN_ROWS = 10
 """Fewer rows say nothing: two of them had a score of 0.02 whatever the targets were."""
 
@@ -79,7 +79,7 @@ def _without_score(problem: OutputsProblem | BlocksProblem, solution: Solution) 
 def reliability_score(problem: Problem, order_parameter: Tensor, num_units: int | None = None, seed: int = 0) -> Tensor:
     """Return :func:`unit_response` of a model, ``*b``, from at most 200 training points.
 
-    More than 200 points are thinned out evenly to 100 and the widths reduced with them, so that alpha = P/N, the
+    More than 200 points are thinned out evenly to 120 and the widths reduced with them, so that alpha = P/N, the
     temperature and the inputs' directions stay; the targets are then rescaled, by a factor near one, so that the order
     parameter of the last layer stays stationary. The lower layers enter through the variance that they give to the last
     layer's output. A readout bias (a ConstantKernel that is added) is part of the noise.

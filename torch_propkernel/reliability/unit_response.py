@@ -106,8 +106,10 @@ def unit_response(
     highest = torch.logsumexp(log_weight, -1, keepdim=True) + 0.5 * math.log(_STANDARD) - math.log(num_units)
     real, known = torch.softmax(torch.minimum(log_weight, highest), dim=-1), torch.softmax(log_prior, dim=-1)
 
-    of_real, real_spread = _mean_and_deviations(real, s * b * n.sqrt(), phi)
-    of_known, known_spread = _mean_and_deviations(known, b * n.sqrt() / softness.float(), phi)
+    group = torch.arange(_GROUPS, device=phi.device).unsqueeze(-1)
+    member = (torch.arange(num_units, device=phi.device) % _GROUPS == group).to(phi)  # groups x M
+    of_real, real_spread = _mean_and_deviations(real, s * b * n.sqrt(), phi, member)
+    of_known, known_spread = _mean_and_deviations(known, b * n.sqrt() / softness.float(), phi, member)
     exact = _apply(kernel.double(), _apply(inverse, z / softness - _gaussian_answer(k, z, spread, width, softness)))
 
     change = (of_real - of_known).double() + exact
@@ -118,10 +120,8 @@ def unit_response(
     return torch.where((softness > 0).squeeze(-1), lengths**0.25 / left_out, torch.nan)
 
 
-def _mean_and_deviations(weights: Tensor, answer: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_and_deviations(weights: Tensor, answer: Tensor, phi: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
     """Return the weighted mean of answer * phi, ``*b x n``, and what groups of units have beyond their share of it."""
-    group = torch.arange(_GROUPS, device=phi.device).unsqueeze(-1)
-    member = (torch.arange(phi.shape[-2], device=phi.device) % _GROUPS == group).to(phi)  # groups x M
     sums = (member * (weights * answer).unsqueeze(-2)) @ phi
     mean = sums.sum(-2)
     return mean, sums - (weights @ member.mT).unsqueeze(-1) * mean.unsqueeze(-2)
