@@ -272,7 +272,7 @@ class TestHowItIsComputed:
         free = score(y, 1e6)
         assert score(y + 10.0, 1e6) == pytest.approx(free, rel=1e-3)
         shifted = fit_order_parameters(model(x, y + 10.0), warn=False).reliability.score
-        assert abs(shifted / free - 1) > 0.1  # without a bias the constant would count
+        assert abs(shifted / free - 1) > 0.02  # without a bias the constant would count, far above the tolerance
 
     @pytest.mark.parametrize("composition", ["outer", "nested", "linear_part"])
     def test_several_layers(self, composition):
