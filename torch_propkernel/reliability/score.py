@@ -18,7 +18,7 @@ from .unit_response import unit_response
 WHOLE_ROWS, UNITS = 200, 4096
 """Up to as many rows as the cases have on which the score was calibrated, it is computed as it was there."""
 THINNED_ROWS, FEWER_UNITS = 120, 1024
-"""Of more rows, as many as seven of those cases have, and units for a twentieth of the time of a fit at P = 1000."""
+"""Of more rows, as many as seven of those cases have, and units for 6 % of the time of a fit at P = 1000."""
 MIN_ROWS = 10
 """Fewer rows say nothing: two of them had a score of 0.02 whatever the targets were."""
 
