@@ -5,14 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..inference import Problem, SpectralConditioned
+from ..inference import Conditioned, Problem, SpectralConditioned, StreamedProblem
 from ..mixing import posterior_of_scale
 from ..mixing.law_of_widths import law_of_widths
 from ..mixing.scale_integral import ScalePosterior
+from ..spectra import LanczosRun, gauss_quadrature
 from .base import FittedTheory, Theory
 
 KEPT = 1e-20
 """Weight below which a node is dropped: a point left out can lift one by many nats."""
+
+FEW = 3
+"""Nodes of a streamed problem, of which each costs as much as a saddle point."""
 
 
 class Mixture(Theory):
@@ -32,7 +36,11 @@ class Mixture(Theory):
     ``stats`` has the estimated ``error`` of ``log_evidence``, the number of ``nodes`` and the ``posterior`` of r.
 
     :class:`FiniteWidthProcess` is the same process as a GPyTorch model, with quantiles and joint predictives. Cost: one
-    ``eigh``, then P for each of some dozens of nodes and each test point.
+    ``eigh``, then P for each of some dozens of nodes and each test point. Of a :class:`StreamedProblem` the posterior
+    of r is that of the Lanczos quadrature, whose statistical errors it has, and predictions are averages over the
+    three-point Gauss rule of p(log r | y), which is exact for polynomials of degree five in log r; all its nodes are
+    columns of the same products. At 240 points and 8 units this left 2e-8 of the variances and 2e-5 in the log density
+    of a point left out.
 
     Raises:
         ValueError: A composition that is not one-dimensional.
@@ -51,26 +59,40 @@ class Mixture(Theory):
     """
 
     name = "mixture"
+    has_streaming = True
 
     def _check(self, problem: Problem) -> None:
         problem.check_scalar()
 
     def _fit(self, problem: Problem) -> FittedTheory:
-        temperature = problem.scalar().temperature
-        spectrum, width = problem.spectrum(eigenvectors=True), problem.layers.width
+        streamed, temperature = isinstance(problem, StreamedProblem), problem.scale_temperature()
+        spectrum, width = problem.spectrum(eigenvectors=not streamed), problem.layers.width
         posterior = posterior_of_scale(spectrum, law_of_widths(width), temperature).without_empty_nodes(KEPT)
         q = _mean_order_parameters(width, posterior)
+        conditioned: Conditioned
+        if streamed:
+            conditioned = problem.conditioned_at_scales(*_few_nodes(posterior))
+        else:
+            conditioned = SpectralConditioned(problem, posterior.scale, posterior.log_weights)
         stats = {"error": posterior.error, "nodes": posterior.log_scale.shape[-1], "posterior": posterior}
         return FittedTheory(
             self,
             problem,
-            SpectralConditioned(problem, posterior.scale, posterior.log_weights),
+            conditioned,
             {"r": posterior.mean, "q": q},
             q[..., -1],
             "The scale was integrated over its posterior.",
             stats,
             posterior.log_evidence,
         )
+
+
+def _few_nodes(posterior: ScalePosterior) -> tuple[Tensor, Tensor]:
+    """Return the scales and log weights of the Gauss rule of p(log r | y), of one problem."""
+    run = LanczosRun(posterior.weights.sqrt().unsqueeze(-1))
+    run.extend(lambda v: posterior.log_scale.unsqueeze(-1) * v, min(FEW, posterior.log_scale.shape[-1]))
+    (nodes,), (weights,) = gauss_quadrature(run.alphas, run.betas)
+    return nodes.exp(), weights.log()
 
 
 def _mean_order_parameters(width: Tensor, posterior: ScalePosterior) -> Tensor:
