@@ -123,15 +123,16 @@ def test_one_matrix_is_kept_at_any_depth(depth):
     assert sum(shape.numel() >= 40 * 20 for shape in kept) == 1
 
 
-@pytest.mark.parametrize(("ard", "products"), [(None, 0.5), (5, 1.5)])  # 1 for the gradient of the inputs
-def test_products_of_the_size_of_the_inputs(ard, products, monkeypatch):
+@pytest.mark.parametrize(("ard", "backward"), [(None, 0.0), (5, 1.0)])  # for the gradient of the inputs
+def test_products_of_the_size_of_the_inputs(ard, backward, monkeypatch):
     n, d = 64, 5
     monkeypatch.setattr(tiled_pass, "block_elements", lambda device: 16)
     kernel = NNGPKernel(Erf(), 2, bias_variance=0.1, ard_num_dims=ard).double()
     with FlopCounterMode(display=False) as counter:
         kernel.forward(x := points(n, d), x).sum().backward()
-    one = 2 * n * n * d
-    assert counter.get_total_flops() == products * one * (1 + 4 / n)  # tiles on the diagonal are formed as a whole
+    one, side = 2 * n * n * d, 4
+    forward = 0.5 * (1 + 0.5 * side / n)  # three quarters of the tiles on the diagonal
+    assert counter.get_total_flops() == one * (forward + backward * (1 + side / n))  # all of them
 
 
 @pytest.mark.parametrize("composition", ["infinite width", "linear_part"])

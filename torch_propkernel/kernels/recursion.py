@@ -171,8 +171,8 @@ def scaled(value: Tensor, factor: Tensor | None, term: Tensor | None, in_place: 
     for other, operation in ((factor, "mul"), (term, "add")):
         if other is None:
             continue
-        fits = value.shape == common_shape(value, other)
-        if in_place and fits and not is_recorded(value, other):
+        fits = in_place and value.shape == common_shape(value, other)
+        if fits and not is_recorded(value, other):
             getattr(value, operation + "_")(other)
         else:
             value = getattr(torch, operation)(value, other)

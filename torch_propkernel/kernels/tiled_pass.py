@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..activations.dual import block_elements
-from .recursion import Inputs
+from .recursion import Inputs, gram
 
 
 class Tile(NamedTuple):
@@ -116,10 +116,12 @@ class _Layout(NamedTuple):
         result = of.x1.new_empty(*batch, of.x1.shape[-2], of.x2.shape[-2])
         with torch.no_grad():
             for row, column, mirrored in self.tiles(result):
-                xy = of.x1[..., row, :] @ of.x2[..., column, :].mT
+                x1 = of.x1[..., row, :]
+                diagonal = self.symmetric and not mirrored
+                xy = gram(x1, -(-x1.shape[-2] // 2)) if diagonal else x1 @ of.x2[..., column, :].mT
                 if products is not None:
                     products[..., row, column] = xy
-                value = self.entries.value(of.tile(xy, row, column, self.symmetric and not mirrored), of.parameters)
+                value = self.entries.value(of.tile(xy, row, column, diagonal), of.parameters)
                 result[..., row, column] = value
                 if mirrored:
                     result[..., column, row] = value.mT

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
 from ..actions.solution import Solution
-from ..actions.solve_order_parameters import solve_order_parameters
 from ..inference import BlocksProblem, OutputsProblem, Problem
 from ..inference.last_layer import last_layer
+from ..order_parameters import ScalarChain
+from ..spectra import Spectrum
 from .assessment import Reliability, assess_reliability
 from .unit_response import unit_response
 
-MAX_ROWS = 200
+WHOLE_ROWS, UNITS = 200, 4096
+"""Up to as many rows as the cases have on which the score was calibrated, it is computed as it was there."""
+THINNED_ROWS, FEWER_UNITS = 120, 1024
+"""Of more rows, as many as seven of those cases have, and units for 6 % of the time of a fit at P = 1000."""
 MIN_ROWS = 10
 """Fewer rows say nothing: two of them had a score of 0.02 whatever the targets were."""
 
@@ -50,7 +56,9 @@ def assess(problem: Problem, solution: Solution) -> Reliability:
     if kernel.active_dims is not None:
         inputs = inputs.index_select(-1, kernel.active_dims)
     width, q = problem.layers.width, solution.order_parameter
-    return assess_reliability(score, kernel.scaled_inputs(inputs), width, q, missing)
+    if kernel.ard_num_dims is not None:  # one factor on all columns would change no ratio
+        inputs = kernel.scaled_inputs(inputs)
+    return assess_reliability(score, inputs, width, q, missing)
 
 
 def _without_score(problem: OutputsProblem | BlocksProblem, solution: Solution) -> Reliability:
@@ -68,17 +76,18 @@ def _without_score(problem: OutputsProblem | BlocksProblem, solution: Solution) 
 
 
 @torch.no_grad()
-def reliability_score(problem: Problem, order_parameter: Tensor, num_units: int = 4096, seed: int = 0) -> Tensor:
+def reliability_score(problem: Problem, order_parameter: Tensor, num_units: int | None = None, seed: int = 0) -> Tensor:
     """Return :func:`unit_response` of a model, ``*b``, from at most 200 training points.
 
-    More points are thinned out evenly and the widths reduced with them, so that alpha = P/N, the temperature and the
-    inputs' directions stay; the order parameters are then solved again. The lower layers enter through the variance
-    that they give to the last layer's output. A readout bias (a ConstantKernel that is added) is part of the noise.
+    More than 200 points are thinned out evenly to 120 and the widths reduced with them, so that alpha = P/N, the
+    temperature and the inputs' directions stay; the targets are then rescaled, by a factor near one, so that the order
+    parameter of the last layer stays stationary. The lower layers enter through the variance that they give to the last
+    layer's output. A readout bias (a ConstantKernel that is added) is part of the noise.
 
     Args:
         problem: A live or frozen problem.
         order_parameter: q of the solution, ``*b x L``.
-        num_units: Units drawn.
+        num_units: Units drawn; if None 4,096, of thinned rows 1,024.
         seed: Of their generator.
 
     Raises:
@@ -91,40 +100,44 @@ def reliability_score(problem: Problem, order_parameter: Tensor, num_units: int 
         raise ValueError("several outputs for each row")
     if bool(torch.isinf(width[..., -1]).any()):
         raise ValueError("the last hidden layer has infinite width")
-    count = min(size, MAX_ROWS)
+    count, units = (size, UNITS) if size <= WHOLE_ROWS else (THINNED_ROWS, FEWER_UNITS)
     kept = torch.linspace(0, size - 1, count, dtype=torch.float64).round().long().to(problem.inputs.device)
     x, targets = problem.inputs.index_select(-2, kept), problem.residuals()[..., kept]
     layer = last_layer(problem, x)
-    noise = _noise(problem, kept) + layer.bias_variance[..., None, None]  # a readout bias: noise that all rows share
     variance = layer.covariance.diagonal(dim1=-2, dim2=-1)
+    width, q = width[..., -1] * (count / size), order_parameter.to(problem.network.raw_order_parameter)
+    lower = ScalarChain.scale(q[..., :-1])  # what the layers below the last one do to the kernel
+    if not problem.network.is_scalar:
+        whole = problem.prior(x, q).variance.mean(-1) - layer.bias_variance
+        own = (layer.scale.squeeze(-1) * layer.activation.dual_diag(variance)).mean(-1)
+        lower = whole / (q[..., -1] * own)
+    scale, q = lower[..., None, None] * layer.scale, q[..., -1]
+    kernel = scale * layer.activation.dual(variance.unsqueeze(-1), layer.covariance, variance.unsqueeze(-2))
+    noise = _noise(problem, kept, layer.bias_variance)
+    spectrum = Spectrum.from_kernel(kernel, targets, base=noise, eigenvectors=True)
     if count < size:
-        kernel = layer.scale * layer.activation.dual(variance.unsqueeze(-1), layer.covariance, variance.unsqueeze(-2))
-        width = width * (count / size)
-        order_parameter = solve_order_parameters(
-            kernel, targets, width=width, temperature=1.0, base=noise, throw=False
-        ).order_parameter
-    q = order_parameter.to(problem.network.raw_order_parameter)
-    whole = problem.prior(x, q).variance.mean(-1) - layer.bias_variance
-    own = (layer.scale.squeeze(-1) * layer.activation.dual_diag(variance)).mean(-1)
-    scale = layer.scale * (whole / (q[..., -1] * own))[..., None, None]
+        spectrum = _at_saddle_point(spectrum, q, width)
     return unit_response(
-        layer.activation,
-        layer.covariance,
-        scale,
-        q[..., -1],
-        width[..., -1],
-        noise,
-        targets,
-        num_units=num_units,
-        seed=seed,
+        layer.activation, layer.covariance, scale, kernel, spectrum, q, width, num_units=num_units or units, seed=seed
     )
 
 
-def _noise(problem: Problem, rows: Tensor) -> Tensor:
-    """Noise covariance of the given rows, ``*b x n x n``."""
+def _at_saddle_point(spectrum: Spectrum, order_parameter: Tensor, width: Tensor) -> Spectrum:
+    """Return the spectrum with the targets rescaled so that q, ``*b``, is stationary: N (q - 1) + tr = power."""
+    q = order_parameter.unsqueeze(-1)
+    spread = 1.0 + q * spectrum.eigenvalues
+    share = q * spectrum.eigenvalues / spread
+    wanted = width * (order_parameter - 1.0) + share.sum(-1)
+    power = (share * spectrum.squares / spread).sum(-1)
+    factor = (wanted / power).clamp_min(1e-6).sqrt()
+    return dataclasses.replace(spectrum, projections=factor[..., None, None] * spectrum.projections)
+
+
+def _noise(problem: Problem, rows: Tensor, bias_variance: Tensor) -> Tensor:
+    """Noise of the given rows, a readout bias included, which all share: ``*b x n x n``, or ``*b x n`` if diagonal."""
     if problem.has_dense_noise():
-        return problem.noise_covariance(problem.inputs)[..., rows, :][..., rows]
-    diagonal = problem.noise_diagonal()
-    return torch.diag_embed(
-        diagonal[..., rows] if diagonal.shape[-1] > 1 else diagonal.expand(*diagonal.shape[:-1], len(rows))
-    )
+        return problem.noise_covariance(problem.inputs)[..., rows, :][..., rows] + bias_variance[..., None, None]
+    noise = problem.noise_diagonal()
+    noise = noise[..., rows] if noise.shape[-1] > 1 else noise.expand(*noise.shape[:-1], len(rows))
+    shared = bool((bias_variance != 0).any())
+    return torch.diag_embed(noise) + bias_variance[..., None, None] if shared else noise

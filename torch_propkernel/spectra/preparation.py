@@ -30,8 +30,8 @@ def check_symmetric(kernel_matrix: Tensor, source: torch.dtype) -> None:
     limit = max(1e-6, 1e4 * torch.finfo(source).eps) * float(largest)
     worst = 0.0
     for rows in range(0, kernel_matrix.shape[-1], _ROWS):
-        part = slice(rows, rows + _ROWS)
-        difference = kernel_matrix[..., part, :] - kernel_matrix[..., :, part].transpose(-1, -2)
+        part, before = slice(rows, rows + _ROWS), slice(None, rows + _ROWS)
+        difference = kernel_matrix[..., part, before] - kernel_matrix[..., before, part].transpose(-1, -2)
         worst = max(worst, float(difference.abs().amax()))
     if worst > limit:
         raise ValueError(

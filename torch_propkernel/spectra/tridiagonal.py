@@ -175,7 +175,7 @@ class _LinearMap(torch.autograd.Function):
         ctx: Any, columns: Tensor, forward: Callable[[Array], Array], adjoint: Callable[[Array], Array]
     ) -> Tensor:
         ctx.maps = forward, adjoint
-        return torch.from_numpy(np.ascontiguousarray(forward(columns.detach().numpy())))
+        return torch.from_numpy(forward(columns.detach().numpy()))  # in LAPACK's order of memory
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
