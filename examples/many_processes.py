@@ -6,9 +6,9 @@ Usage::
     torchrun --nnodes 4 --nproc_per_node 1 --rdzv_backend c10d --rdzv_endpoint HOST:29500 examples/many_processes.py
     python examples/many_processes.py        # one process, the same numbers
 
-Each process evaluates its share of the tiles of the kernel matrix; points and vectors are on all of them. Give every
-process the cores that it may use (OMP_NUM_THREADS): torchrun leaves it one. A run that was interrupted, or has lost
-a process, goes on from ``--checkpoint``, a file in a folder that all machines see.
+Each process evaluates its share of the tiles of the kernel matrix, and holds its own rows of what is kept of vectors;
+points are on all of them. Give every process the cores that it may use (OMP_NUM_THREADS): torchrun leaves it one. A
+run that was interrupted, or has lost a process, goes on from ``--checkpoint``, files in a folder that all machines see.
 """
 
 from __future__ import annotations

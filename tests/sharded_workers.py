@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -54,14 +55,19 @@ def everything(group=None, checkpoint=None):
     fitted = SaddlePoint().fit(problem)
     x, y = data(12, 1)
     operator = problem.operator
+    own = operator.own_rows
     vectors = torch.randn(P, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     sweep = width_sweep(problem, [5.0, 500.0], x, y)
     found = {
         "product": operator.matmul(vectors),
         "cross": operator.cross_matmul(x, vectors),
+        "own product": operator.gathered(operator.own_matmul(vectors[own])),
         "columns": operator.columns(x),
+        "own columns": operator.gathered(operator.own_columns(x)),
+        "some rows": operator.rows_at(vectors[own], torch.tensor([149, 0, 76, 76, 50])),
         "diagonal": operator.diagonal(),
-        "preconditioned": problem.preconditioner.solve(vectors, 0.7, 0.05),
+        "preconditioned": operator.gathered(problem.preconditioner.solve(vectors[own], 0.7, 0.05, operator.total)),
+        "solved by the run": operator.gathered(problem.lanczos.solve_targets(0.7, 0.05)[0].unsqueeze(-1)),
         "eigenvalues": problem.spectrum().eigenvalues,
         "q": fitted.order_parameters["q"],
         "evidence": torch.as_tensor(fitted.log_evidence),
@@ -72,14 +78,17 @@ def everything(group=None, checkpoint=None):
         "training error": fitted.training_error(),
         "sweep": sweep.test.total,
     }
-    return found, told
+    return found, told, problem
 
 
 def share_everything(rank, number, folder):
     join(rank, number, folder)
-    found, told = everything("world", folder / "run.pt")
-    errors = {"errors": other_vectors(rank), "late": come_late(rank, number)}
-    torch.save({"found": found, "told": told, **errors}, folder / f"{rank}.pt")
+    found, told, problem = everything("world", folder / "run.pt")
+    held = {"basis": problem.lanczos.run.basis, "part": [problem.preconditioner.vectors.T]}
+    held = {name: {block.shape[-1] for block in blocks} for name, blocks in held.items()}
+    alone = pickle.loads(pickle.dumps(problem)).at(0.3).mean(data(12, 1)[0])
+    errors = {"errors": other_vectors(rank), "data": other_data(rank), "late": come_late(rank, number)}
+    torch.save({"found": found, "told": told, "held": held, "alone": alone, **errors}, folder / f"{rank}.pt")
     os._exit(0)  # a group that was too late is not left in an orderly way
 
 
@@ -100,6 +109,24 @@ def other_vectors(rank):
     return said
 
 
+def other_data(rank):
+    """Return what is said where one process has other targets, another kernel, or predicts at other points."""
+    said = []
+    for change in ("targets", "kernel", "points"):
+        model, (x, _) = make_model(), data(12, 1)
+        if rank == 1 and change == "targets":
+            model.set_train_data(targets=model.train_targets + 0.1, strict=False)
+        if rank == 1 and change == "kernel":
+            model.covar_module.weight_variance = 1.1 * model.covar_module.weight_variance
+        if rank == 1 and change == "points":
+            x = x + 0.1
+        try:
+            StreamedProblem.of_streamed(model, Streaming(process_group="world", **OPTIONS)).at(1.0).predict(x)
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
 def go_on(rank, number, folder):
     """Write what a run tells that goes on from the checkpoint, and its prediction."""
     join(rank, number, folder)
@@ -107,7 +134,9 @@ def go_on(rank, number, folder):
     options = Streaming(
         process_group=dist.group.WORLD, checkpoint=folder / "run.pt", progress=lambda *at: told.append(at), **OPTIONS
     )
-    mean = StreamedProblem.of_streamed(make_model(), options).at(1.0).mean(data(12, 1)[0])
+    problem = StreamedProblem.of_streamed(make_model(), options)
+    problem.spectrum()
+    mean = problem.at(1.0).mean(data(12, 1)[0])
     torch.save({"told": told, "mean": mean}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

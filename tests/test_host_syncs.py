@@ -129,9 +129,9 @@ class TestPastMemory:
         b = points(60, 8)
         solution, syncs = counted(
             lambda: conjugate_gradients(
-                lambda v: 0.1 * v + operator.matmul(v),
+                lambda v, _: 0.1 * v + operator.matmul(v),
                 b,
-                precondition=lambda v: v,
+                precondition=lambda v, _: v,
                 is_accurate=lambda state, _: state.residual < 1e-6,
                 max_steps=200,
             )

@@ -33,4 +33,4 @@ def test_torchrun_prints_what_one_process_finds(tmp_path):
     assert q == pytest.approx(found["q"], abs=1e-8)  # as it is printed
     # The variance's tolerance is 1e-3, at which a step of conjugate gradients more or less may be taken.
     assert error == pytest.approx(found["test_error"], rel=1e-3)
-    assert (tmp_path / "run.pt").exists()
+    assert {file.name for file in tmp_path.iterdir()} == {"run.pt.0of2", "run.pt.1of2"}

@@ -4,13 +4,14 @@
 
 Images: planes and cars of CIFAR-10 (labels -1 and +1), averaged over 4 x 4 pixels to 8 x 8, in color or gray, less the
 mean training image and over the training pixels' deviation; or Gaussian rows whose first two patches decide. One
-convolutional layer, then a readout of every patch by weights of its own ("dense") or of the mean over patches
-("pooled"). Posteriors are sampled by Hamiltonian Monte Carlo with the readout integrated out (``sample_posterior``),
-from scratch with twice as many draws until they converge. The test error is E (y_* - f(x_*))^2 over networks and 200
-test points, without noise. Theories, none of them fitted to anything but the training data: infinite width; the
-infinitely wide network with a free scale; one number for all patches (a saddle point of N B units); and the matrix
-(``SaddlePoint`` of a ``ConvolutionalRenormalizedKernel``), which for a pool is a number too. Finished runs are kept in
-RUNS; predictions are computed again for every page. About half an hour on one core.
+convolutional layer or two (patches of 4 x 4 in steps of 2, then of 2 x 2), then a readout of every patch by weights of
+its own ("dense") or of the mean over patches ("pooled"). Posteriors are sampled by Hamiltonian Monte Carlo with the
+readout integrated out (``sample_posterior``), from scratch with twice as many draws until they converge. The test error
+is E (y_* - f(x_*))^2 over networks and 200 test points, without noise. Theories, none of them fitted to anything but
+the training data: infinite width; the infinitely wide network with a free scale; one number for all patches (a saddle
+point of N B units); and the matrix (``SaddlePoint`` of a ``ConvolutionalRenormalizedKernel``), which for a pool is a
+number too. In a first of two layers channels count as infinitely many. Finished runs are kept in RUNS; predictions are
+computed again for every page. About an hour on one core.
 """
 
 from __future__ import annotations
@@ -42,29 +43,35 @@ LONGEST = 8000
 
 
 class Case(NamedTuple):
-    """A posterior: data, activation, readout, channels N, edge and step of the patches, training points."""
+    """A posterior: data, activation, readout, channels N by layer, edge and step of the patches, training points."""
 
     data: str  # color, gray, or Gaussian
     activation: str
     readout: str
-    width: int
-    kernel_size: int
-    stride: int
+    width: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
     num_data: int
 
 
 CASES = (
-    Case("Gaussian", "identity", "dense", 20, 50, 50, 60),
-    Case("Gaussian", "erf", "dense", 20, 50, 50, 60),
-    Case("Gaussian", "relu", "dense", 20, 50, 50, 60),
-    Case("color", "identity", "dense", 20, 4, 4, 60),
-    Case("color", "erf", "dense", 20, 4, 4, 60),
-    Case("color", "erf", "dense", 50, 4, 4, 100),
-    Case("color", "relu", "dense", 20, 4, 4, 60),
-    Case("gray", "erf", "dense", 20, 4, 2, 60),
-    Case("gray", "relu", "dense", 50, 4, 2, 100),
-    Case("color", "erf", "pooled", 20, 4, 2, 60),
-    Case("color", "relu", "pooled", 20, 4, 2, 60),
+    Case("Gaussian", "identity", "dense", (20,), (50,), (50,), 60),
+    Case("Gaussian", "erf", "dense", (20,), (50,), (50,), 60),
+    Case("Gaussian", "relu", "dense", (20,), (50,), (50,), 60),
+    Case("color", "identity", "dense", (20,), (4,), (4,), 60),
+    Case("color", "erf", "dense", (20,), (4,), (4,), 60),
+    Case("color", "erf", "dense", (50,), (4,), (4,), 100),
+    Case("color", "relu", "dense", (20,), (4,), (4,), 60),
+    Case("gray", "erf", "dense", (20,), (4,), (2,), 60),
+    Case("gray", "relu", "dense", (50,), (4,), (2,), 100),
+    Case("color", "erf", "pooled", (20,), (4,), (2,), 60),
+    Case("color", "relu", "pooled", (20,), (4,), (2,), 60),
+    Case("color", "erf", "dense", (20, 20), (4, 2), (2, 1), 60),
+    Case("color", "erf", "dense", (100, 20), (4, 2), (2, 1), 60),
+    Case("color", "relu", "dense", (20, 20), (4, 2), (2, 1), 60),
+    Case("color", "relu", "dense", (100, 20), (4, 2), (2, 1), 60),
+    Case("color", "erf", "pooled", (20, 20), (4, 2), (2, 1), 60),
+    Case("color", "relu", "pooled", (20, 20), (4, 2), (2, 1), 60),
 )
 SHAPES = {"color": (3, 8, 8), "gray": (1, 8, 8), "Gaussian": (1, 200)}
 
@@ -101,7 +108,7 @@ def predict(folder: Path, index: int, case: Case) -> dict[str, Any]:
     network = network_of(case)
     model = model_from_network(network, x, y, TEMPERATURE)
     together = KernelBlocks([[model.covar_module.blocks]])
-    units = case.width * (1 if case.readout == "pooled" else network.num_patches)
+    units = case.width[-1] * (1 if case.readout == "pooled" else network.num_patches)
     one = NetworkGP(x, y, model.likelihood, BlockRenormalizedKernel(together, float(units)))
     fitted = {
         "infinite width": InfiniteWidth().fit(model),
@@ -132,8 +139,8 @@ def sample(folder: Path, index: int, case: Case, draws: int) -> dict[str, Any]:
             keep_weights=True,
             progress=advance,
         )
-    readout = found.readout.squeeze(-1).unflatten(-1, (case.width, -1))  # chains x draws x N x B, of unit variance
-    gram = estimate(readout.mT @ readout / case.width)
+    readout = found.readout.squeeze(-1).unflatten(-1, (case.width[-1], -1))  # chains x draws x N x B, of unit variance
+    gram = estimate(readout.mT @ readout / case.width[-1])
     return {
         "case": index,
         **case._asdict(),
@@ -156,7 +163,7 @@ def page(folder: Path, runs: dict[int, dict[str, Any]]) -> str:
         predicted = predict(folder, index, case)
         name = f"{index} {case.data} {case.activation} {case.readout}"
         mark = "" if run["converged"] else " **not converged**"
-        cells: list[Any] = [name, case.width, case.num_data, f"{run['error']:.4g}{mark}"]
+        cells: list[Any] = [name, ", ".join(map(str, case.width)), case.num_data, f"{run['error']:.4g}{mark}"]
         cells.append(f"{100 * run['standard_error'] / run['error']:.1f} %")
         cells += [f"{100 * (predicted['errors'][theory] / run['error'] - 1):+.1f} %" for theory in theories]
         rows.append(cells)

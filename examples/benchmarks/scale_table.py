@@ -78,7 +78,7 @@ def page(rows: int, repeats: int) -> str:
         flops = 4.0 * columns * POINTS**2 / 2
         cells = []
         for nodes in NODES:
-            sent = 16.0 * columns * POINTS * (nodes - 1) / nodes
+            sent = 24.0 * columns * POINTS * (nodes - 1) / nodes
             hours = [
                 (own + columns * column) * POINTS**2 / 2 / (nodes * CORES) * options.max_steps / 3600
                 for own, column in figures.values()
@@ -86,7 +86,7 @@ def page(rows: int, repeats: int) -> str:
             cells.append(
                 (
                     f"N = {nodes}",
-                    f"{options.num_bytes(POINTS) / 1e9:.0f}",
+                    f"{options.num_bytes(POINTS, nodes) / 1e9:.0f}",
                     f"{sent / 1e9:.1f}",
                     f"{sent / (GIGABIT / 8 * 1e9):.1f}",
                     f"{hours[0] * 3600 / options.max_steps:.0f}",

@@ -12,7 +12,9 @@ import pytest
 import torch
 from given_network import GIVEN
 
-from torch_propkernel import FiniteWidthLikelihood, ReLU, RenormalizedNNGPKernel
+import torch_propkernel._memory as memory_module
+import torch_propkernel.inference.problem as problem_module
+from torch_propkernel import FiniteNetworkProcess, FiniteWidthLikelihood, ReLU, RenormalizedNNGPKernel
 from torch_propkernel.__main__ import main
 from torch_propkernel.commands import predict as predict_module
 from torch_propkernel.models import NetworkFiniteWidthProcess
@@ -63,6 +65,35 @@ def test_numbers_are_those_of_gpytorch(model, new, capsys):
     np.testing.assert_allclose(columns["q0.9"], columns["mean"] + factor * columns["standard_deviation_with_noise"])
     np.testing.assert_allclose(columns["q0.1"] + columns["q0.9"], 2 * columns["mean"])
     assert columns["line"].tolist() == list(range(2, 9))
+
+
+@pytest.mark.parametrize("theory", [None, "saddle", "mixture", "first_order"])
+def test_a_model_past_memory_is_streamed(theory, model, new, capsys, monkeypatch):
+    """The model of 30 rows is taken for one that does not fit; only the first order needs its matrix."""
+    saved = load(model)
+    if theory is not None:
+        gp = saved.model
+        made = FiniteNetworkProcess(
+            gp.train_inputs[0], gp.train_targets, gp.likelihood, gp.covar_module, theory=theory
+        ).eval()
+        save(made, model, normalization=saved.normalization, extra=saved.extra)
+    command = ["predict", model, write("new.csv", "a,b,c", new)]
+    capsys.readouterr()
+    assert main(command) == 0
+    truth = read(capsys.readouterr().out)
+    monkeypatch.setattr(problem_module, "_LARGE", 10)
+    monkeypatch.setattr(problem_module, "available_memory", lambda device="cpu": 100.0)
+    if theory == "first_order":
+        monkeypatch.setattr(memory_module, "available_memory", lambda device="cpu": 100.0)
+        assert main(command) == 2
+        assert "expected at most 0.0001 MB" in capsys.readouterr().err
+        return
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert "30 training rows do not fit into memory as a matrix: streamed" in captured.err
+    found = read(captured.out)
+    for name, value in truth.items():  # variances to 1e-3, means to 1e-4 of the targets
+        np.testing.assert_allclose(found[name], value, rtol=5e-3, atol=5e-3 * np.abs(truth["mean"]).max())
 
 
 def test_training_rows_are_predicted_as_fit_does(table, capsys):

@@ -42,7 +42,9 @@ def shared(request, tmp_path_factory):
 
 
 def test_the_numbers_are_those_of_one_process(alone, shared):
-    found, _ = alone
+    found, _, problem = alone
+    away = problem.at(0.3).mean(workers.data(12, 1)[0])
+    torch.testing.assert_close(shared[0]["alone"], away, rtol=1e-8, atol=1e-9)  # a copy that left the group
     for name, value in shared[0]["found"].items():
         # Sums in another order differ by 1e-15, which conjugate gradients raise up to what they leave: 1e-9.
         torch.testing.assert_close(value, found[name], rtol=1e-8, atol=1e-9, msg=lambda text, name=name: name + text)
@@ -55,10 +57,25 @@ def test_all_processes_have_the_same_bits(shared):
 
 
 def test_each_process_evaluates_its_share_of_the_tiles(alone, shared):
-    _, told = alone
+    _, told, _ = alone
     per_product = [each["told"][0][1] for each in shared]  # tiles of one's own times the limit of products
     assert sum(per_product) == told[0][1]
     assert max(per_product) - min(per_product) <= told[0][1] / 10  # ten tiles, dealt in turn
+
+
+def test_each_process_holds_its_own_rows(shared):
+    for name in ("basis", "part"):
+        rows = [each["held"][name] for each in shared]
+        assert all(len(each) == 1 for each in rows)
+        assert sum(each.pop() for each in rows) == workers.P
+    number, options = len(shared), Streaming()
+    assert options.num_bytes(10**7, number) < 1.02 / number * options.num_bytes(10**7, 1)
+
+
+def test_other_data_on_one_process_is_told(shared):
+    for each in shared:
+        assert len(each["data"]) == 3
+        assert all("expected the same on all processes" in text for text in each["data"])
 
 
 def test_processes_that_do_other_things_are_told(shared):
@@ -85,6 +102,7 @@ def test_a_lost_process_is_an_error_and_the_checkpoint_is_continued(tmp_path):
     for checkpoint in (None, tmp_path / "run.pt"):  # one process reads what two have written
         options = Streaming(checkpoint=checkpoint, progress=lambda *at: told.append(at), **workers.OPTIONS)
         problem = StreamedProblem.of_streamed(workers.make_model(), options)
+        problem.spectrum()
         torch.testing.assert_close(again["mean"], problem.at(1.0).mean(x), rtol=1e-8, atol=1e-9)
         if checkpoint is None:
             products = len(told)

@@ -11,12 +11,33 @@ import numpy as np
 import pytest
 import torch
 
+import torch_propkernel._memory as memory_module
+import torch_propkernel.inference.problem as problem_module
 import torch_propkernel.inference.streamed as streamed_module
-from torch_propkernel import NetworkGP, NNGPKernel, RenormalizedNNGPKernel
+import torch_propkernel.models.network_gp as network_gp_module
+from torch_propkernel import (
+    NetworkGP,
+    NNGPKernel,
+    RenormalizedNNGPKernel,
+    expected_accuracy,
+    fit_order_parameters,
+    generalization_error,
+    leave_one_out_error,
+    training_error,
+)
 from torch_propkernel.exceptions import ConvergenceError, NotEnoughMemoryError
 from torch_propkernel.inference import Problem, StreamedProblem, Streaming
+from torch_propkernel.inference.conditioned import expected_errors, left_out_errors
 from torch_propkernel.spectra import FusedKernelOperator, KernelOperator
-from torch_propkernel.theories import FreeScale, InfiniteWidth, Mixture, SaddlePoint, width_sweep
+from torch_propkernel.theories import (
+    FreeScale,
+    InfiniteWidth,
+    Mixture,
+    SaddlePoint,
+    get_theory,
+    learning_curve,
+    width_sweep,
+)
 
 P = 240
 EXACT = Streaming(
@@ -253,31 +274,116 @@ class TestCheckpoint:
             assert StreamedProblem.of_streamed(model, options).spectrum().num_data == P
 
 
+@pytest.fixture
+def memory(monkeypatch):
+    """Return available(number of bytes): five matrices of the model need 2.3 MB, so small a model streams in 8 MB.
+
+    What decides sees that number, what refuses only where it is ``enforced``.
+    """
+
+    def available(num_bytes, enforced=False):
+        for module in (problem_module, streamed_module, *((memory_module,) if enforced else ())):
+            monkeypatch.setattr(module, "available_memory", lambda device="cpu": num_bytes)
+
+    for module in (problem_module, network_gp_module):
+        monkeypatch.setattr(module, "_LARGE", 100)
+    return available
+
+
 class TestChoice:
-    def test_past_memory_a_theory_streams_by_itself(self, monkeypatch):
-        monkeypatch.setattr(streamed_module, "_LARGE", 100)
-        monkeypatch.setattr(streamed_module, "available_memory", lambda device: 1e6)  # five matrices need 2.3 MB
+    def test_past_memory_a_theory_streams_by_itself(self, memory):
+        memory(1e6)
         model = make_model()
-        for theory in (SaddlePoint(), InfiniteWidth(), FreeScale()):
-            assert isinstance(theory.fit(model).problem, StreamedProblem)
-            assert "Streamed" in theory.fit(model).message
-        assert not isinstance(Mixture().fit(model).problem, StreamedProblem)
-        monkeypatch.setattr(streamed_module, "available_memory", lambda device: 1e7)
+        for theory in (SaddlePoint(), InfiniteWidth(), FreeScale(), Mixture()):
+            fitted = theory.fit(model)
+            assert isinstance(fitted.problem, StreamedProblem) and "Streamed" in fitted.message
+        memory(1e7)
         assert not isinstance(SaddlePoint().fit(model).problem, StreamedProblem)
 
-    def test_as_many_probes_as_fit(self, monkeypatch):
-        monkeypatch.setattr(streamed_module, "_LARGE", 100)
-        monkeypatch.setattr(streamed_module, "dense_bytes", lambda problem: math.inf)
+    @pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.ReliabilityWarning")  # narrow layers
+    def test_order_parameters_and_errors_stream_too(self, memory):
+        model, dense = make_model(), make_model()
+        x, y = test_points()
+        truth = generalization_error(dense, x, y, fit=True)
+        left_out = leave_one_out_error(dense)
+        memory(1e6)
+        solution = fit_order_parameters(model)
+        q = model.covar_module.order_parameter.squeeze(-2)
+        assert torch.equal(q, solution.order_parameter)
+        assert "Streamed: the kernel matrix was not held" in solution.message
+        error = solution.stats["quadrature_error"]  # the part of low rank is the whole matrix: nothing scatters
+        bar = 4 * error.order_parameter + 2 * error.order_parameter_truncation
+        assert ((q - truth.solution.order_parameter).abs() < bar).all()
+        assert solution.reliability.score == pytest.approx(float(truth.solution.reliability.score), rel=0.2)
+        for found in (generalization_error(model, x, y), generalization_error(model, x, y, fit=True)):
+            assert found.message.startswith("Streamed") and truth.message is None
+            # Variances are solved to 1e-3, means to 1e-4 of the targets' size; q has its statistical error.
+            torch.testing.assert_close(found.infinite_width.total, truth.infinite_width.total, rtol=1e-2, atol=1e-3)
+            torch.testing.assert_close(found.mean_total, truth.mean_total, rtol=0.05, atol=0)
+        assert "Streamed" in found.solution.message
+        sample = leave_one_out_error(model)
+        assert "240 of 240 training points were left out" in sample.message
+        close(sample.infinite_width.mean_total, left_out.infinite_width.mean_total, 1e-2)
+        assert training_error(model, order_parameter=torch.ones(2)) > 0
+        assert 0 < expected_accuracy(model, x, torch.sign(y)) < 1
+
+    def test_a_mean_alone_takes_no_lanczos_run(self, memory, monkeypatch):
+        monkeypatch.setattr(StreamedProblem, "lanczos", None)
+        model = make_model()
+        x, y = test_points()
+        truth = generalization_error(model, x, y)
+        memory(1e6)
+        torch.testing.assert_close(generalization_error(model, x, y).total, truth.total, rtol=1e-2, atol=1e-3)
+
+    def test_subsets_of_a_learning_curve(self, memory):
+        model = make_model()
+        x, y = test_points()
+        truth = learning_curve(model, [60, 200], x, y)
+        memory(1.5e6)  # 200 rows need 1.6 MB, 60 fit
+        found = learning_curve(model, [60, 200], x, y)
+        close(found.bias[0], truth.bias[0], 1e-12)
+        for name in ("bias", "variance", "infinite_width_bias", "infinite_width_variance"):
+            torch.testing.assert_close(getattr(found, name), getattr(truth, name), rtol=0.05, atol=0)  # error of q
+        assert (found.bias[1] != truth.bias[1]).all()
+
+    def test_what_needs_the_matrix_says_what_does_not(self, memory):
+        model = make_model()
+        x, y = test_points()
+        memory(1e5, enforced=True)
+        words = "240 training targets: expected at most 0.1 MB.*fit_order_parameters, width_sweep, and errors without"
+        for ask in (
+            lambda: fit_order_parameters(model, differentiable=True, warn=False),
+            lambda: generalization_error(model, x, y, differentiable=True),
+            lambda: get_theory("first_order").fit(model),
+        ):
+            with pytest.raises(NotEnoughMemoryError, match=words):
+                ask()
+        words = "GPyTorch's prediction from 240 training targets: .* predict by a theory that does without: SaddlePoint"
+        with pytest.raises(NotEnoughMemoryError, match=words):
+            model.eval()(x)
+        with gpytorch.settings.prior_mode():
+            model(x)
+        memory(1e6, enforced=True)
+        assert model(x).mean.shape == (30,)  # one matrix fits
+
+    def test_many_points_jointly_are_refused(self, memory):
+        posterior = StreamedProblem.of_streamed(make_model(), replace(EXACT, columns=8)).at(1.0)
+        memory(1e6, enforced=True)
+        assert posterior.predict(test_points(8)[0], joint=True)[1].shape == (8, 8)
+        with pytest.raises(NotEnoughMemoryError, match="a covariance of 70 points, streamed"):
+            posterior.predict(test_points(70)[0], joint=True)
+
+    def test_as_many_probes_as_fit(self, memory, monkeypatch):
+        monkeypatch.setattr(problem_module, "dense_bytes", lambda problem: math.inf)
         chosen = []
         for probes in (4, 8, 20, 32):
             free = Streaming(num_probes=probes).num_bytes(P)
-            monkeypatch.setattr(streamed_module, "available_memory", lambda device, free=free: free)
+            memory(free)
             chosen.append(streamed_module.streamed_past_memory(Problem.frozen(make_model())).streaming.num_probes)
         assert chosen == [8, 8, 16, 32]  # below eight the solves need more than the reduction
 
-    def test_what_cannot_be_streamed_stays_dense(self, monkeypatch):
-        monkeypatch.setattr(streamed_module, "_LARGE", 100)
-        monkeypatch.setattr(streamed_module, "available_memory", lambda device: 1e6)
+    def test_what_cannot_be_streamed_stays_dense(self, memory):
+        memory(1e6)
         model = make_model(RenormalizedNNGPKernel("relu", width=20.0) + gpytorch.kernels.ConstantKernel())
         assert not isinstance(SaddlePoint().fit(model).problem, StreamedProblem)
 
@@ -292,8 +398,8 @@ class TestChoice:
         with pytest.raises(ValueError, match=r"without batch dimensions, got targets of shape \(2, 240\)"):
             StreamedProblem.of_streamed(batch)
         problem = StreamedProblem.of_streamed(make_model(), EXACT)
-        with pytest.raises(ValueError, match="Mixture.* expected a problem whose kernel matrix is held"):
-            Mixture().fit(problem)
+        with pytest.raises(ValueError, match="FirstOrder.* expected a problem whose kernel matrix is held"):
+            get_theory("first_order").fit(problem)
         for ask in (problem.scalar, lambda: problem.unit_covariance, lambda: problem.spectrum(eigenvectors=True)):
             with pytest.raises(ValueError, match="streamed"):
                 ask()
@@ -312,7 +418,8 @@ class TestChoice:
             SaddlePoint().fit(StreamedProblem.of_streamed(make_model(), Streaming(num_probes=4, max_steps=8)))
         options = Streaming(num_probes=4, rank=1, max_solver_steps=2)
         fitted = SaddlePoint().fit(StreamedProblem.of_streamed(make_model(), options))
-        with pytest.raises(ConvergenceError, match="conjugate gradients: expected 30 columns to converge in 2 steps"):
+        # 30 points and the targets.
+        with pytest.raises(ConvergenceError, match="conjugate gradients: expected 31 columns to converge in 2 steps"):
             fitted.predict(test_points()[0])
 
     def test_progress_counts_tiles(self):
@@ -333,6 +440,14 @@ class TestChoice:
         for options in ({"rank": 0}, {"tolerance": 0.0}, {"columns": 1.5}, {"residual": math.nan}):
             with pytest.raises(ValueError, match=next(iter(options))):
                 Streaming(**options)
+
+    def test_columns_fill_the_memory_of_the_reduction(self):
+        for options in (Streaming(), Streaming(num_probes=8), Streaming(num_probes=4, rank=300)):
+            number = options.num_columns(10**5)
+            assert 256 <= number <= 1024
+            if number > 256:  # not one byte more than with fewer
+                assert options.num_bytes(10**5) == replace(options, columns=256).num_bytes(10**5)
+        assert Streaming(columns=7).num_columns(10**5) == 7
 
 
 class TestFusedProducts:
@@ -380,3 +495,83 @@ class TestFusedProducts:
         """On "auto" a processor keeps tiles, whose symmetry halves the work."""
         problem = StreamedProblem.of_streamed(make_model(), Streaming(tile_dtype=torch.float32))
         assert type(problem.operator) is KernelOperator
+
+
+class TestSharedProducts:
+    """Columns of several scales go through the same products; each is solved at its own scale."""
+
+    def test_several_posteriors_share_the_products(self, monkeypatch):
+        own, columns = KernelOperator.matmul, []
+
+        def matmul(self, vectors, progress=None):
+            columns.append(vectors.shape[1])
+            return own(self, vectors, progress)
+
+        monkeypatch.setattr(KernelOperator, "matmul", matmul)
+        x, y = test_points()
+
+        def products(ask):
+            """Return products, columns, and what a fresh problem with its reduction done answers."""
+            problem = StreamedProblem.of_streamed(make_model(), replace(EXACT, rank=30, num_left_out=40))
+            _ = problem.lanczos, problem.preconditioner
+            columns.clear()
+            found = ask(problem)
+            return len(columns), sum(columns), found
+
+        scales = (0.4, 1.0, 3.0)
+        for together, one in (
+            (lambda p: expected_errors([p.at(r) for r in scales], x, y, 1000), lambda p, r: p.at(r).error(x, y)),
+            (lambda p: left_out_errors([p.at(r) for r in scales]), lambda p, r: p.at(r).leave_one_out()),
+        ):
+            number, work, found = products(together)
+            alone = [products(lambda p, r=r, ask=one: ask(p, r)) for r in scales]
+            assert number == max(each[0] for each in alone)  # as many as the slowest scale takes by itself
+            assert abs(work - sum(each[1] for each in alone)) < 0.02 * work  # columns that are done have left
+            for ours, (_, _, truth) in zip(found, alone, strict=True):
+                for name in ("mean", "bias", "variance", "log_density"):
+                    # variances were asked for to 1e-9, and left out ones are differences
+                    torch.testing.assert_close(getattr(ours, name), getattr(truth, name), rtol=1e-5, atol=1e-7)
+
+    def test_a_mixture_of_scales_is_the_dense_one(self):
+        model = make_model()
+        scales, log_weights = torch.tensor([0.3, 1.0, 4.0]), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64).log()
+        options = replace(EXACT, rank=P, num_probes=2)  # the part of low rank is the whole matrix: nothing scatters
+        ours = StreamedProblem.of_streamed(model, options).conditioned_at_scales(scales, log_weights)
+        problem = Problem.frozen(model)
+        problem.spectrum(eigenvectors=True)
+        truth = problem.conditioned_at_scales(scales, log_weights)
+        x, y = test_points()
+        # As at infinite width: residuals of 1e-10 at a condition of 1e4, variances to 1e-9.
+        for value, exact in zip(ours.predict(x), truth.predict(x), strict=True):
+            torch.testing.assert_close(value, exact, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(ours.mean(x), truth.predict(x)[0], rtol=1e-6, atol=1e-8)
+        close(ours.predict(x, joint=True)[1].diagonal(), truth.predict(x)[1], 1e-5)
+        close(ours.error(x, y).log_density, truth.error(x, y).log_density, 1e-5)
+        close(ours.leave_one_out().total, truth.leave_one_out().total, 1e-3)  # differences lose digits
+        close(ours.training_error(), truth.training_error(), 1e-5)
+
+    @pytest.mark.parametrize("width", [8.0, 1000.0, math.inf])
+    def test_the_mixture_theory(self, width):
+        """Three nodes in place of dozens, at a part of low rank that is the whole matrix: nothing scatters."""
+        model = make_model(RenormalizedNNGPKernel("relu", width=[width, width]))
+        options = replace(EXACT, rank=P, num_probes=2, variance_tolerance=1e-8, num_left_out=60)
+        ours, truth = Mixture().fit(StreamedProblem.of_streamed(model, options)), Mixture().fit(model)
+        for name in ("r", "q"):
+            close(ours.order_parameters[name], truth.order_parameters[name], 1e-5)
+        assert abs(ours.log_evidence - truth.log_evidence) < 1e-4
+        assert ours.conditioned.log_weights.exp().sum() == pytest.approx(1.0, abs=1e-12)
+        x, y = test_points()
+        ours_error, error = ours.error(x, y), truth.error(x, y)
+        for name in ("mean", "variance", "log_density"):  # of the rule 6e-7 is left, at a posterior as wide as 0.12
+            away = (getattr(ours_error, name) - getattr(error, name)).abs().max()
+            assert away < 2e-6 * getattr(error, name).abs().max()
+        rows = ours.conditioned.left_out_points
+        away = ours.leave_one_out().log_density - truth.leave_one_out().log_density[rows]
+        assert away.abs().max() < 1e-4  # weights follow the point that is left out
+
+    def test_the_targets_are_solved_once_for_each_scale(self, monkeypatch):
+        problem = StreamedProblem.of_streamed(make_model(), replace(EXACT, tolerance=1e-3))
+        x, _ = test_points()
+        first = problem.at(0.7).mean(x)
+        monkeypatch.setattr(KernelOperator, "matmul", None)
+        assert torch.equal(problem.at(0.7).mean(x), first)

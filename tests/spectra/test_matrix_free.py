@@ -284,9 +284,9 @@ class TestLowRankAndConjugateGradients:
         steps = []
         for tolerance in (1e-1, 1e-4, 1e-8):
             solved = conjugate_gradients(
-                lambda v: noise * v + scale * operator.matmul(v),
+                lambda v, _: noise * v + scale * operator.matmul(v),
                 right,
-                precondition=lambda v: part.solve(v, scale, noise),
+                precondition=lambda v, _: part.solve(v, scale, noise),
                 is_accurate=lambda state, columns, limit=tolerance: state.energy_error < limit * state.energy,
                 max_steps=200,
             )
@@ -299,9 +299,9 @@ class TestLowRankAndConjugateGradients:
         away = (solved.x - torch.linalg.solve(dense, right)).square().sum(0)
         assert (away < solved.state.energy_error / noise).all()
         plain = conjugate_gradients(
-            lambda v: noise * v + scale * operator.matmul(v),
+            lambda v, _: noise * v + scale * operator.matmul(v),
             right,
-            precondition=lambda v: v / noise,
+            precondition=lambda v, _: v / noise,
             is_accurate=lambda state, columns: state.energy_error < 1e-8 * state.energy,
             max_steps=200,
         )
@@ -309,9 +309,9 @@ class TestLowRankAndConjugateGradients:
 
     def test_an_unfinished_solve_says_so(self, matrix, targets):
         solved = conjugate_gradients(
-            matrix.matmul,
+            lambda v, _: matrix @ v,
             targets.unsqueeze(-1),
-            precondition=lambda v: v,
+            precondition=lambda v, _: v,
             is_accurate=lambda state, columns: state.residual < 1e-12,
             max_steps=3,
         )
@@ -323,9 +323,9 @@ class TestLowRankAndConjugateGradients:
     def test_an_indefinite_matrix_does_not_pass(self, matrix, targets):
         indefinite = matrix - 5.0 * torch.eye(P).double()
         solved = conjugate_gradients(
-            indefinite.matmul,
+            lambda v, _: indefinite @ v,
             targets.unsqueeze(-1),
-            precondition=lambda v: -v,  # no positive number to go by
+            precondition=lambda v, _: -v,  # no positive number to go by
             is_accurate=lambda state, columns: state.residual < 1e-12,
             max_steps=500,
         )
@@ -336,9 +336,9 @@ class TestLowRankAndConjugateGradients:
     def test_a_start_that_is_right_takes_no_step(self, matrix, targets):
         start = torch.linalg.solve(matrix + torch.eye(P).double(), targets.unsqueeze(-1))
         solved = conjugate_gradients(
-            lambda v: v + matrix @ v,
+            lambda v, _: v + matrix @ v,
             targets.unsqueeze(-1),
-            precondition=lambda v: v,
+            precondition=lambda v, _: v,
             is_accurate=lambda state, columns: state.residual < 1e-8,
             max_steps=50,
             start=start,

@@ -222,7 +222,10 @@ def read_rows(arguments: argparse.Namespace) -> tuple[Table, Rows]:
         costs.append(estimate_fit(min(num_rows, SEARCH_ROWS), matrices=20.0, factorizations=500.0))
     cost = Cost(max(each.num_bytes for each in costs), sum(each.seconds for each in costs))
     what = f"{num_rows} training rows"
-    check_memory(what, cost, "--max-rows P trains on a random P of them")
+    remedy = (
+        "--max-rows P trains on a random P of them; in Python fit_order_parameters and SaddlePoint().fit(model) do "
+    )
+    check_memory(what, cost, f"{remedy}without the matrix, at hyperparameters that are given")
     if cost.seconds > PATIENCE:
         print(f"{what}: each fit needs about {cost} (--max-rows trains on fewer)", file=sys.stderr)
     return table, rows

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .._memory import check_memory, estimate_fit
 from ..datasets.csv import CsvTable, read_csv
-from ..inference import Problem
+from ..inference import Problem, StreamedProblem
+from ..inference.streamed import streamed_past_memory
 from ..models import FiniteNetworkProcess, NetworkGP
 from ..saving import SavedModel, load
 from .comparison import as_mixture
@@ -72,7 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{type(saved.model).__name__}; use it in Python"
         )
     table = read_csv(arguments.data, **reading(arguments), only=_names(saved))
-    check_memory(str(arguments.model), estimate_fit(len(saved.model.train_targets), min(CHUNK, len(table.lines))))
+    if not _is_streamed(saved):
+        check_memory(str(arguments.model), estimate_fit(len(saved.model.train_targets), min(CHUNK, len(table.lines))))
     x = _inputs(saved, table)
     if saved.normalization is not None:
         x = saved.normalization.to_model(x)
@@ -94,6 +96,16 @@ def run(arguments: argparse.Namespace) -> int:
     }
     output.numbers(record)
     return 0
+
+
+def _is_streamed(saved: SavedModel) -> bool:
+    """Whether the model predicts without its matrix of training rows, which does not fit; said on stderr."""
+    model = saved.model
+    able = not isinstance(model, FiniteNetworkProcess) or (model.kept_fit is None and model.theory.has_streaming)
+    if not (able and isinstance(streamed_past_memory(Problem.frozen(model)), StreamedProblem)):
+        return False
+    print(f"{len(model.train_targets)} training rows do not fit into memory as a matrix: streamed", file=sys.stderr)
+    return True
 
 
 def _names(saved: SavedModel) -> list[str] | None:
@@ -131,7 +143,7 @@ def _predict(saved: SavedModel, x: Tensor, quantiles: tuple[float, ...]) -> dict
         if isinstance(model, FiniteNetworkProcess):
             posterior, problem = model.fitted.conditioned, model.fitted.problem
         else:
-            problem = Problem.frozen(model)
+            problem = streamed_past_memory(Problem.frozen(model))
             posterior = problem.conditioned()
         noise, pieces = problem.noise_diagonal(), []
         for rows in problem.points(x.to(problem.targets.dtype)).split(CHUNK):

@@ -113,6 +113,11 @@ class Conditioned(ABC):
     _smooth: Callable[[Tensor], Tensor] | None = None
     """What makes nodes' log weights ``*b x n x P``, for every point that is left out, trustworthy; None where exact."""
 
+    @property
+    def _how(self) -> str | None:
+        """How errors are computed, where that is not the ordinary way."""
+        return None
+
     def log_likelihoods(self) -> Tensor:
         """Return log N(y; m, A) of each node, ``*b x n``, of the model's own targets."""
         raise ValueError(f"{type(self).__name__}: expected Gaussian nodes, which have a likelihood")
@@ -153,9 +158,16 @@ class Conditioned(ABC):
         """Return the expected squared error at test points with known targets ``*b x m``, in the user's units."""
         return expected_errors([self], x, y, chunk_size)[0]
 
-    def _error(self, x: Tensor, y: Tensor) -> ErrorEstimate:
+    def _moments_with(self, others: Sequence[Conditioned], x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return :meth:`moments` of this posterior and of others; a subclass may compute them together."""
+        return [each.moments(x) for each in (self, *others)]
+
+    def _left_out_with(self, others: Sequence[Conditioned]) -> list[ErrorEstimate]:
+        """Return :meth:`leave_one_out` of this posterior and of others; a subclass may compute them together."""
+        return [each.leave_one_out() for each in (self, *others)]
+
+    def _error(self, y: Tensor, means: Tensor, variances: Tensor) -> ErrorEstimate:
         units, temperature = self.problem.units, self.problem.temperature
-        means, variances = self.moments(x)
         mean, variance = self._mixed(means, variances, joint=False)
         log_density = None
         if temperature is not None:
@@ -168,7 +180,8 @@ class Conditioned(ABC):
                 weighted = per_node + self.log_weights.to(means.dtype).unsqueeze(-1)
                 log_density = units.log_density(torch.logsumexp(weighted, -2))
         mean = units.value(mean)
-        return ErrorEstimate(mean, (y - mean).square(), units.variance(variance), log_density=log_density)
+        bias, variance = (y - mean).square(), units.variance(variance)
+        return ErrorEstimate(mean, bias, variance, log_density=log_density, message=self._how)
 
     @outside_autocast
     def accuracy(self, x: Tensor, y: Tensor, chunk_size: int = 1000) -> Tensor:
@@ -465,8 +478,16 @@ def check_chunk_size(chunk_size: int) -> None:
 @outside_autocast
 def expected_errors(posteriors: Sequence[Conditioned], x: Tensor, y: Tensor, chunk_size: int) -> list[ErrorEstimate]:
     """Return the errors of several posteriors at the same prepared points; those of one problem share its blocks."""
-    columns = [[posterior._error(rows, part) for posterior in posteriors] for rows, part in _chunks(x, y, chunk_size)]
+    columns = []
+    for rows, part in _chunks(x, y, chunk_size):
+        moments = posteriors[0]._moments_with(posteriors[1:], rows)
+        columns.append([each._error(part, *own) for each, own in zip(posteriors, moments, strict=True)])
     return [_joined(list(pieces)) for pieces in zip(*columns, strict=True)]
+
+
+def left_out_errors(posteriors: Sequence[Conditioned]) -> list[ErrorEstimate]:
+    """Return the leave-one-out errors of several posteriors; those of one streamed problem share its products."""
+    return posteriors[0]._left_out_with(posteriors[1:])
 
 
 def _chunks(x: Tensor, y: Tensor, chunk_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -483,7 +504,8 @@ def _joined(pieces: list[ErrorEstimate]) -> ErrorEstimate:
     """Return estimates of consecutive points as one."""
     mean, bias, variance = (torch.cat([getattr(p, n) for p in pieces], -1) for n in ("mean", "bias", "variance"))
     densities = [p.log_density for p in pieces if p.log_density is not None]
-    return ErrorEstimate(mean, bias, variance, log_density=torch.cat(densities, -1) if densities else None)
+    log_density = torch.cat(densities, -1) if densities else None
+    return ErrorEstimate(mean, bias, variance, log_density=log_density, message=pieces[0].message)
 
 
 def _inverse_diagonal(factor: Tensor, block: int = 512) -> Tensor:

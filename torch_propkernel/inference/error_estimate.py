@@ -21,6 +21,7 @@ class ErrorEstimate:
         infinite_width: The same at q = 1 with the same hyperparameters, not refitted; None in that object itself.
         solution: What the solver returned, if the call was asked to fit.
         log_density: log p of each target, noise included, ``*b x m``; None where the noise of a point is not known.
+        message: How it was computed where the kernel matrix was not held, and which points were left out; else None.
     """
 
     mean: Tensor
@@ -29,6 +30,7 @@ class ErrorEstimate:
     infinite_width: ErrorEstimate | None = None
     solution: Any = None
     log_density: Tensor | None = None
+    message: str | None = None
 
     @property
     def total(self) -> Tensor:

@@ -19,7 +19,7 @@ from linear_operator import to_dense as host_to_dense
 from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
 
-from .._memory import check_memory
+from .._memory import available_memory, check_memory
 from .._validation import check_inputs, check_targets
 from .._views import evaluation_view, replaced
 from ..exceptions import IdentifiabilityWarning, NotPositiveDefiniteError
@@ -204,7 +204,7 @@ class Problem:
         return made
 
     def with_rows(self, rows: Tensor) -> Problem:
-        """Return the problem of some training rows, without batch dimensions; the kernel matrix is shared."""
+        """Return the problem of some training rows, without batch dimensions; a kernel matrix that fits is shared."""
         made = Problem(
             self.model,
             self.kernel,
@@ -216,8 +216,16 @@ class Problem:
             self.chain,
         )
         made._residuals = self.residuals()[rows]
-        made._unit_covariance = self.unit_covariance[rows][:, rows]
+        if not self.is_past_memory():
+            made._unit_covariance = self.unit_covariance[rows][:, rows]
         return made
+
+    def is_past_memory(self) -> bool:
+        """Whether a fit with dense matrices needs more memory than there is; False where the matrix is held."""
+        if self.num_data < _LARGE or "_unit_covariance" in self.__dict__:
+            return False
+        free = available_memory(self.targets.device)
+        return free is not None and dense_bytes(self) > free
 
     def with_targets(self, targets: Tensor) -> Problem:
         """Return the problem of other targets, ``*b x P``; kernel matrix and blocks at test points are shared."""
@@ -314,7 +322,9 @@ class Problem:
         """Refuse what does not fit before it is allocated: about five matrices of P x P for a fit."""
         if self.num_data >= _LARGE:
             remedy = (
-                "take fewer training points, or a theory with has_streaming (InfiniteWidth, SaddlePoint, FreeScale)"
+                "take fewer training points. Theories with has_streaming (InfiniteWidth, SaddlePoint, Mixture, "
+                "FreeScale), fit_order_parameters, width_sweep, and errors without differentiable=True do without the "
+                "matrix, for one output, one noise above zero, and order parameters of which only the product enters"
             )
             check_memory(f"{self.num_data} training targets", dense_bytes(self), remedy, self.targets.device)
 

@@ -29,10 +29,11 @@ from ..spectra import (
     ShardedKernelOperator,
     Spectrum,
 )
+from .checkpoint import load_checkpoint, save_checkpoint
 from .conditioned import Conditioned
-from .problem import _LARGE, Problem, ScalarProblem, _one_at_a_time, dense_bytes, to_dense
+from .problem import Problem, ScalarProblem, _one_at_a_time, to_dense
 from .streamed_conditioned import StreamedConditioned
-from .streaming import Streaming, load_checkpoint, save_checkpoint
+from .streaming import Streaming
 
 _SAMPLE, _LARGE_SAMPLE = 1024, 32768  # points from which the time of a product is measured, the latter off the CPU
 _FEW = 32  # points at which a fused product is compared with tiles: roughly, for TensorFloat-32
@@ -58,6 +59,7 @@ class StreamedProblem(Problem):
 
     Attributes:
         streaming: The options.
+        solved_targets: A^{-1} (y - m), ``P``, of each scale r for which it was needed.
 
     Raises:
         TypeError, ValueError: A model that is not of this kind; and as :class:`Problem`.
@@ -81,6 +83,7 @@ class StreamedProblem(Problem):
     """
 
     streaming: Streaming
+    solved_targets: dict[float, Tensor]
 
     @classmethod
     @torch.no_grad()
@@ -95,6 +98,7 @@ class StreamedProblem(Problem):
         for name in ("_unit_covariance", "_scalar", "infinite_width", "lanczos", "preconditioner"):
             made.__dict__.pop(name, None)
         made.streaming = Streaming() if streaming is None else streaming
+        made.solved_targets = {}
         needed = made.streaming.num_bytes(made.num_data)
         remedy = "use fewer num_probes, max_steps or columns, or a smaller rank or tile_size, in Streaming"
         check_memory(f"{made.num_data} training targets, streamed", needed, remedy, made.targets.device)
@@ -116,9 +120,13 @@ class StreamedProblem(Problem):
         return Cost(self.streaming.num_bytes(self.num_data), seconds)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out who watches, and the other processes."""
+        """Leave out who watches, the other processes, and what is shared with them."""
         state = super().__getstate__()
-        state.pop("operator", None)
+        operator = state.pop("operator", None)
+        if operator is not None and operator.num_processes > 1:
+            state.pop("preconditioner", None)
+            if "lanczos" in state:
+                state["lanczos"] = state["lanczos"].without_basis()
         return {**state, "streaming": replace(self.streaming, progress=None, process_group=None)}
 
     # The kernel matrix --------------------------------------------------------------------------------------------
@@ -133,7 +141,10 @@ class StreamedProblem(Problem):
             if options.product == "fused":
                 raise ValueError("product: expected 'auto' or 'tiles' with a process group, got 'fused'")
             of_group = None if isinstance(group, str) else group
-            return ShardedKernelOperator(tiles, self.inputs, of_group, tile_size=options.tile_size, dtype=dtype)
+            made = ShardedKernelOperator(tiles, self.inputs, of_group, tile_size=options.tile_size, dtype=dtype)
+            for own in (made.columns(made.inputs[:2]), self.residuals().double().unsqueeze(-1)):
+                made.check_alike(torch.cat([own, own.new_full((1, own.shape[1]), float(self.scale_temperature()))]))
+            return made
         if not self._is_fused(tiles):
             return KernelOperator(tiles, self.inputs, tile_size=options.tile_size, dtype=dtype)
         product = FusedProduct(tiles.model.covar_module)
@@ -157,6 +168,10 @@ class StreamedProblem(Problem):
         """
         raise ValueError("problem: expected one whose kernel matrix is held, got a streamed one; use its operator")
 
+    def is_past_memory(self) -> bool:
+        """Whether the matrix is not held: always."""
+        return True
+
     def scalar(self) -> ScalarProblem:
         """Raise: there is no matrix."""
         return ScalarProblem(self.unit_covariance, None, self.scale_temperature(), self.residuals())
@@ -166,15 +181,18 @@ class StreamedProblem(Problem):
         return self.noise_diagonal().squeeze(-1)
 
     def watched_products(self, done: int, limit: int) -> Callable[[Tensor], Tensor]:
-        """Return V -> K V that tells the progress: ``done`` products before the first one, at most ``limit``."""
+        """Return V -> K V that tells the progress: ``done`` products before the first one, at most ``limit``.
+
+        Of several processes each gives and gets its own rows.
+        """
         count = itertools.count(done)
         tell = self.streaming.progress
 
         def matmul(vectors: Tensor) -> Tensor:
             before = next(count)
             if tell is None:
-                return self.operator.matmul(vectors)
-            return self.operator.matmul(vectors, lambda tile, tiles: tell(before * tiles + tile, limit * tiles))
+                return self.operator.own_matmul(vectors)
+            return self.operator.own_matmul(vectors, lambda tile, tiles: tell(before * tiles + tile, limit * tiles))
 
         return matmul
 
@@ -192,12 +210,16 @@ class StreamedProblem(Problem):
         Raises:
             ConvergenceError: ``max_steps`` are not enough.
         """
-        options = self.streaming
-        reduction = LanczosReduction.start(self.residuals(), options.num_probes, options.seed, self.preconditioner)
-        state = load_checkpoint(options.checkpoint, **self._identity)
+        options, operator = self.streaming, self.operator
+        rows, total = operator.own_rows, operator.total
+        reduction = LanczosReduction.start(
+            self.residuals(), options.num_probes, options.seed, self.preconditioner, rows, total
+        )
+        state = load_checkpoint(options.checkpoint, rows, **self._identity)
         if state is not None:
             reduction = replace(reduction, run=LanczosRun.from_state(state, self.targets.device))
         run = reduction.run
+        operator.check_alike(run.alphas)
         while run.num_steps == 0 or self._truncation(reduction) > 1.0:
             if run.num_steps >= options.max_steps:
                 raise ConvergenceError(
@@ -205,22 +227,19 @@ class StreamedProblem(Problem):
                     f"after {run.num_steps} steps; use a larger max_steps (a checkpoint is continued) or temperature"
                 )
             block = min(options.block_steps, options.max_steps - run.num_steps)
-            run.extend(self.watched_products(run.num_steps, options.max_steps), block)
+            run.extend(self.watched_products(run.num_steps, options.max_steps), block, total)
             if options.checkpoint is not None:
-                if self.operator.rank == 0:
-                    save_checkpoint(options.checkpoint, run.state(), **self._identity)
-                self.operator.synchronize()  # nobody reads an older one
+                share = operator.rank, operator.num_processes
+                save_checkpoint(options.checkpoint, run.state(), share, rows, **self._identity)
+                operator.synchronize()  # nobody reads an older one
         run.release()
         return reduction
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint belongs to: the targets, two columns of the kernel matrix, and the probes."""
-        return {
-            "targets": self.residuals().double(),
-            "kernel": self.operator.columns(self.operator.inputs[:2]),
-            "probes": [self.streaming.num_probes, self.streaming.seed],
-        }
+        targets, kernel = self.residuals().double(), self.operator.columns(self.operator.inputs[:2])
+        return {"targets": targets, "kernel": kernel, "probes": [self.streaming.num_probes, self.streaming.seed]}
 
     def _truncation(self, reduction: LanczosReduction) -> float:
         """Return the error that is left to the Lanczos steps, in units of the tolerance."""
@@ -291,6 +310,10 @@ class StreamedProblem(Problem):
         """Condition on the training data with the covariance r K."""
         return StreamedConditioned(self, scale)
 
+    def conditioned_at_scales(self, scale: Tensor, log_weights: Tensor | None = None) -> StreamedConditioned:
+        """Condition on the training data at nodes r, ``n``, whose solves share the products with K."""
+        return StreamedConditioned(self, scale.tolist(), log_weights)
+
     @cached_property
     def infinite_width(self) -> Conditioned:
         """The problem conditioned at q = 1."""
@@ -357,11 +380,9 @@ def streamed_past_memory(problem: Problem) -> Problem:
     Raises:
         NotEnoughMemoryError: Not even four do.
     """
-    if type(problem) is not Problem or problem.num_data < _LARGE or "_unit_covariance" in problem.__dict__:
+    if type(problem) is not Problem or not problem.is_past_memory() or why_not_streamed(problem) is not None:
         return problem
     free = available_memory(problem.targets.device)
-    if free is None or dense_bytes(problem) <= free or why_not_streamed(problem) is not None:
-        return problem
     options = (Streaming(num_probes=number) for number in (32, 16, 8, 4))
-    fitting = (each for each in options if each.num_bytes(problem.num_data) <= free)
+    fitting = (each for each in options if free is None or each.num_bytes(problem.num_data) <= free)
     return StreamedProblem.of_streamed(problem, next(fitting, None))

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
 
-from .._files import replaced_file
 from .._validation import positive_number, whole_number
 
-_FORMAT = 1
+_FEWEST, _MOST = 256, 1024
+"""Columns of a block by default: more cost memory, and the tiles are less than a tenth of the time with a thousand."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,8 @@ class Streaming:
     """Options of a :class:`StreamedProblem`.
 
     Memory in bytes is about 8 P times the larger of rank + (num_probes + 1) (max_steps + 6) and max_steps + 2 rank +
-    8 columns, plus a few tiles. A checkpoint has 8 P (num_probes + 1) bytes for each step.
+    8 num_columns, plus a few tiles; each of N processes has an Nth of it, and two vectors for each column of a product
+    beside it (:meth:`num_bytes`). A checkpoint has 8 P (num_probes + 1) bytes for each step.
 
     Args:
         num_probes: Random probes of the trace; the statistical error falls with their square root.
@@ -33,7 +32,8 @@ class Streaming:
         residual: Of A^{-1} y over ``|y|``: the error of the mean, roughly, in units of the targets' root mean square.
         variance_tolerance: Relative error of latent variances, and of the diagonal of A^{-1}.
         max_solver_steps: Limit of the steps of conjugate gradients.
-        columns: Test points, or points left out, that are solved for at a time.
+        columns: Columns that are solved for at a time: a test point, or a point left out, at one scale each. If None,
+            as many as the memory of the Lanczos run has room for, from 256 to 1024.
         num_left_out: Training points, drawn at random, that are left out one by one.
         tile_size: Points along a side of a tile of the kernel matrix.
         tile_dtype: Of the tiles; the data's own if None.
@@ -42,8 +42,9 @@ class Streaming:
             where the kernel allows it, and by tiles otherwise.
         seed: Of the probes, the preconditioner and the points that are left out.
         checkpoint: File of the Lanczos run, written after every block of steps; a run that was killed goes on from it,
-            and a finished one is read. A file that is there must be of the same problem. Of several processes the first
-            writes it, and all read it: on several machines it lies in a folder that they share.
+            and a finished one is read. A file that is there must be of the same problem. Each of several processes
+            writes its own rows, to ``checkpoint.0of2`` and ``checkpoint.1of2``; any number of processes goes on from
+            them, one too. On several machines they lie in a folder that all share.
         progress: Called with (done, limit) in tiles of the kernel matrix, of several processes those of its own.
         process_group: Of ``torch.distributed``, whose processes share the products
             (:class:`torch_propkernel.spectra.ShardedKernelOperator`); "world" for the default group, which are all
@@ -56,6 +57,8 @@ class Streaming:
     Example:
         >>> Streaming(num_probes=8).max_steps
         400
+        >>> [Streaming(num_probes=number).num_columns(36_000) for number in (4, 16, 32)]
+        [256, 687, 1024]
         >>> Streaming(num_probes=1)
         Traceback (most recent call last):
             ...
@@ -70,7 +73,7 @@ class Streaming:
     residual: float = 1e-4
     variance_tolerance: float = 1e-3
     max_solver_steps: int = 400
-    columns: int = 256
+    columns: int | None = None
     num_left_out: int = 256
     tile_size: int = 1024
     tile_dtype: torch.dtype | None = None
@@ -89,55 +92,46 @@ class Streaming:
         elif group is not None and group is torch.distributed.group.WORLD:
             object.__setattr__(self, "process_group", "world")
         whole_number("num_probes", self.num_probes, least=2)
-        for name in ("max_steps", "block_steps", "rank", "max_solver_steps", "columns", "num_left_out", "tile_size"):
+        for name in ("max_steps", "block_steps", "rank", "max_solver_steps", "num_left_out", "tile_size"):
             whole_number(name, getattr(self, name))
+        if self.columns is not None:
+            whole_number("columns", self.columns)
         for name in ("tolerance", "residual", "variance_tolerance"):
             positive_number(name, getattr(self, name))
         if self.product not in ("auto", "tiles", "fused"):
             raise ValueError(f"product: expected 'auto', 'tiles' or 'fused', got {self.product!r}")
 
-    def num_bytes(self, num_data: int) -> float:
-        """Return the memory at the peak for P = ``num_data`` points."""
-        steps, rank = min(self.max_steps, num_data), min(self.rank, num_data)
-        reduction = rank + (self.num_probes + 1) * (steps + 6)
-        solves = steps + 2 * rank + 8 * self.columns
+    @property
+    def num_processes(self) -> int:
+        """How many processes share the products; one without a group."""
+        if self.process_group is None or not torch.distributed.is_initialized():
+            return 1
+        return torch.distributed.get_world_size(None if isinstance(self.process_group, str) else self.process_group)
+
+    def num_columns(self, num_data: int, num_processes: int | None = None) -> int:
+        """Return the columns that are solved for at a time with P = ``num_data`` points."""
+        if self.columns is not None:
+            return self.columns
+        reduction, (fixed, per_column) = self._rows(num_data, num_processes or self.num_processes)
+        return min(max(int((reduction - fixed) / per_column), _FEWEST), _MOST)
+
+    def num_bytes(self, num_data: int, num_processes: int | None = None) -> float:
+        """Return the memory of a process at the peak.
+
+        Args:
+            num_data: P.
+            num_processes: N; those of the group if None.
+        """
+        number = num_processes or self.num_processes
+        reduction, (fixed, per_column) = self._rows(num_data, number)
+        solves = fixed + per_column * self.num_columns(num_data, number)
         return 8.0 * (num_data * max(reduction, solves) + 6 * min(self.tile_size, num_data) ** 2)
 
-
-def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any], **identity: Any) -> None:
-    """Write the state of a run and what it belongs to, in one step: the file is the old one or the new one."""
-    with replaced_file(path) as file:
-        torch.save({"format": _FORMAT, "identity": identity, "state": state}, file)
-
-
-def load_checkpoint(path: str | os.PathLike[str] | None, **identity: Any) -> dict[str, Any] | None:
-    """Return the state that a file holds, None where there is no file.
-
-    Tensors of the identity may differ by rounding, as they do between machines.
-
-    Raises:
-        ValueError: Not a checkpoint, or one of another problem.
-    """
-    if path is None or not Path(path).exists():
-        return None
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-        known, state = content["identity"], content["state"]
-    except Exception as error:
-        raise ValueError(f"checkpoint: expected a file of an earlier run at {path}, got one that is none") from error
-    for name, value in identity.items():
-        if not _alike(known.get(name), value):
-            raise ValueError(
-                f"checkpoint: expected that of the same problem at {path}, got one with other {name}; give another "
-                "file, or remove it"
-            )
-    return dict(state)
-
-
-def _alike(known: Any, value: Any) -> bool:
-    if not isinstance(value, Tensor):
-        return bool(known == value)
-    if not isinstance(known, Tensor) or known.shape != value.shape:
-        return False
-    scale = float(value.abs().max())
-    return torch.allclose(known, value.cpu(), rtol=1e-5, atol=1e-5 * scale)
+    def _rows(self, num_data: int, number: int) -> tuple[float, tuple[float, float]]:
+        """Return the numbers for each point in the Lanczos run, and in solves: fixed ones, and for each column."""
+        steps, rank, vectors = min(self.max_steps, num_data), min(self.rank, num_data), self.num_probes + 1
+        whole = 2.0 if number > 1 else 0.0  # a product's own two, which are not shared
+        return (rank + vectors * (steps + 6)) / number + whole * vectors, (
+            (steps + 2 * rank) / number,
+            8.0 / number + whole,
+        )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpytorch import settings
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.means import Mean, ZeroMean
 from gpytorch.models import ExactGP
 from torch import Tensor
 
+from .._memory import check_memory
 from ..numerics.autocast import refuse_autocast
 from .snapshot import Snapshot
+
+_LARGE = 4000  # training targets from which the memory is looked at
 
 
 class NetworkGP(ExactGP):
@@ -25,6 +29,8 @@ class NetworkGP(ExactGP):
 
     Raises:
         RuntimeError: A prediction under ``torch.autocast``, whose products would not be positive definite.
+        NotEnoughMemoryError: A prediction by GPyTorch whose matrix of the training points does not fit; theories stream
+            it (``InfiniteWidth().fit(model).predict(x)``).
 
     Args:
         train_inputs: Training inputs.
@@ -68,10 +74,26 @@ class NetworkGP(ExactGP):
         if not self.training:
             if super().__call__.__func__ is ExactGP.__call__:  # whose products are formed later, when they are read
                 refuse_autocast("NetworkGP")
+                self._check_memory()
             if self._predicted_at is None or not self._predicted_at.is_current(self):
                 self._clear_cache()
             self._predicted_at = Snapshot.of(self)
         return super().__call__(*args, **kwargs)
+
+    def _check_memory(self) -> None:
+        """Refuse a prediction whose matrix of P x P, which GPyTorch holds, does not fit."""
+        y = self.train_targets
+        if y is None or y.dim() != 1 or len(y) < _LARGE or settings.prior_mode.on() or self.prediction_strategy:
+            return
+        remedy = (
+            "predict by a theory that does without: SaddlePoint().fit(model).predict(x), InfiniteWidth() or FreeScale()"
+        )
+        check_memory(
+            f"GPyTorch's prediction from {len(y)} training targets",
+            y.element_size() * float(len(y)) ** 2,
+            remedy,
+            y.device,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was kept of a prediction: tensors with a graph neither pickle nor copy."""

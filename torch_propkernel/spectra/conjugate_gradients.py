@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .kernel_operator import alone
+
 
 class CGState(NamedTuple):
     r"""Where the iteration for each column stands; what a stopping rule may look at.
@@ -41,49 +43,66 @@ class CGSolution(NamedTuple):
     converged: Tensor
     num_steps: int
 
+    def of(self, columns: slice) -> CGSolution:
+        """Return some of the columns."""
+        state = CGState(*(value[columns] for value in self.state))
+        return CGSolution(self.x[:, columns], state, self.converged[columns], self.num_steps)
+
 
 @torch.no_grad()
 def conjugate_gradients(
-    matmul: Callable[[Tensor], Tensor],
+    matmul: Callable[[Tensor, Tensor], Tensor],
     b: Tensor,
     *,
-    precondition: Callable[[Tensor], Tensor],
+    precondition: Callable[[Tensor, Tensor], Tensor],
     is_accurate: Callable[[CGState, Tensor], Tensor],
     max_steps: int,
     start: Tensor | None = None,
+    total: Callable[[Tensor], Tensor] = alone,
 ) -> CGSolution:
-    r"""Solve A x = b for columns b, ``P x c``; a column that is done leaves the products.
+    r"""Solve A_c x_c = b_c for columns b, ``P x c``; a column that is done leaves the products.
+
+    The matrices may differ from column to column, as :math:`A_c = T + r_c K` does, whose columns share the products
+    with K: the functions are told which columns they are given.
 
     Args:
-        matmul: V -> A V.
+        matmul: Gets directions V, ``P x n``, and the indices of their columns, ``n``; returns A_c V_c.
         b: Right-hand sides, ``P x c``.
-        precondition: V -> :math:`\hat A^{-1} V`, positive definite.
+        precondition: Gets residuals and the indices of their columns; returns :math:`\hat A_c^{-1} V_c`, positive
+            definite.
         is_accurate: The stopping rule: gets a state and the indices of its columns, returns a mask.
         max_steps: Limit of the steps.
         start: First x, ``P x c``; zero if None.
+        total: Sums over processes, each of which has its own rows of all that is ``P x c``.
 
     Cost: one product and one preconditioner application a step; memory for five blocks of P x c.
 
     Example:
         >>> matrix = torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64))
         >>> solution = conjugate_gradients(
-        ...     matrix.matmul, torch.ones(2, 1, dtype=torch.float64), precondition=lambda v: v,
+        ...     lambda v, columns: matrix @ v, torch.ones(2, 1, dtype=torch.float64), precondition=lambda v, columns: v,
         ...     is_accurate=lambda state, columns: state.residual < 1e-12, max_steps=5)
         >>> solution.x.flatten().tolist(), solution.num_steps, bool(solution.converged.all())
         ([1.0, 0.25], 2, True)
     """
     x = torch.zeros_like(b) if start is None else start.clone()
-    residual = b.clone() if start is None else b - matmul(start)
-    size = b.norm(dim=0)
-    size = torch.where(size > 0, size, 1.0)
     columns = torch.arange(b.shape[1], device=b.device)
-    direction = precondition(residual).clone()
-    slope = (residual * direction).sum(0)
+    residual = b.clone() if start is None else b - matmul(start, columns)
+    size = total(b.square().sum(0)).sqrt()
+    size = torch.where(size > 0, size, 1.0)
     current = x.clone()
+    better = precondition(residual, columns)
+    direction = better.clone()
+
+    def measured() -> Tensor:
+        products = residual.square(), (b[:, columns] + residual) * current, residual * better
+        return total(torch.stack([each.sum(0) for each in products]))
+
+    squares, energy, slope = measured()
     last = [torch.zeros_like(size) for _ in CGState._fields]
     converged = torch.zeros_like(columns, dtype=torch.bool)
     for step in range(max_steps + 1):
-        state = CGState(residual.norm(dim=0) / size[columns], ((b[:, columns] + residual) * current).sum(0), slope)
+        state = CGState(squares.sqrt() / size[columns], energy, slope)
         accurate = is_accurate(state, columns) | (state.residual == 0)
         done = accurate | (slope <= 0)  # a matrix that is not positive definite, or rounding: no way on
         for known, value in zip(last, state, strict=True):
@@ -96,11 +115,12 @@ def conjugate_gradients(
             current, residual, direction = (v[:, left] for v in (current, residual, direction))
         if len(columns) == 0 or step == max_steps:
             break
-        product = matmul(direction)
-        length = slope / (direction * product).sum(0)
+        product = matmul(direction, columns)
+        length = slope / total((direction * product).sum(0))
         current = current.add_(length * direction)
         residual = residual.sub_(length * product)
-        better = precondition(residual)
-        before, slope = slope, (residual * better).sum(0)
+        better = precondition(residual, columns)
+        before = slope
+        squares, energy, slope = measured()
         direction = better + direction.mul_(slope / before)
     return CGSolution(x, CGState(*last), converged, step)

@@ -11,6 +11,11 @@ from torch import Tensor
 from .._validation import check_inputs, whole_number
 
 
+def alone(part: Tensor) -> Tensor:
+    """Return the sum over all processes of what each has, where there is one."""
+    return part
+
+
 class KernelOperator:
     r"""The matrix :math:`K_{ij} = k(x_i, x_j)` of P points, of which no more than a few tiles are in memory.
 
@@ -19,7 +24,8 @@ class KernelOperator:
     once and used twice, as K_IJ and as its transpose. Tiles have the dtype of the points; sums over tiles are float64.
 
     A product is the sum over all tiles of what each contributes, so that processes can share them
-    (:class:`ShardedKernelOperator`).
+    (:class:`ShardedKernelOperator`), and vectors can be shared too: a process has :attr:`own_rows` of each, all of them
+    here, and whatever sums over rows asks for the :meth:`total`.
 
     Shapes: vectors are columns, ``P x c``. Cost of a product: P^2 / 2 entries of the kernel and 2 c P^2 flops, in
     ``8 * (2 c P + few * tile_size^2)`` bytes. With c = 32 columns the kernel's entries take most of the time.
@@ -88,9 +94,26 @@ class KernelOperator:
         tiles = ((row, column) for row in range(size) for column in range(row, size))
         return list(itertools.islice(tiles, self.rank, None, self.num_processes))
 
-    def _total(self, part: Tensor) -> Tensor:
-        """Return the sum of all processes' parts: there is one."""
+    @property
+    def own_rows(self) -> slice:
+        """The rows of vectors that this process has, which are all."""
+        return slice(0, self.num_data)
+
+    def total(self, part: Tensor) -> Tensor:
+        """Return the sum of all processes' parts, the same on all of them: there is one."""
         return part
+
+    def gathered(self, own: Tensor) -> Tensor:
+        """Return all rows of vectors ``P_own x c`` of which each process has its own, ``P x c``."""
+        return own
+
+    def rows_at(self, own: Tensor, indices: Tensor) -> Tensor:
+        """Return rows of vectors ``P_own x c`` of which each process has its own, by their indices among all."""
+        return own[indices]
+
+    def of_first_process(self, value: Tensor) -> Tensor:
+        """Return what the first process has."""
+        return value
 
     def check_alike(self, vectors: Tensor) -> None:
         """Raise unless every process is about to multiply the same vectors: there is one process."""
@@ -119,7 +142,11 @@ class KernelOperator:
                 out[columns] += (vectors[rows].T @ tile).T  # half the time of the product from the left
             if progress is not None:
                 progress(done, len(tiles))
-        return self._total(out)
+        return self.total(out)
+
+    def own_matmul(self, own: Tensor, progress: Callable[[int, int], None] | None = None) -> Tensor:
+        """Return own rows of K V, ``P_own x c``, from own rows of V."""
+        return self.matmul(self.gathered(own), progress)[self.own_rows]
 
     def _check(self, vectors: Tensor) -> None:
         if vectors.dim() != 2 or vectors.shape[0] != self.num_data:
@@ -132,6 +159,13 @@ class KernelOperator:
         return torch.cat([self.block(part, x).double() for part in self._parts])
 
     @torch.no_grad()
+    def own_columns(self, x: Tensor) -> Tensor:
+        """Return the own rows of :meth:`columns`, ``P_own x m``, for points x that all processes have."""
+        self.check_alike(x)
+        x = x.detach().to(self.inputs)
+        return torch.cat([self.block(part, x).double() for part in self.inputs[self.own_rows].split(self.tile_size)])
+
+    @torch.no_grad()
     def cross_matmul(self, x: Tensor, vectors: Tensor) -> Tensor:
         """Return k(x, X) V in float64, ``m x c``, for points x of shape ``m x d``, of which a tile is held."""
         self.check_alike(vectors)
@@ -142,7 +176,7 @@ class KernelOperator:
         for rows, own_points in zip(out.split(self.tile_size), points, strict=True):
             for part in own:
                 rows += self.block(own_points, self._parts[part]) @ vectors[self._slices[part]]
-        return self._total(out)
+        return self.total(out)
 
     @torch.no_grad()
     def diagonal(self) -> Tensor:

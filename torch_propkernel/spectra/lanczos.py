@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .kernel_operator import alone
 
 
 class LanczosRun:
@@ -20,8 +22,15 @@ class LanczosRun:
 
     A run is extended in blocks of steps; :meth:`state` between two blocks is all that is needed to go on.
 
+    Of several processes each has its own rows of the start vectors and of the basis, and only sums over rows are
+    exchanged, four for each step.
+
     Shapes: start vectors ``P x c``, coefficients ``c x m``, the basis in blocks ``c x steps x P``. Memory: 8 c m P
     bytes. Cost of a step: one product with c columns and 8 c m P flops.
+
+    Args:
+        vectors: Start vectors b, ``P x c``, or the own rows of them.
+        total: Sums over processes.
 
     Attributes:
         norms: ``|b|``, ``c``.
@@ -38,10 +47,10 @@ class LanczosRun:
         [1.0, 2.0, 4.0, 0.333333333333, 0.333333333333, 0.333333333333]
     """
 
-    def __init__(self, vectors: Tensor) -> None:
+    def __init__(self, vectors: Tensor, total: Callable[[Tensor], Tensor] = alone) -> None:
         """Normalize the start vectors ``P x c``."""
         start = vectors.T.double()
-        self.norms = start.norm(dim=-1)
+        self.norms = _norms(start, total)
         self.alphas = start.new_zeros(len(start), 0)
         self.betas = start.new_zeros(len(start), 0)
         self.basis: list[Tensor] = []
@@ -53,17 +62,20 @@ class LanczosRun:
         return self.alphas.shape[-1]
 
     @torch.no_grad()
-    def extend(self, matmul: Callable[[Tensor], Tensor], num_steps: int) -> None:
+    def extend(
+        self, matmul: Callable[[Tensor], Tensor], num_steps: int, total: Callable[[Tensor], Tensor] = alone
+    ) -> None:
         """Add a block of steps; if it is interrupted, the run is as it was before.
 
         Args:
-            matmul: V -> K V for columns ``P x c``.
+            matmul: V -> K V for columns ``P x c``, or the own rows of both.
             num_steps: Steps, each one product.
+            total: Sums over processes.
 
         Raises:
             ValueError: The basis was released.
         """
-        if self.basis and len(self.basis[0]) < len(self.norms):
+        if self.num_steps > 0 and (not self.basis or len(self.basis[0]) < len(self.norms)):
             raise ValueError("run: expected one with its whole basis, got one whose basis was released")
         vector = self._next
         block = vector.new_zeros(len(vector), num_steps, vector.shape[-1])
@@ -71,10 +83,10 @@ class LanczosRun:
         for step in range(num_steps):
             block[:, step] = vector
             product = matmul(vector.T).T
-            alphas[:, step] = (product * vector).sum(-1)
-            size = product.norm(dim=-1)
-            product = _orthogonal(product, [*self.basis, block[:, : step + 1]])
-            norm = product.norm(dim=-1)
+            alphas[:, step], squares = total(torch.stack([(product * vector).sum(-1), product.square().sum(-1)]))
+            size = squares.sqrt()
+            product = _orthogonal(product, [*self.basis, block[:, : step + 1]], total)
+            norm = _norms(product, total)
             # What is left of a product that lies in the space is rounding.
             norm = torch.where(norm > 10.0 * torch.finfo(norm.dtype).eps * size, norm, 0.0)
             betas[:, step] = norm
@@ -103,12 +115,19 @@ class LanczosRun:
         self.basis = [block[:kept].clone() for block in self.basis]
 
 
-def _orthogonal(vectors: Tensor, basis: Iterable[Tensor]) -> Tensor:
+def _norms(vectors: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the norms of ``c x P`` vectors."""
+    return total(vectors.square().sum(-1)).sqrt()
+
+
+def _orthogonal(vectors: Tensor, basis: Sequence[Tensor], total: Callable[[Tensor], Tensor]) -> Tensor:
     """Return ``c x P`` vectors without their parts in the bases, twice: the second pass takes away its own rounding."""
     vectors = vectors.unsqueeze(-1)
+    steps = [block.shape[1] for block in basis]
     for _ in range(2):
-        for block in basis:
-            vectors = vectors - block.mT @ (block @ vectors)
+        parts = total(torch.cat([block @ vectors for block in basis], 1)).split(steps, 1)
+        for block, part in zip(basis, parts, strict=True):
+            vectors = vectors - block.mT @ part
     return vectors.squeeze(-1)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .._validation import check_finite, whole_number
 from ..exceptions import NotPositiveDefiniteError
+from .kernel_operator import alone
 from .lanczos import LanczosRun, gauss_quadrature, radau_quadrature, tridiagonal
 from .low_rank import LowRank
 from .spectrum import Spectrum
@@ -66,7 +67,15 @@ class LanczosReduction:
     part_counts: Tensor
 
     @classmethod
-    def start(cls, targets: Tensor, num_probes: int, seed: int = 0, part: LowRank | None = None) -> LanczosReduction:
+    def start(
+        cls,
+        targets: Tensor,
+        num_probes: int,
+        seed: int = 0,
+        part: LowRank | None = None,
+        rows: slice = slice(None),
+        total: Callable[[Tensor], Tensor] = alone,
+    ) -> LanczosReduction:
         """Return the reduction before its first step.
 
         Args:
@@ -74,6 +83,8 @@ class LanczosReduction:
             num_probes: n, at least 2.
             seed: Of the probes.
             part: Of K, of low rank; nothing is subtracted if None.
+            rows: Those of this process among several, which the part and the run have alone.
+            total: Sums over processes.
         """
         if targets.dim() != 1:
             raise ValueError(f"targets: expected shape (P,) without batch dimensions, got {tuple(targets.shape)}")
@@ -86,9 +97,9 @@ class LanczosReduction:
         if part is not None:
             others = part.remainder / max(len(targets) - len(part.eigenvalues), 1)
             values = torch.cat([part.eigenvalues, values.new_tensor([others])])
-            counts = 1.0 - (part.vectors.T @ signs).T.square()
+            counts = 1.0 - total(part.vectors.T @ signs[rows]).T.square()
             counts = torch.cat([counts, -counts.sum(-1, keepdim=True)], -1)
-        run = LanczosRun(torch.cat([targets.double().unsqueeze(-1), signs], -1))
+        run = LanczosRun(torch.cat([targets.double().unsqueeze(-1), signs], -1)[rows], total)
         return cls(run, len(targets), values, counts)
 
     @property
@@ -135,10 +146,15 @@ class LanczosReduction:
         own = (function(nodes[1:]) * weights[1:]).sum(-1)
         return own + (function(self.part_eigenvalues.unsqueeze(0)) * self.part_counts).sum(-1)
 
+    def without_basis(self) -> LanczosReduction:
+        """Return what answers all but :meth:`solve_targets`."""
+        return replace(self, run=LanczosRun.from_state({**self.run.state(), "basis": []}))
+
     def solve_targets(self, scale: float, temperature: float) -> tuple[Tensor, float]:
         """Return the approximation of (T + r K)^{-1} y in the Krylov space, ``P``, and its residual over ``|y|``.
 
-        It is what as many steps of conjugate gradients give, for every scale and temperature from the one run.
+        It is what as many steps of conjugate gradients give, for every scale and temperature from the one run. On one
+        of several processes it is the own rows.
         """
         run = self.run
         matrix = scale * tridiagonal(run.alphas[0], run.betas[0])

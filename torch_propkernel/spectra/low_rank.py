@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .._validation import whole_number
-from .kernel_operator import KernelOperator
+from .kernel_operator import KernelOperator, alone
 
 _BLOCK = 128  # columns that are chosen at a time
 
@@ -24,7 +25,7 @@ class LowRank:
     Build it with :meth:`randomly_pivoted`.
 
     Attributes:
-        vectors: U, ``P x R``.
+        vectors: U, ``P x R``; on one of several processes its own rows of them.
         eigenvalues: k, ascending, ``R``.
         remainder: Trace of K - K_hat, which the part leaves out.
 
@@ -45,7 +46,7 @@ class LowRank:
         """Choose columns at random, each in proportion to what is left of its diagonal entry.
 
         Memory: two matrices of P x R. Cost: R columns of the kernel, 2 P R^2 flops. Fewer columns than ``rank`` are
-        chosen where the rest of the matrix is rounding.
+        chosen where the rest of the matrix is rounding. Processes that share the operator share both.
 
         Args:
             operator: K.
@@ -58,7 +59,8 @@ class LowRank:
         left = operator.diagonal()
         floor = 1e-12 * float(left.max())
         generator = torch.Generator().manual_seed(seed)
-        factor = left.new_zeros(len(left), rank)
+        rows = operator.own_rows
+        factor = left.new_zeros(rows.stop - rows.start, rank)
         known = 0
         while known < rank:
             positive = int((left > floor).sum())
@@ -67,24 +69,40 @@ class LowRank:
             count = min(_BLOCK, rank - known, positive)
             chance = torch.where(left > floor, left, 0.0).cpu()
             pivots = torch.multinomial(chance, count, generator=generator).to(left.device)
-            fresh = operator.columns(operator.inputs[pivots]) - factor[:, :known] @ factor[pivots, :known].T
-            corner = fresh[pivots]
+            fresh = operator.own_columns(operator.inputs[pivots])
+            fresh -= factor[:, :known] @ operator.rows_at(factor[:, :known], pivots).T
+            corner = operator.rows_at(fresh, pivots)
             # Pivots of one block may be nearly alike: a little jitter keeps the corner positive definite, and K_hat
             # below K.
             jitter = 1e-10 * corner.diagonal().sum() + floor
             triangle = torch.linalg.cholesky(corner + jitter * torch.eye(count).to(corner))
             columns = torch.linalg.solve_triangular(triangle, fresh.T, upper=False).T
             factor[:, known : known + count] = columns
-            left = (left - columns.square().sum(-1)).clamp_min(0.0)
+            taken = operator.gathered(columns.square().sum(-1, keepdim=True)).squeeze(-1)
+            left = (left - taken).clamp_min(0.0)
             left[pivots] = 0.0
             known += count
         factor = factor[:, :known]
-        values, vectors = torch.linalg.eigh(factor.T @ factor)
+        values, vectors = map(operator.of_first_process, torch.linalg.eigh(operator.total(factor.T @ factor)))
         kept = values > 1e-14 * values[-1:]
         values = values[kept]
         return cls(factor @ (vectors[:, kept] / values.sqrt()), values, float(left.sum()))
 
-    def solve(self, vectors: Tensor, scale: float, temperature: float) -> Tensor:
-        """Return (T + r K_hat)^{-1} V, ``P x c``."""
-        change = -scale * self.eigenvalues / (temperature + scale * self.eigenvalues)
-        return (vectors + self.vectors @ (change.unsqueeze(-1) * (self.vectors.T @ vectors))) / temperature
+    def solve(
+        self,
+        vectors: Tensor,
+        scale: float | Tensor,
+        temperature: float,
+        total: Callable[[Tensor], Tensor] = alone,
+    ) -> Tensor:
+        """Return (T + r K_hat)^{-1} V, ``P x c``, for one scale r or one for each column, ``c``.
+
+        Args:
+            vectors: V; on one of several processes its own rows, and so is what is returned.
+            scale: r.
+            temperature: T.
+            total: Sums over processes.
+        """
+        moved = self.eigenvalues.unsqueeze(-1) * scale
+        change = -moved / (temperature + moved)
+        return (vectors + self.vectors @ (change * total(self.vectors.T @ vectors))) / temperature

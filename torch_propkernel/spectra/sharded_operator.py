@@ -21,20 +21,21 @@ class ShardedKernelOperator(KernelOperator):
     .. math:: K V = \sum_{n=1}^N \sum_{(I, J) \in S_n} \big( e_I K_{IJ} V_J + [I \ne J]\, e_J K_{IJ}^T V_I \big)
 
     The tiles on and above the diagonal are dealt to the N processes in turn, so that all have the same work to one tile
-    and each entry of the symmetric matrix is evaluated once on one machine. Points and vectors are replicated: every
-    process holds X and V whole, adds up what its tiles contribute, and gets the sum of all processes. What is built on
-    products alone (:class:`LanczosRun`, :func:`conjugate_gradients`) runs on every process alike, with the same random
-    numbers and the same decisions. Columns and the diagonal, of which few are asked for, every process computes by
-    itself: sending an entry takes longer than evaluating it.
+    and each entry of the symmetric matrix is evaluated once on one machine. Points are replicated: every process holds
+    X whole. For a product it holds V whole, adds up what its tiles contribute, and gets the sum of all processes. What
+    is kept of vectors between products are the process's own rows (:attr:`own_rows`, :meth:`own_matmul`): of the
+    Lanczos basis, the part of low rank and the iterates of conjugate gradients, which are what takes memory. A sum over
+    rows is a :meth:`total` of a few numbers for each column, so that all processes make the same decisions.
 
     Every process must make the same calls in the same order, with the same data. Before each product the processes
-    compare the number of columns and the sum of their sizes, so that another model, seed or checkpoint on one of them
-    is an error and no wrong number. Sums over processes are rounded in another order than those of one process, which
-    is the only difference in the results; all processes get the same bits.
+    compare the number of columns, and of vectors and points that all of them have the sum of their sizes, so that
+    another model, seed or checkpoint on one of them is an error and no wrong number. Sums over processes are rounded in
+    another order than those of one process, which is the only difference in the results; all processes get the same
+    bits.
 
     Memory of a process: ``8 d P`` bytes of points beside what :class:`KernelOperator` takes. Cost of a product with c
-    columns: P^2 / (2 N) entries of the kernel and 2 c P^2 / N flops, and an all-reduce of ``8 c P`` bytes, for which
-    each process sends and receives ``16 c P (N - 1) / N`` bytes.
+    columns: P^2 / (2 N) entries of the kernel and 2 c P^2 / N flops, an all-reduce of ``8 c P`` bytes, for which
+    each process sends and receives ``16 c P (N - 1) / N`` bytes, and half of that to gather own rows before it.
 
     Args:
         block: As for :class:`KernelOperator`.
@@ -82,9 +83,44 @@ class ShardedKernelOperator(KernelOperator):
         self.process_group = process_group
         self.rank, self.num_processes = rank, dist.get_world_size(process_group)
 
-    def _total(self, part: Tensor) -> Tensor:
+    def _rows_of(self, rank: int) -> slice:
+        return slice(self.num_data * rank // self.num_processes, self.num_data * (rank + 1) // self.num_processes)
+
+    @property
+    def own_rows(self) -> slice:
+        """The rows of vectors that this process has, as many consecutive ones as the others have, to one."""
+        return self._rows_of(self.rank)
+
+    def total(self, part: Tensor) -> Tensor:
+        """Return the sum of all processes' parts, the same on all of them."""
+        part = part.contiguous()
         self._together(dist.all_reduce, part)
         return part
+
+    def gathered(self, own: Tensor) -> Tensor:
+        """Return all rows of vectors ``P_own x c`` of which each process has its own, ``P x c``."""
+        rows = [self._rows_of(rank) for rank in range(self.num_processes)]
+        sizes = [each.stop - each.start for each in rows]
+        self._compare(own.new_tensor([own.shape[1]]).double(), "vectors", lambda found: f"{int(found[0])} columns")
+        padded = own.new_zeros(max(sizes), own.shape[1])
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in sizes]
+        self._together(dist.all_gather, parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def rows_at(self, own: Tensor, indices: Tensor) -> Tensor:
+        """Return rows of vectors ``P_own x c`` of which each process has its own, by their indices among all."""
+        rows = self.own_rows
+        inside = ((indices >= rows.start) & (indices < rows.stop)).unsqueeze(-1)
+        return self.total(torch.where(inside, own[(indices - rows.start).clamp(0, len(own) - 1)], 0.0))
+
+    def of_first_process(self, value: Tensor) -> Tensor:
+        """Return what the first process has."""
+        return self.total(value if self.rank == 0 else torch.zeros_like(value))
+
+    def own_matmul(self, own: Tensor, progress: Callable[[int, int], None] | None = None) -> Tensor:
+        """Return own rows of K V, ``P_own x c``, from own rows of V."""
+        return super().own_matmul(own, progress).clone()  # the other rows' memory is given back
 
     def check_alike(self, vectors: Tensor) -> None:
         """Raise unless every process is about to multiply the same vectors.
@@ -93,14 +129,17 @@ class ShardedKernelOperator(KernelOperator):
             ValueError: Another number of columns, or other numbers, on another process.
         """
         own = torch.stack([vectors.new_tensor(vectors.shape[1]), vectors.abs().sum()]).double()
+        self._compare(own, "vectors", lambda found: f"{int(found[0])} columns of size {float(found[1]):.9g}")
+
+    def _compare(self, own: Tensor, name: str, said: Callable[[Tensor], str]) -> None:
+        """Raise unless some numbers are the same on every process."""
         everyone = [torch.empty_like(own) for _ in range(self.num_processes)]
         self._together(dist.all_gather, everyone, own)
         for rank, other in enumerate(everyone):
             if not torch.allclose(own, other, rtol=_ALIKE, atol=0.0, equal_nan=True):
-                mine, theirs = (f"{int(pair[0])} columns of size {float(pair[1]):.9g}" for pair in (own, other))
                 raise ValueError(
-                    f"vectors: expected the same on all processes, got {mine} on process {self.rank} and {theirs} on "
-                    f"process {rank}; give all of them the same data, options and checkpoint"
+                    f"{name}: expected the same on all processes, got {said(own)} on process {self.rank} and "
+                    f"{said(other)} on process {rank}; give all of them the same data, options and checkpoint"
                 )
 
     def synchronize(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._validation import check_targets
 from ..inference import BlocksProblem, Conditioned, ErrorEstimate, OutputsProblem, Problem, StreamedProblem, problem_of
-from ..inference.conditioned import check_chunk_size, expected_errors
+from ..inference.conditioned import check_chunk_size, expected_errors, left_out_errors
 from ..inference.streamed import streamed_past_memory
 from ..kernels import RenormalizedNNGPKernel
 from ..reliability import Reliability
@@ -267,8 +267,8 @@ class FittedTheory:
 
         Order parameters are those of all points; a mixture's weights follow the points that are left.
         """
-        wide = self.problem.infinite_width.leave_one_out()
-        return dataclasses.replace(self.conditioned.leave_one_out(), infinite_width=wide)
+        wide, finite = left_out_errors([self.problem.infinite_width, self.conditioned])
+        return dataclasses.replace(finite, infinite_width=wide)
 
     @torch.no_grad()
     def training_error(self) -> Tensor:

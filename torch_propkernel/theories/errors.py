@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .._validation import check_targets
 from ..inference import Conditioned, ErrorEstimate, Problem
-from ..inference.conditioned import check_chunk_size, expected_errors
+from ..inference.conditioned import check_chunk_size, expected_errors, left_out_errors
+from ..inference.streamed import streamed_past_memory
 from .base import Theory
 from .names import get_theory
 from .solve import drop_cached_predictions, fit_problem
@@ -22,6 +23,12 @@ def _check_choice(theory: Any, **others: Any) -> None:
     given = [name for name, value in others.items() if value is not None and value is not False]
     if theory is not None and given:
         raise ValueError(f"{', '.join(given)}: expected none beside theory={theory!r}, which fits the model itself")
+
+
+def _problem(model: Any) -> Problem:
+    """Return the live problem of a model, streamed where it does not fit into memory and no graph is kept."""
+    problem = Problem.of(model)
+    return problem if torch.is_grad_enabled() else streamed_past_memory(problem)
 
 
 def _both_widths(
@@ -67,7 +74,8 @@ def generalization_error(
     No noise T is added (add it for the error on new noisy targets). Shapes: x ``*b x m x d``, y ``*b x m``.
     Cost: one kernel evaluation and two Cholesky factorizations (q and q = 1), m P^2 for the variances; memory bounded
     by ``chunk_size`` test points at a time. With ``fit=True`` the reduction that solved predicts at both, without a
-    factorization, and 2 m P^2.
+    factorization, and 2 m P^2. Past memory, where no graph is kept, products with the kernel matrix take its place
+    (:class:`StreamedProblem`), and ``message`` says so.
 
     Args:
         model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`.
@@ -103,7 +111,7 @@ def generalization_error(
     if theory is not None:
         return get_theory(theory).fit(model).error(x, y, chunk_size)
     with torch.set_grad_enabled(differentiable):
-        problem = Problem.of(model)
+        problem = _problem(model)
         points = problem.points(x)
         check_targets(y, points.shape[-2])
         return _both_widths(
@@ -126,6 +134,8 @@ def leave_one_out_error(
     with the order parameters held at those of all training points. The variance is the latent one, without T.
     Cost: one kernel evaluation, and for each of q and q = 1 one Cholesky factorization and one triangular inversion;
     with ``fit=True`` instead of them the orthogonal matrix of the reduction that solved, once: as much together.
+    Past memory, where no graph is kept, the errors are those of 256 points drawn at random
+    (:class:`StreamedConditioned`), and ``message`` says so.
 
     Args:
         model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`.
@@ -155,8 +165,8 @@ def leave_one_out_error(
     if theory is not None:
         return get_theory(theory).fit(model).leave_one_out()
     with torch.set_grad_enabled(differentiable):
-        problem = Problem.of(model)
-        return _both_widths(model, problem, order_parameter, fit, lambda both: [each.leave_one_out() for each in both])
+        problem = _problem(model)
+        return _both_widths(model, problem, order_parameter, fit, left_out_errors)
 
 
 def training_error(
@@ -171,7 +181,8 @@ def training_error(
     .. math:: \frac1P \big[T^2 |A^{-1} y|^2 + T P - T^2 \mathrm{tr} A^{-1}\big]
 
     For noise variances that differ between points, T stands for each point's own. In original units.
-    Cost: one kernel evaluation, one Cholesky factorization, one triangular inversion.
+    Cost: one kernel evaluation, one Cholesky factorization, one triangular inversion. Past memory, where no graph is
+    kept, the trace is that of a :class:`StreamedProblem`, with a statistical error.
 
     Args:
         model: An ExactGP-like model with one :class:`RenormalizedNNGPKernel`.
@@ -200,7 +211,7 @@ def training_error(
     if theory is not None:
         return get_theory(theory).fit(model).training_error()
     with torch.set_grad_enabled(differentiable):
-        return Problem.of(model).conditioned(order_parameter).training_error()
+        return _problem(model).conditioned(order_parameter).training_error()
 
 
 def expected_accuracy(
@@ -247,7 +258,7 @@ def expected_accuracy(
     if theory is not None:
         return get_theory(theory).fit(model).accuracy(x, y, chunk_size)
     with torch.no_grad():
-        problem = Problem.of(model)
+        problem = _problem(model)
         points = problem.points(x)
         check_targets(y, points.shape[-2])
         return problem.conditioned(order_parameter).accuracy(points, y, chunk_size)

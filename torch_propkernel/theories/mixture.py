@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..inference import Problem, SpectralConditioned
+from ..inference import Conditioned, Problem, SpectralConditioned, StreamedProblem
 from ..mixing import posterior_of_scale
 from ..mixing.law_of_widths import law_of_widths
 from ..mixing.scale_integral import REACH, ScalePosterior
+from ..spectra import LanczosRun, gauss_quadrature
 from .base import FittedTheory, Theory
+
+FEW = 3
+"""Nodes of a streamed problem, of which each costs as much as a saddle point."""
 
 
 class Mixture(Theory):
@@ -32,7 +36,11 @@ class Mixture(Theory):
     Densities are right to 1e-6 up to 30 standard deviations from the mean (in the log, for widths from 2 up).
 
     :class:`FiniteWidthProcess` is the same process as a GPyTorch model, with quantiles and joint predictives. Cost: one
-    ``eigh``, then P for each of the nodes, 30 to 120 of them in most cases, and each test point.
+    ``eigh``, then P for each of the nodes, 30 to 120 of them in most cases, and each test point. Of a
+    :class:`StreamedProblem` the posterior of r is that of the Lanczos quadrature, whose statistical errors it has, and
+    predictions are averages over the three-point Gauss rule of p(log r | y), which is exact for polynomials of degree
+    five in log r (not far in the tails); all its nodes are columns of the same products. At 240 points and 8 units this
+    left 2e-8 of the variances and 2e-5 in the log density of a point left out.
 
     Raises:
         ValueError: A composition that is not one-dimensional.
@@ -51,32 +59,47 @@ class Mixture(Theory):
     """
 
     name = "mixture"
+    has_streaming = True
 
     def _check(self, problem: Problem) -> None:
         problem.check_scalar()
 
     def _fit(self, problem: Problem) -> FittedTheory:
-        temperature = problem.scalar().temperature
-        spectrum, width = problem.spectrum(eigenvectors=True), problem.layers.width
-        posterior = posterior_of_scale(spectrum, law_of_widths(width), temperature, reach=REACH)
-        nodes = posterior.for_predictions(REACH)
+        streamed, temperature = isinstance(problem, StreamedProblem), problem.scale_temperature()
+        spectrum, width = problem.spectrum(eigenvectors=not streamed), problem.layers.width
+        law, reach = law_of_widths(width), 0.0 if streamed else REACH
+        posterior = posterior_of_scale(spectrum, law, temperature, reach=reach)
+        nodes = posterior.for_predictions(reach)
         q = _mean_order_parameters(width, posterior)
+        conditioned: Conditioned
+        if streamed:
+            conditioned = problem.conditioned_at_scales(*_few_nodes(nodes))
+        else:
+            conditioned = SpectralConditioned(problem, nodes.scale, nodes.log_weights)
         stats = {
             "error": posterior.error,
             "nodes": nodes.log_scale.shape[-1],
-            "predictive_error": nodes.predictive_error,
+            "predictive_error": None if streamed else nodes.predictive_error,
             "posterior": posterior,
         }
         return FittedTheory(
             self,
             problem,
-            SpectralConditioned(problem, nodes.scale, nodes.log_weights),
+            conditioned,
             {"r": posterior.mean, "q": q},
             q[..., -1],
             "The scale was integrated over its posterior.",
             stats,
             posterior.log_evidence,
         )
+
+
+def _few_nodes(posterior: ScalePosterior) -> tuple[Tensor, Tensor]:
+    """Return the scales and log weights of the Gauss rule of p(log r | y), of one problem."""
+    run = LanczosRun(posterior.weights.sqrt().unsqueeze(-1))
+    run.extend(lambda v: posterior.log_scale.unsqueeze(-1) * v, min(FEW, posterior.log_scale.shape[-1]))
+    (nodes,), (weights,) = gauss_quadrature(run.alphas, run.betas)
+    return nodes.exp(), weights.log()
 
 
 def _mean_order_parameters(width: Tensor, posterior: ScalePosterior) -> Tensor:

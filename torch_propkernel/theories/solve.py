@@ -16,9 +16,10 @@ from ..actions.outer_action import OuterAction
 from ..actions.solution import Solution, SolveResult
 from ..actions.solve_order_parameters import solve_order_parameters
 from ..exceptions import PrecisionWarning, ReliabilityWarning
-from ..inference import BlocksProblem, OutputsProblem, Problem, problem_of
+from ..inference import BlocksProblem, OutputsProblem, Problem, StreamedProblem, problem_of
 from ..inference.last_layer import has_known_units
 from ..inference.problem import warn_if_not_identifiable
+from ..inference.streamed import streamed_past_memory
 from ..numerics.first_derivatives import first_derivatives_only
 from ..numerics.gaussian_terms import log_det_and_square
 from ..reliability import Reliability
@@ -56,9 +57,17 @@ class ModelSolution(Solution):
 
     Attributes:
         reliability: Score of the reliability and what it means.
+        reduction: How the kernel matrix was reduced where it was not held, the end of ``message``; else None.
     """
 
     reliability: Reliability = field(kw_only=True)
+    reduction: str | None = field(default=None, kw_only=True)
+
+    @property
+    def message(self) -> str:
+        """What the outcome means, and how the kernel matrix was reduced where it was not held."""
+        own = super().message
+        return own if self.reduction is None else f"{own} {self.reduction}"
 
 
 def fit_order_parameters(
@@ -82,7 +91,9 @@ def fit_order_parameters(
     :func:`solve_matrix_order_parameters`; several starts, "local minimum") and written. There is no score of their
     reliability, which is warned of.
 
-    Cost: one kernel evaluation and about 7 Cholesky factorizations for the one-dimensional problems. For the others,
+    Cost: one kernel evaluation and about 7 Cholesky factorizations for the one-dimensional problems, which are
+    streamed where their matrices do not fit into memory, as :class:`StreamedProblem` says; ``message`` and
+    ``stats["quadrature_error"]`` then say so. For the others,
     BFGS from four starts, about 17 gradients of about three factorizations and a kernel pass above the first layer:
     the time of 200 to 300 factorizations for two layers and 400 points. A batch takes Newton's method, some times that.
 
@@ -116,6 +127,8 @@ def fit_order_parameters(
     """
     with torch.set_grad_enabled(differentiable):
         problem = problem_of(model, frozen=False)
+    if not differentiable:
+        problem = streamed_past_memory(problem)
     solution = fit_problem(problem, throw=throw, differentiable=differentiable, warn=warn, stacklevel=4)
     drop_cached_predictions(model)
     return solution
@@ -136,9 +149,14 @@ def fit_problem(
         warn_if_not_identifiable(problem, stacklevel=stacklevel + 1)
     with torch.set_grad_enabled(differentiable):
         found = solve_problem(problem)
+    reduction = None
+    if isinstance(problem, StreamedProblem) and found.result.successful:
+        reduction = problem.describe()
+        found = dataclasses.replace(found, stats={**found.stats, "quadrature_error": problem.quadrature_error()})
     solution = ModelSolution(
         **{field.name: getattr(found, field.name) for field in dataclasses.fields(Solution)},
         reliability=assess(problem, found),
+        reduction=reduction,
     )
     if throw:
         solution.raise_if_failed()

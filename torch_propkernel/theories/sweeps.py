@@ -223,7 +223,9 @@ def learning_curve(
 
     Hyperparameters and widths stay; the theory is fitted to each subset. The model is not changed. Cost: one kernel
     evaluation at the training points, then about 6 Cholesky factorizations of each subset's size and its kernel's
-    blocks with ``chunk_size`` test points at a time.
+    blocks with ``chunk_size`` test points at a time. Where the matrix of all points does not fit into memory, each
+    subset has a kernel evaluation of its own, and is streamed by a theory with ``has_streaming`` if it does not fit
+    either.
 
     Args:
         model: An ExactGP-like model with one renormalized kernel, without batch dimensions.
@@ -288,5 +290,5 @@ def _of_subset(
     theory, subset, x, y, chunk_size = task
     with torch.no_grad():
         fitted = theory.fit(subset)
-        errors = expected_errors([fitted.conditioned, subset.infinite_width], x, y, chunk_size)
+        errors = expected_errors([fitted.conditioned, fitted.problem.infinite_width], x, y, chunk_size)
     return fitted.order_parameters.get("q"), errors
