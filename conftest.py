@@ -7,6 +7,7 @@ HOSTS = {
     "sklearn_support": "sklearn",
     "plotting": "matplotlib",
     "kernels/triton_product.py": "triton",
+    "kernels/triton_gradient.py": "triton",
 }
 
 collect_ignore = [f"torch_propkernel/{face}" for face, host in HOSTS.items() if find_spec(host) is None]

@@ -24,7 +24,7 @@ _WAITING = {
 class HostSyncs(TorchDispatchMode):
     """Counts in ``places``, by file and line of the package, what would wait for an accelerator.
 
-    ``tolist`` and ``numpy`` of a tensor on a processor pass it by.
+    ``numpy`` of a tensor on a processor passes it by.
     """
 
     def __init__(self) -> None:
@@ -40,8 +40,23 @@ class HostSyncs(TorchDispatchMode):
             index is not None and index.dtype == torch.bool for index in args[1]
         )
         if func._schema.name in _WAITING or by_mask:
-            folder = torch_propkernel.__path__[0]
-            frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(folder)]
-            place = f"{frames[-1].filename[len(folder) + 1 :]}:{frames[-1].lineno}" if frames else "elsewhere"
-            self.places[place] += 1
+            self._count()
         return func(*args, **(kwargs or {}))
+
+    def __enter__(self):
+        def tolist(tensor):  # reads memory without any operation of torch
+            self._count()
+            return inherited(tensor)
+
+        inherited, torch.Tensor.tolist = torch.Tensor.tolist, tolist
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        del torch.Tensor.tolist  # a class below has it
+        return super().__exit__(*error)
+
+    def _count(self) -> None:
+        folder = torch_propkernel.__path__[0]
+        frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(folder)]
+        place = f"{frames[-1].filename[len(folder) + 1 :]}:{frames[-1].lineno}" if frames else "elsewhere"
+        self.places[place] += 1

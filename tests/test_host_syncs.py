@@ -19,6 +19,7 @@ from torch_propkernel import (
     Spectrum,
     solve_order_parameters,
 )
+from torch_propkernel.actions.local_minimum import minimize
 from torch_propkernel.activations.names import ACTIVATIONS
 from torch_propkernel.kernels import COMPOSITIONS
 from torch_propkernel.mixing import GammaMixing
@@ -61,7 +62,13 @@ def make_model(size):
 class TestTheCounter:
     def test_it_counts_what_waits(self):
         x = torch.ones(3)
-        for waits in (lambda: float(x[0]), lambda: bool((x > 0).all()), lambda: x[x > 0], lambda: x.nonzero()):
+        for waits in (
+            lambda: float(x[0]),
+            lambda: bool((x > 0).all()),
+            lambda: x[x > 0],
+            lambda: x.nonzero(),
+            lambda: x.tolist(),
+        ):
             assert counted(waits)[1].total == 1
         x_of_mask = torch.zeros(3)
 
@@ -164,6 +171,16 @@ class TestDense:
             assert few == many
             counts.append(few)
         assert counts[0] == counts[1] < 60  # a mixture solves once for each of its nodes
+
+    def test_a_descent_reads_once_a_step(self):
+        """However many problems, each with steps of its own; and once at its start."""
+        for number in (1, 30):
+            start = torch.linspace(-1.0, 1.0, number, dtype=torch.float64)[:, None].expand(-1, 2)
+            ones = torch.ones(number, dtype=torch.float64)
+            free = torch.ones(1, 2, dtype=torch.bool)
+            found, syncs = counted(lambda s=start, o=ones, f=free: minimize(lambda x: x.cosh().sum(-1), s, f, o))
+            assert found.converged.all() and found.iterations >= 4
+            assert syncs.total == found.iterations + 1, syncs.places
 
     def test_a_density_is_looked_at_once(self):
         law = GammaMixing(torch.tensor([3.0, 9.0]))

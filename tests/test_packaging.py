@@ -60,7 +60,7 @@ def docstrings():
 
 def module_names() -> list[str]:
     found = pkgutil.walk_packages(torch_propkernel.__path__, "torch_propkernel.")
-    left_out = "__main__", "triton_product"  # a program, and device code
+    left_out = "__main__", "triton_product", "triton_gradient"  # a program, and device code
     return ["torch_propkernel", *(module.name for module in found if not module.name.endswith(left_out))]
 
 

@@ -11,6 +11,7 @@ With ``TRITON_INTERPRET=1`` a dry run goes through the Triton kernel too, in Tri
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import platform
 import time
@@ -185,6 +186,49 @@ def product_rows(clock: Clock, sizes: Sizes) -> list[tuple[Any, ...]]:
     return rows
 
 
+def gradient_rows(clock: Clock, sizes: Sizes) -> list[tuple[Any, ...]]:
+    """Gradients of the sum of G * (K V) in V, all points and all hyperparameters, by autograd and by the fused pass."""
+    (x, _), device = make_data(sizes.product, clock.device), clock.device
+    vectors, outer = torch.randn(2, len(x), sizes.columns, device=device, dtype=torch.float64)
+    kernels = {dtype: make_model(8, device, dtype).covar_module.eval() for dtype in (torch.float32, torch.float64)}
+    tile = 512 if device.type == "cuda" else 64  # rows of all columns
+
+    def by(dtype: torch.dtype, fused: bool, number: int) -> list[Tensor]:
+        kernel = kernels[dtype]
+        points, v = x[:number].to(dtype).requires_grad_(), vectors[:number].to(dtype).requires_grad_()
+        leaves = [points, v, *(p for p in kernel.parameters() if p.requires_grad)]
+        rows = [points] if fused else points.split(tile)
+        total = [torch.zeros_like(leaf) for leaf in leaves]
+        for part, weights in zip(rows, outer[:number].split(len(rows[0])), strict=True):
+            product = FusedProduct(kernel)(part, points, v) if fused else kernel(part, points).to_dense() @ v
+            for goal, gradient in zip(total, torch.autograd.grad((product * weights).sum(), leaves), strict=True):
+                goal += gradient
+        return total
+
+    few, rows = len(x) // SHRINK, []
+    truth = by(torch.float64, False, few)[0]
+    missing = FusedProduct.missing(kernels[torch.float32], device)
+    for name, precision, dtype in (
+        ("tiles", "highest", torch.float64),
+        ("tiles", "highest", torch.float32),
+        *(("fused", precision, torch.float32) for precision in ("highest", "high", "medium")),
+    ):
+        row = name, precision, str(dtype)[6:]
+        if name == "fused" and missing is not None:
+            rows.append((*row, f"expected {missing}", "-"))
+            continue
+        torch.set_float32_matmul_precision(precision)
+        way = functools.partial(by, dtype, name == "fused")
+        estimate = SHRINK**2 * clock.best(lambda way=way: way(few), 1)
+        seconds = f"not run, estimate {estimate:.0f}"
+        if clock.allows(estimate):
+            seconds = f"{clock.seconds(lambda way=way: way(len(x)))[0]:.3g}"
+        error = torch.linalg.vector_norm(way(few)[0] - truth) / torch.linalg.vector_norm(truth)
+        rows.append((*row, seconds, f"{float(error):.1e}"))
+        torch.set_float32_matmul_precision("highest")
+    return rows
+
+
 def reduction_rows(clock: Clock, sizes: Sizes) -> list[tuple[Any, ...]]:
     """Time of a dense reduction, beside that of one Cholesky factorization, and of a fit with each."""
     rows = []
@@ -267,6 +311,13 @@ def write_page(clock: Clock, sizes: Sizes) -> str:
         "of the product by tiles of float64.",
         "",
         *table(("way", "precision", "dtype", "s", "Tflop/s", "share of GEMM", "error"), product_rows(clock, sizes)),
+        "",
+        f"## Gradients of the sum of all entries of G * (K V), of {sizes.product} points",
+        "",
+        f"In V, the points and the hyperparameters, forward and backward. The error is that of the points', of one in "
+        f"{SHRINK}.",
+        "",
+        *table(("way", "precision", "dtype", "s", "error"), gradient_rows(clock, sizes)),
         "",
         "## Dense reductions in float64",
         "",

@@ -12,7 +12,7 @@ import torch
 
 from torch_propkernel import ConvergenceError, solve_order_parameters
 from torch_propkernel.actions import BlockAction, DenseBlocks, solve_block_order_parameters
-from torch_propkernel.actions.local_minimum import lowest_minimum, minimize, quasi_newton
+from torch_propkernel.actions.local_minimum import lowest_minimum, minimize, quasi_newton, value_and_gradient
 from torch_propkernel.numerics.symmetric import from_coordinates, to_coordinates
 
 DOUBLE = torch.float64
@@ -95,6 +95,22 @@ def test_the_gradient_is_the_difference_quotient_also_where_eigenvalues_coincide
         assert action(point).item() + 24.0 == pytest.approx(expected, rel=1e-12)
 
 
+def test_blocks_in_memory_and_blocks_with_a_graph_have_one_value_and_gradient():
+    """Those in memory take value, gradient and factor in one matrix; others the graph, from which this is apart."""
+    blocks, y = data()
+    held, base = DenseBlocks.of(blocks), 0.2 * torch.eye(20, dtype=DOUBLE)
+    live = DenseBlocks(held.matrices.clone().requires_grad_())
+    point = torch.randn(6, generator=torch.Generator().manual_seed(1), dtype=DOUBLE).requires_grad_()
+    (value, gradient), (expected, slope) = (
+        value_and_gradient(BlockAction(b, base, y, 8.0), point) for b in (held, live)
+    )
+    torch.testing.assert_close(value, expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(gradient, slope, rtol=1e-11, atol=1e-11)
+    outside = BlockAction(DenseBlocks(-held.matrices), base, y, 8.0)
+    value, gradient = value_and_gradient(outside, torch.zeros(6, dtype=DOUBLE))
+    assert value == torch.inf and bool(torch.isfinite(gradient).all())
+
+
 def test_one_block_is_the_scalar_theory():
     blocks, y = data(num_blocks=1)
     matrix = solve_block_order_parameters(blocks, y, width=7.0, temperature=0.1)
@@ -105,6 +121,20 @@ def test_one_block_is_the_scalar_theory():
     action = BlockAction(DenseBlocks.of(blocks), 0.1 * torch.eye(20, dtype=DOUBLE), y, 7.0)
     run = quasi_newton(action, torch.zeros(1, dtype=DOUBLE), action.scale, 7.0)
     torch.testing.assert_close(run.logs.exp(), scalar.order_parameter, rtol=1e-9, atol=0)
+
+
+def test_the_last_step_of_a_descent_is_taken_and_not_evaluated():
+    """A sum of cosh has its minimum at the center; its second derivatives are guessed a thirtieth too high."""
+    center, rate = torch.tensor([0.3, -0.7], dtype=DOUBLE), torch.tensor([1.0, 2.0], dtype=DOUBLE)
+
+    def valley(x):
+        return ((rate * (x - center)).cosh() / rate.square()).sum()
+
+    start, points = center + torch.tensor([0.05, -0.025], dtype=DOUBLE), []
+    run = quasi_newton(lambda x: (points.append(x.detach()), valley(x))[1], start, torch.ones(()), 31.0 / 30.0)
+    assert run.converged and float((run.logs - center).abs().max()) < 1e-9
+    closest = min(float((x - center).abs().max()) for x in points)  # of the points where it was evaluated
+    assert 1e-8 < closest < 1e-6 and float(run.gradient.abs().max()) > 1e-8
 
 
 def test_a_descent_ends_at_a_minimum_that_is_known_and_only_there():
@@ -219,7 +249,7 @@ def test_bad_input_is_refused():
         solve_block_order_parameters(crooked, y, width=5.0, temperature=0.1)
     with pytest.raises(ValueError, match="targets"):
         solve_block_order_parameters(blocks, y[:5], width=5.0, temperature=0.1)
-    with pytest.raises(ValueError, match="width: expected one layer, got 2 numbers"):
+    with pytest.raises(ValueError, match=r"width: expected shape \(..., 1\), a number for each layer, got \(2,\)"):
         solve_block_order_parameters(blocks, y, width=torch.tensor([5.0, 6.0]), temperature=0.1)
     with pytest.raises(ValueError, match="temperature: expected > 0"):
         solve_block_order_parameters(blocks, y, width=5.0, temperature=0.0)

@@ -1,4 +1,4 @@
-"""Chains of matrices: evidence against one layer and against the integral over the prior; derivatives of the solve."""
+"""Chains of matrices: evidence against the integral over the prior; derivatives of the action and of the solve."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 import torch
 from matrix_truth import averaged, check, log_density, normal, wishart
 
-from torch_propkernel.actions import DenseBlocks, solve_block_order_parameters, solve_chain_order_parameters
+from torch_propkernel.actions import BlockAction, DenseBlocks, solve_chain_order_parameters
+from torch_propkernel.actions.block_minimum import BlockMinimum
+from torch_propkernel.actions.local_minimum import quasi_newton
 from torch_propkernel.order_parameters import LinearChain
 
 DOUBLE = torch.float64
@@ -20,12 +22,17 @@ def data(blocks=3):
     return torch.einsum("aik,bjk->abij", x, x) / 6.0, y
 
 
-def test_a_chain_of_one_layer_has_the_evidence_of_blocks():
+@pytest.mark.parametrize("width", [[5.0, 7.0], [5.0, math.inf], [math.inf, 7.0]])
+def test_the_second_derivatives_at_a_minimum_are_those_of_the_action(width):
     blocks, y = data()
-    one = solve_block_order_parameters(blocks, y, width=7.0, temperature=0.2, evidence=True)
-    dense, known = DenseBlocks.of(blocks), {"width": [7.0], "temperature": 0.2, "evidence": True}
-    chain = solve_chain_order_parameters(dense, y, LinearChain([], 3), **known)
-    assert chain.log_evidence.item() == pytest.approx(one.log_evidence.item(), rel=1e-9)
+    width, base = torch.tensor(width, dtype=DOUBLE), 0.3 * torch.eye(5, dtype=DOUBLE)
+    action = BlockAction(DenseBlocks.of(blocks), base, y, width, CHAIN)
+    start = torch.zeros(9, dtype=DOUBLE)
+    run = quasi_newton(action, start, action.scale, 6.0)
+    assert run.converged and float(run.logs.abs().max()) > 0.1
+    expected = torch.autograd.functional.hessian(action, run.logs)  # of layers that do not move it is zero
+    expected = expected + torch.diag((~action.free).double())
+    torch.testing.assert_close(BlockMinimum(action, run.logs).hessian, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_an_infinite_layer_has_no_fluctuations():

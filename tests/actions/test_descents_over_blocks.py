@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
-from torch_propkernel.actions import BlockAction, DenseBlocks, solve_block_order_parameters
-from torch_propkernel.actions.block_action import on_rows, times
+from torch_propkernel.actions import (
+    BlockAction,
+    DenseBlocks,
+    solve_block_order_parameters,
+    solve_chain_order_parameters,
+)
+from torch_propkernel.actions.block_descents import lowest_over_blocks
+from torch_propkernel.actions.block_matrices import on_rows, times
+from torch_propkernel.actions.block_minimum import BlockMinimum
 from torch_propkernel.actions.local_minimum import quasi_newton
-from torch_propkernel.actions.solve_block_order_parameters import _solve_one
 from torch_propkernel.numerics.symmetric import from_coordinates, symmetric_log, to_coordinates
+from torch_propkernel.order_parameters import LinearChain
 
 DOUBLE = torch.float64
 
@@ -78,19 +83,21 @@ def test_blocks_that_are_not_held_give_the_same_from_part_of_the_data():
         torch.testing.assert_close(moved, expected @ y.unsqueeze(-1), rtol=1e-12, atol=1e-12)
 
 
-class Wells:
+class Wells(BlockAction):
     """(x_1^2 - 1)^2 + tilt x_1 / 10 + x_2^2 + x_3^2 in the coordinates of X: minima near x_1 = 1 and -1."""
 
-    width, num_coordinates, scale = 8.0, 3, torch.ones((), dtype=DOUBLE)
+    scale = torch.ones((), dtype=DOUBLE)
 
     def __init__(self, tilt):
+        unit = torch.eye(1, dtype=DOUBLE)
+        super().__init__(DenseBlocks.of(unit.expand(2, 2, 1, 1)), unit, unit[0], width=8.0)
         self.tilt = tilt
 
     def __call__(self, x):
         return (x[0].square() - 1.0).square() + 0.1 * self.tilt * x[0] + x[1:].square().sum()
 
-    def data(self, order_parameter):
-        return 0.0 * order_parameter.sum()
+    def data(self, matrix):
+        return 0.0 * matrix.sum()
 
     def sampled_curvature(self, x):
         return 8.0 * torch.eye(3, dtype=DOUBLE)
@@ -98,12 +105,12 @@ class Wells:
 
 def test_every_end_on_part_of_the_data_is_followed_on_all():
     """From 1 the part's descent ends in its lower well, x_1 < 0, from the multiple of 1 in the other one."""
-    multiple = math.exp(0.5) * torch.eye(2, dtype=DOUBLE)
-    best, agreeing, minima = _solve_one(Wells(-1.0), Wells(1.0), multiple, [])
+    multiple = torch.tensor([0.5], dtype=DOUBLE).exp()
+    best, agreeing, minima = lowest_over_blocks(Wells(-1.0), Wells(1.0), multiple, [])
     assert best.logs[0].item() == pytest.approx(1.0, abs=0.02)  # the lower one of all data
     assert (agreeing.item(), minima.item()) == (2, 2)
-    deeper = torch.diag(torch.tensor([1.0, 0.0], dtype=DOUBLE).exp())  # a further start, on all data
-    best, agreeing, minima = _solve_one(Wells(-1.0), Wells(1.0), multiple, [deeper])
+    deeper = torch.tensor([1.0, 0.0, 0.0], dtype=DOUBLE)  # a further start, on all data
+    best, agreeing, minima = lowest_over_blocks(Wells(-1.0), Wells(1.0), multiple, [deeper])
     assert (best.logs[0] > 0, agreeing.item(), minima.item()) == (True, 3, 2)
 
 
@@ -114,9 +121,11 @@ def test_the_estimated_curvature_is_near_the_exact_one_at_a_minimum(width):
     run = quasi_newton(action, torch.zeros(6, dtype=DOUBLE), action.scale, width)
     assert float(torch.linalg.eigvalsh(from_coordinates(run.logs, 3)).diff().max()) > 0.1  # E is no multiple of 1
     exact = torch.autograd.functional.hessian(action, run.logs)
+    # 120 columns in six parts; of the largest derivative rounding leaves 1e-12.
+    torch.testing.assert_close(BlockMinimum(action, run.logs).hessian, exact, rtol=1e-9, atol=1e-9 * width)
     estimate = action.sampled_curvature(run.logs)
     assert float(torch.linalg.eigvalsh(estimate).min()) > 0
-    # 8 probes: the standard error of a trace is (2 / 8)^(1/2) of the root of tr F^4, some per cent here.
+    # 11 probes: the standard error of a trace is (2 / 11)^(1/2) of the root of tr F^4, some per cent here.
     assert float(torch.linalg.matrix_norm(estimate - exact, 2)) < 0.1 * float(torch.linalg.matrix_norm(exact, 2))
     wrong = width * torch.eye(6, dtype=DOUBLE)  # what no estimate would be
     assert float(torch.linalg.matrix_norm(estimate - exact)) < 0.3 * float(torch.linalg.matrix_norm(wrong - exact))
@@ -127,3 +136,23 @@ def test_outside_the_domain_the_curvature_is_that_of_the_layer():
     action = BlockAction(blocks, 0.1 * torch.eye(4, dtype=DOUBLE), torch.ones(4, dtype=DOUBLE), 5.0)
     curvature = action.sampled_curvature(torch.zeros(3, dtype=DOUBLE))
     torch.testing.assert_close(curvature, 5.0 * torch.eye(3, dtype=DOUBLE))
+
+
+def test_a_chain_found_from_part_of_the_data_is_one_of_all_data():
+    blocks, y = data(260)
+    chain = LinearChain([torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(3), dtype=DOUBLE)], 2)
+    width = torch.tensor([[20.0, 9.0], [20.0, torch.inf]], dtype=DOUBLE)
+    solution = solve_chain_order_parameters(blocks, y, chain, width=width, temperature=torch.tensor([0.1, 0.3]))
+    assert solution.stats["rows"] == 65 and solution.order_parameter.shape == (2, 2, 3, 3)
+    for index, temperature in enumerate((0.1, 0.3)):  # descents on all data from the identities alone
+        base = temperature * torch.eye(260, dtype=DOUBLE)
+        action = BlockAction(DenseBlocks.of(blocks), base, y, width[index], chain)
+        alone = quasi_newton(action, torch.zeros(9, dtype=DOUBLE), action.scale, 20.0)
+        found = chain.tensor(action.order_parameters(alone.logs))
+        torch.testing.assert_close(solution.order_parameter[index], found, rtol=1e-7, atol=1e-8)
+    start = solution.order_parameter[0]
+    again = solve_chain_order_parameters(blocks, y, chain, width=width[0], temperature=0.1, start=start)
+    assert again.stats["starts"] == 5
+    torch.testing.assert_close(again.order_parameter, start, rtol=1e-7, atol=1e-8)
+    with pytest.raises(ValueError, match=r"start: expected shape \(2, 3, 3\), got \(3, 3\)"):
+        solve_chain_order_parameters(blocks, y, chain, width=width[0], temperature=0.1, start=start[0])

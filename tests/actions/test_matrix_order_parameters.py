@@ -14,7 +14,9 @@ from torch_propkernel import Spectrum, solve_order_parameters
 from torch_propkernel.actions import OutputAction, solve_matrix_order_parameters
 from torch_propkernel.exceptions import NotEnoughMemoryError
 from torch_propkernel.numerics.symmetric import (
+    exponential_curvature,
     exponential_differences,
+    exponential_jacobian,
     from_coordinates,
     second_exponential_differences,
     to_coordinates,
@@ -135,6 +137,23 @@ def test_second_divided_differences_are_those_of_the_exponential():
     for a, b, c in itertools.product(range(6), repeat=3):  # Opitz: a corner of the exponential of a bidiagonal matrix
         corner = torch.linalg.matrix_exp(torch.diag(u[[a, b, c]]) + torch.diag(torch.ones(2, dtype=DOUBLE), 1))[0, 2]
         assert table[a, b, c].item() == pytest.approx(corner.item(), rel=1e-8)
+
+
+def test_derivatives_of_the_matrix_exponential_are_those_of_its_graph():
+    generator = torch.Generator().manual_seed(4)
+    rough, weights = torch.randn(2, 3, 3, generator=generator, dtype=DOUBLE)
+    turn, weights = torch.linalg.qr(rough).Q, weights + weights.T
+    for values in ([0.4, -1.0, 0.7], [0.4, 0.4, -1.0], [0.0, 0.0, 0.0]):
+        log = turn @ torch.diag(torch.tensor(values, dtype=DOUBLE)) @ turn.T
+        point, frame = to_coordinates(log), torch.linalg.eigh(log)
+
+        def exponential(coordinates):
+            return torch.matrix_exp(from_coordinates(coordinates, 3))
+
+        jacobian = torch.autograd.functional.jacobian(lambda c: to_coordinates(exponential(c)), point)
+        torch.testing.assert_close(exponential_jacobian(*frame), jacobian, rtol=0, atol=1e-12)
+        hessian = torch.autograd.functional.hessian(lambda c: (weights * exponential(c)).sum(), point)
+        torch.testing.assert_close(exponential_curvature(*frame, weights), hessian, rtol=0, atol=1e-8)  # its accuracy
 
 
 def test_divided_differences_are_those_of_the_exponential():

@@ -135,16 +135,25 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from torch_propkernel.kernels.triton_gradient import _gradient_kernel
 from torch_propkernel.kernels.triton_product import _product_kernel
 
-signature = dict.fromkeys(("x1", "x2", "rows", "columns", "parameters", "vectors"), "*fp32")
-signature.update(out="*fp64", slope="fp32", **dict.fromkeys(("n", "m", "dimension", "count", "share"), "i32"))
+types = {"out": "*fp64", "sums": "*fp64", "points": "*fp64", "slope": "fp32"}
+types.update(dict.fromkeys(("n", "m", "dimension", "count", "share"), "i32"))
+forward = dict(ROWS=64, COLUMNS=32, INPUTS=16)
+backward = dict(ROWS=64, COLUMNS=16, STEP=16, INPUTS=64, KINDS=8)
 ones = dict(m=1, dimension=1, count=1)  # the compiler takes a one as a constant
-for precision, erf, wide, fixed in (("ieee", False, 128, {}), ("tf32x3", True, 16, ones)):
-    options = dict(DEPTH=2, ERF=erf, PRECISION=precision, ROWS=64, COLUMNS=32, INPUTS=16, VECTORS=wide, **fixed)
-    source = ASTSource(_product_kernel, {**signature, **dict.fromkeys(options, "constexpr")}, options)
+for kernel, precision, erf, options in (
+    (_product_kernel, "ieee", False, dict(forward, VECTORS=128)),
+    (_product_kernel, "tf32x3", True, dict(forward, VECTORS=16, **ones)),
+    (_gradient_kernel, "ieee", False, dict(backward, SAME=True, POINTS=True)),
+    (_gradient_kernel, "tf32x3", True, dict(backward, SAME=False, POINTS=False, **ones)),
+):
+    constants = dict(options, DEPTH=2, ERF=erf, PRECISION=precision)
+    signature = {n: "constexpr" if n in constants else types.get(n, "*fp32") for n in kernel.arg_names}
+    source = ASTSource(kernel, signature, constants)
     made = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": 8, "enable_fp_fusion": True})
-    # Both sums of the compensation stay what they are: the second dot is not merged with the first of them.
+    # Both sums of the compensation stay what they are: the last dot is not merged with the first of them.
     print(precision, made.asm["ttir"].count("tt.dot "), len(made.asm["cubin"]) > 0)
 """
 
@@ -156,4 +165,4 @@ def test_compiles_for_a_gpu(tmp_path):
     environment.update(TRITON_CACHE_DIR=str(tmp_path), PYTHONPATH=os.pathsep.join(sys.path))
     run = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines() == ["ieee 2 True", "tf32x3 2 True"]
+    assert run.stdout.splitlines() == ["ieee 2 True", "tf32x3 2 True", "ieee 3 True", "tf32x3 2 True"]

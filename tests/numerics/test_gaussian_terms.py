@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from torch_propkernel.numerics.gaussian_terms import log_det_and_square
+from torch_propkernel.numerics.gaussian_terms import cholesky_, log_det_and_square, terms_and_slope_
 
 
 def covariances(*shape):
@@ -36,3 +36,19 @@ def test_not_positive_definite_is_infinite_and_leaves_the_others_alone(diagonal)
     assert value.tolist() == [torch.inf, 3.0]
     (gradient,) = torch.autograd.grad(value.sum(), covariance)
     torch.testing.assert_close(gradient[1], torch.eye(3) - torch.ones(3, 3))
+
+
+def test_value_and_derivative_of_one_matrix_in_its_own_memory():
+    root = torch.randn(6, 9, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    covariance, targets = root @ root.mT, root[:, 0]
+    memory = covariance.clone()
+    value = terms_and_slope_(memory, targets)
+    weights = torch.linalg.inv(covariance) @ targets
+    expected = torch.linalg.slogdet(covariance).logabsdet + targets @ weights
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(memory, torch.linalg.inv(covariance) - weights.outer(weights), rtol=1e-10, atol=1e-12)
+    memory = covariance.clone()
+    factor, info = cholesky_(memory)
+    assert factor.data_ptr() == memory.data_ptr() and info == 0 and float(factor.triu(1).abs().max()) == 0
+    torch.testing.assert_close(factor @ factor.mT, covariance, rtol=1e-12, atol=1e-12)
+    assert terms_and_slope_(-covariance, targets) == torch.inf

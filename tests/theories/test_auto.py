@@ -87,3 +87,12 @@ def test_a_failed_adaptive_theory_is_told(monkeypatch):
     monkeypatch.setattr(Adaptive, "_fit", fail)
     fitted = Auto().fit(network(10.0, temperature=0.5))
     assert isinstance(fitted.theory, Sampled) and "it did not arrive" in fitted.message
+
+
+def test_a_batch_of_problems_is_refused_before_a_fit(monkeypatch):
+    x = torch.randn(2, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    likelihood = gpytorch.likelihoods.GaussianLikelihood(batch_shape=torch.Size([2]))
+    kernel = RenormalizedNNGPKernel("erf", width=20.0, batch_shape=torch.Size([2]))
+    monkeypatch.setattr(SaddlePoint, "_fit", None)
+    with pytest.raises(ValueError, match=r"expected no batch dimensions, got targets of shape \(2, 6\)"):
+        Auto().fit(NetworkGP(x, x[..., 0], likelihood, kernel).double())

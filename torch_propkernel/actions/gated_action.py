@@ -174,27 +174,31 @@ class GatedPrior:
             value = self._objective(fields, fixed)
             for _ in range(_MAX_ITERATIONS):
                 gradient, hessian = self._newton(fields, fixed)
-                step = torch.linalg.solve(hessian, gradient)
+                step, _ = torch.linalg.solve_ex(hessian, gradient)
+                small = (2.0 * gradient / fixed).abs().amax(-1) <= 1e-14
                 # At most 0.95 of the way to the end of the domain, then halved until the value rises.
                 bracket = self._bracket(fields)
                 reach = (bracket / (bracket - self._bracket(fields + step)).clamp_min(1e-300)).amin(-1)
                 length = (0.95 * reach).clamp_max(1.0)
                 for _ in range(_MAX_HALVINGS):
-                    trial = self._objective(fields + length.unsqueeze(-1) * step, fixed)
+                    there = fields + length.unsqueeze(-1) * step
+                    trial = self._objective(there, fixed)
                     good = trial >= value - 1e-15 * (1.0 + value.abs())
-                    if bool(good.all()):
+                    ends = small | ~good | (self._bracket(there).amin(-1) < _EDGE)
+                    # All that the program reads from the device in one step.
+                    is_good, is_done = torch.stack([good.all(), ends.all()]).tolist()
+                    if is_good:
                         break
                     length = torch.where(good, length, 0.5 * length)
-                fields = torch.where(good.unsqueeze(-1), fields + length.unsqueeze(-1) * step, fields)
+                fields = torch.where(good.unsqueeze(-1), there, fields)
                 value = torch.where(good, trial, value)
-                small = (2.0 * gradient / fixed).abs().amax(-1) <= 1e-14
-                if bool((small | ~good | (self._bracket(fields).amin(-1) < _EDGE)).all()):
+                if is_done:
                     break
             gradient, hessian = self._newton(fields, fixed)
             left = (2.0 * gradient / fixed).abs().amax(-1)
         if torch.is_grad_enabled() and target.requires_grad:
             # One Newton step with a graph: its derivative is that of the maximizer.
-            fields = fields + torch.linalg.solve(hessian, self._newton(fields, target)[0])
+            fields = fields + torch.linalg.solve_ex(hessian, self._newton(fields, target)[0])[0]
             value = self._objective(fields, target)
         gap = self._bracket(fields.detach()).amin(-1)
         return GateRate(value, fields[..., 0], fields[..., 1], gap, left)

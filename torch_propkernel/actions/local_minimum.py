@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ _REACH, _ALIKE = 0.5, 0.1
 """In log q, over which every term of the action bends little, and of the gradient."""
 _ROUNDING = 1e3
 """Rounding of the matrices limits the gradient: a bound that is looser by this still places q to 1e-8."""
+_FALLING, _PLACED = 0.05, 1e-9
+"""A last step is not evaluated where the gradient falls by this, and the next step would be so small."""
 _NOISE = 64.0
 """Rounding of an action, in units of its last digit: sums over the points leave about ten."""
 
@@ -96,8 +99,10 @@ def minimize(
     """Descend from ``start`` to a local minimum for each batch element.
 
     Newton directions from the Hessian with its eigenvalues made positive, steps of at most one in log q, halved until
-    the value drops. A function value of infinity marks a point outside the domain. The first step takes the Hessian of
-    the last of the earlier descents, and one that comes within a thousandth of an earlier minimum goes there at once.
+    the value drops; where its decrease would be rounding, full steps for as long as the gradient falls. A value of
+    infinity marks a point outside the domain. The first step takes the Hessian of the last of the earlier descents, and
+    one that comes within a thousandth of an earlier minimum goes there at once. A step costs one gradient, and those of
+    the Hessian where it was far, and is decided by one reading of the device.
 
     Args:
         function: Maps log order parameters ``*b x L`` to values ``*b``.
@@ -108,13 +113,11 @@ def minimize(
         earlier: Descents from other starts.
         hessian_of: Second derivatives ``*b x L x L`` at a point; from differences of gradients if None.
     """
-    logs = torch.where(free, start, torch.zeros_like(start))
-    pinned = torch.diag_embed(torch.where(free, 0.0, 1.0).to(logs).expand_as(logs))
+    pinned = torch.diag_embed(torch.where(free, 0.0, 1.0).to(start).expand_as(start))
     both = free.unsqueeze(-1) & free.unsqueeze(-2)
-    iterations, moved, hessian = 0, torch.inf, pinned
-    if earlier and bool(earlier[-1].converged.all()):
-        moved, hessian = 0.0, earlier[-1].hessian
-    while True:
+    unit = torch.eye(start.shape[-1], dtype=start.dtype, device=start.device)
+
+    def at(logs: Tensor, hessian: Tensor) -> _Point:
         met = torch.zeros(logs.shape[:-1], dtype=torch.bool, device=logs.device)
         for run in earlier:
             there = run.converged & ((logs - run.logs).abs() <= _NEAR).all(-1)
@@ -122,43 +125,79 @@ def minimize(
             hessian = torch.where(there[..., None, None], run.hessian, hessian)
             met = met | there
         value, gradient = value_and_gradient(function, logs)
+        return _Point(logs, value, torch.where(free, gradient, 0.0), hessian, met)
+
+    def goes_on(point: _Point) -> Tensor:
+        return point.is_usable() & (point.steepness() > tolerance * scale)
+
+    is_known = bool(earlier) and bool(earlier[-1].converged.all())
+    point = at(torch.where(free, start, 0.0), earlier[-1].hessian if is_known else pinned)
+    iterations, is_far, moving = 0, not is_known, goes_on(point)
+    is_moving = bool(moving.any())
+    while True:
         # Closer than this the last Hessian serves: each step still gains three digits.
-        if moved > _NEAR and not bool(met.all()):
-            exact = None if hessian_of is None else hessian_of(logs)
-            hessian = hessian_by_differences(function, logs, gradient) if exact is None else exact
-            hessian = torch.where(both.expand_as(hessian), hessian, torch.zeros_like(hessian)) + pinned
-        gradient = torch.where(free, gradient, torch.zeros_like(gradient))
-        # A value that is not finite has no usable derivatives: such a start has failed.
-        usable = torch.isfinite(value) & torch.isfinite(gradient).all(-1) & torch.isfinite(hessian).all(-1).all(-1)
-        small = gradient.abs().amax(-1) <= tolerance * scale
-        if iterations == _MAX_ITERATIONS or bool((small | ~usable).all()):
+        if is_far:
+            exact = None if hessian_of is None else hessian_of(point.logs)
+            hessian = hessian_by_differences(function, point.logs, point.gradient) if exact is None else exact
+            point = point._replace(hessian=torch.where(both.expand_as(hessian), hessian, 0.0) + pinned)
+        if not is_moving or iterations == _MAX_ITERATIONS:
             break
         iterations += 1
-        unit = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
-        eigenvalues, vectors = torch.linalg.eigh(torch.where(usable[..., None, None], hessian, unit))
+        moving = moving & torch.isfinite(point.hessian).all(-1).all(-1)
+        eigenvalues, vectors = torch.linalg.eigh(torch.where(moving[..., None, None], point.hessian, unit))
         bent = eigenvalues.abs().clamp_min(1e-8 * scale.unsqueeze(-1))
-        projected = (vectors.transpose(-1, -2) @ torch.nan_to_num(gradient).unsqueeze(-1)).squeeze(-1)
+        projected = (vectors.transpose(-1, -2) @ torch.nan_to_num(point.gradient).unsqueeze(-1)).squeeze(-1)
         direction = -(vectors @ (projected / bent).unsqueeze(-1)).squeeze(-1)
         direction = direction * (_MAX_STEP / direction.abs().amax(-1, keepdim=True).clamp_min(_MAX_STEP))
-        moving = usable & ~small
-        length = moving.to(logs)
-        accepted = ~moving
-        with torch.no_grad():
-            slack = 4.0 * torch.finfo(value.dtype).eps * value.abs()
-            for _ in range(_MAX_HALVINGS):
-                trial = function(logs + length.unsqueeze(-1) * direction)
-                accepted = accepted | (trial <= value + slack)
-                if bool(accepted.all()):
-                    break
-                length = torch.where(accepted, length, 0.5 * length)
-        stuck = ~accepted
-        change = torch.where(stuck, 0.0, length).unsqueeze(-1) * direction
-        logs, moved = logs + change, float(change.abs().max())
-        if bool((stuck | ~moving).all()):
-            break
-    positive = torch.linalg.eigvalsh(torch.nan_to_num(hessian)).amin(-1) > 0
-    converged = usable & positive & (gradient.abs().amax(-1) <= _ROUNDING * tolerance * scale)
-    return LocalMinimum(logs, torch.where(usable, value, torch.inf), gradient, hessian, converged, iterations)
+        eps = torch.finfo(point.value.dtype).eps
+        # What a step would gain is rounding of the value: full steps, as long as they lower the gradient.
+        flat = -(point.gradient * direction).sum(-1) <= _NOISE * eps * torch.maximum(point.value.abs(), scale)
+        length = moving.to(point.logs)
+        for _ in range(_MAX_HALVINGS):
+            trial = at(point.logs + length.unsqueeze(-1) * direction, point.hessian)
+            lower = trial.value <= point.value + 4.0 * eps * point.value.abs()
+            taken = moving & (torch.where(flat, trial.steepness() < point.steepness(), lower) | trial.met)
+            halved = moving & ~taken & ~flat
+            step = torch.where(taken, length, 0.0).unsqueeze(-1) * direction
+            reached = trial.where(taken, point)
+            still = taken & goes_on(reached)
+            # All that the program reads from the device in one step.
+            is_far = (step.abs().max() > _NEAR) & ~reached.met.all()
+            is_halved, is_moving, is_far = torch.stack([halved.any(), still.any(), is_far]).tolist()
+            if not is_halved:
+                break
+            length = torch.where(halved, 0.5 * length, length)
+        point, moving = reached, still
+    # A value that is not finite has no usable derivatives: such a start has failed.
+    usable = point.is_usable() & torch.isfinite(point.hessian).all(-1).all(-1)
+    positive = torch.linalg.eigvalsh(torch.nan_to_num(point.hessian)).amin(-1) > 0
+    converged = usable & positive & (point.steepness() <= _ROUNDING * tolerance * scale)
+    value = torch.where(usable, point.value, torch.inf)
+    return LocalMinimum(point.logs, value, point.gradient, point.hessian, converged, iterations)
+
+
+class _Point(NamedTuple):
+    """Log order parameters of a descent, their action and its derivatives, and whether an earlier minimum is there."""
+
+    logs: Tensor
+    value: Tensor
+    gradient: Tensor
+    hessian: Tensor
+    met: Tensor
+
+    def is_usable(self) -> Tensor:
+        return torch.isfinite(self.value) & torch.isfinite(self.gradient).all(-1)
+
+    def steepness(self) -> Tensor:
+        return self.gradient.abs().amax(-1)
+
+    def where(self, condition: Tensor, other: _Point) -> _Point:
+        """Return this point for the problems of a condition ``*b``, another one for all others."""
+
+        def pick(mine: Tensor, others: Tensor) -> Tensor:
+            return torch.where(condition[(..., *[None] * (mine.dim() - condition.dim()))], mine, others)
+
+        return _Point(*map(pick, self, other))
 
 
 def quasi_newton(
@@ -174,9 +213,9 @@ def quasi_newton(
     The Hessian starts at that of the last minimum that was found, else at ``curvature``, and learns from every step
     that curves upward; steps are at most one in every variable, and halved until the value drops. A descent ends at a
     minimum found before where it comes within a thousandth of it, or within a half with the gradient that the quadratic
-    form of that minimum has there, to a tenth. The last step, after which the gradient is small enough if it falls as
-    in the step before, is not evaluated: value and gradient are those before it. Cost: one gradient for each other
-    step.
+    form of that minimum has there, to a tenth. The last step, after which the gradient or what is left to go is small
+    enough if both fall as in the step before, is not evaluated: value and gradient are those before it. Cost: one
+    gradient for each other step.
 
     Args:
         function: Maps a point ``C`` to a value; infinity marks a point outside the domain.
@@ -193,7 +232,7 @@ def quasi_newton(
     value, gradient = value_and_gradient(function, x)
     size, bound = float(gradient.abs().max()), tolerance * float(scale)
     known = [run for run in earlier if bool(run.converged)]
-    hessian, iterations, misses, rate = known[-1].hessian if known else fresh, 0, 0, 1.0
+    hessian, iterations, misses, rate, placed = known[-1].hessian if known else fresh, 0, 0, 1.0, False
     while size > bound and iterations < _MAX_QUASI_NEWTON:
         for run in known:
             away = x - run.logs
@@ -206,8 +245,9 @@ def quasi_newton(
         near, descent = size <= _ROUNDING * bound, -float(direction @ gradient)
         # What a step would gain is rounding of the value: full steps, as long as they lower the gradient.
         flat = near or descent <= _NOISE * torch.finfo(value.dtype).eps * max(float(value.abs()), float(scale))
-        if near and rate * size <= bound:
-            x = x + direction
+        left = rate * float(direction.abs().max())  # what a step leaves if steps go on to shrink as the last one
+        if near and rate * size <= bound or rate <= _FALLING and left <= _PLACED:
+            x, placed = x + direction, True
             break
         length = 1.0
         for _ in range(_MAX_HALVINGS):
@@ -230,7 +270,8 @@ def quasi_newton(
         if bool(curved > 1e-10 * step.norm() * change.norm()):
             pushed = hessian @ step
             hessian = hessian - pushed.outer(pushed) / (step @ pushed) + change.outer(change) / curved
-    converged = torch.isfinite(value) & (gradient.abs().max() <= _ROUNDING * bound)
+    small = (gradient.abs().max() <= _ROUNDING * bound) | placed
+    converged = torch.isfinite(value) & small
     return LocalMinimum(x, value, gradient, hessian, converged, iterations)
 
 

@@ -12,6 +12,7 @@ from ..numerics.symmetric import (
     exponential_differences,
     from_coordinates,
     num_coordinates,
+    quadratic_form,
     relative_eigh,
     second_exponential_differences,
     to_coordinates,
@@ -152,7 +153,7 @@ class OutputAction:
         turn = vectors.unsqueeze(-3)
         along = turn.mT @ from_coordinates(unit, size) @ turn
         moved = turn @ (first.unsqueeze(-3) * along) @ turn.mT
-        return _quadratic_form(along, bent, stiffness) + self.data_curvature(u, vectors, moved)
+        return quadratic_form(along, bent + torch.diag_embed(stiffness)) + self.data_curvature(u, vectors, moved)
 
     def value_and_gradient(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """Return values ``n`` and gradients ``n x D x D`` in X of shape ``n x D x D``."""
@@ -211,18 +212,12 @@ class OutputAction:
         heard = (self.projections @ mix) * k.sqrt() / (self.temperature[:, None, None] + k * scale.unsqueeze(-2))
         met = torch.einsum("nia,nib,nic->nabc", share, heard, heard)
         turned = mix.mT.unsqueeze(-3) @ along @ mix.unsqueeze(-3)
-        return _quadratic_form(turned, 2.0 * met, -(counted.mT @ share))
+        return quadratic_form(turned, 2.0 * met - torch.diag_embed(counted.mT @ share))
 
     @property
     def num_observed(self) -> int:
         """Number of targets that are not missing."""
         return self.num_data * self.num_outputs - self.num_missing
-
-
-def _quadratic_form(directions: Tensor, blocks: Tensor, diagonal: Tensor) -> Tensor:
-    """Return sum_abc blocks_cab S_ca S'_cb + sum_ca diagonal_ca S_ca S'_ca for pairs of directions, ``n x C x C``."""
-    bent = torch.einsum("ncab,njcb->njca", blocks, directions) + diagonal.unsqueeze(-3) * directions
-    return directions.flatten(-2) @ bent.flatten(-2).mT
 
 
 class _Value(torch.autograd.Function):

@@ -1,9 +1,9 @@
-"""The saddle point of a network over blocks: one matrix order parameter."""
+"""The saddle point of a network over blocks: one matrix order parameter, or a chain of them."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,18 +17,14 @@ from .._validation import (
     check_targets,
 )
 from ..numerics.first_derivatives import first_derivatives_only
-from ..numerics.symmetric import from_coordinates, symmetric_log, to_coordinates
-from ..order_parameters import ScalarChain
-from .block_action import BlockAction, BlockMatrices, DenseBlocks, base_matrix, on_rows
-from .local_minimum import LocalMinimum, lowest_minimum, quasi_newton, same_minimum, value_and_gradient
-from .matrix_gradients import layers_part, linear_terms, moved_minimum
-from .matrix_minimum import MatrixMinimum, directions
+from ..order_parameters import LinearChain
+from .block_action import BlockAction
+from .block_descents import NUM_STARTS, lowest_over_blocks, some_rows
+from .block_matrices import BlockMatrices, DenseBlocks, base_matrix, on_rows
+from .block_minimum import BlockMinimum
+from .local_minimum import LocalMinimum
 from .solution import Solution, SolveResult
 from .solve_order_parameters import solve_order_parameters
-
-_SMALLEST = 1e-3  # of the eigenvalues of E where a descent starts
-_NOISE = 0.1
-_FEW, _PART = 64, 4  # the starts descend on a quarter of the data, where that is 64 points or more
 
 
 def solve_block_order_parameters(
@@ -63,14 +59,14 @@ def solve_block_order_parameters(
     Differentiable: where the blocks, the targets, the temperature, the base or the width requires a gradient,
     ``order_parameter`` carries the implicit one and ``action`` the envelope's, also where eigenvalues meet. First
     derivatives only: a backward pass with ``create_graph=True`` raises ``RuntimeError``. They and the evidence take
-    second derivatives: r (r + 1) / 2 times two solves of P right-hand sides and two passes over the blocks.
+    second derivatives: P^3 operations for each of the r (r + 1) / 2 coordinates.
 
     A layer of fewer than r units has no density of its own, but this action stays defined: it is minimized, and
     ``stats["narrow"]`` is True.
 
     Shapes: ``order_parameter`` is ``*p x 1 x r x r`` for ``*p`` problems (widths and temperatures, solved one by one).
-    Cost: for each problem some 5 to 10 gradients of all data for each of the different ends, each about four Cholesky
-    factorizations and a pass over the blocks, forward and backward; below P = 256 some 10 more for the other starts.
+    Cost: for each problem some 5 to 10 gradients of all data for each of the different ends, each about three Cholesky
+    factorizations and two passes over the blocks; below P = 256 some 10 more for the other starts.
 
     Args:
         blocks: K_ab, ``r x r x P x P`` with K_ba the transpose of K_ab, or a :class:`BlockMatrices`, which need not
@@ -104,185 +100,189 @@ def solve_block_order_parameters(
         >>> torch.allclose(E, torch.diag(torch.stack([q[0], torch.ones_like(q[0])])), atol=1e-8)
         True
     """
-    if isinstance(blocks, Tensor):
-        blocks = DenseBlocks.of(check_finite("blocks", check_floating("blocks", blocks)).double())
-    with torch.no_grad():
-        size = blocks.num_blocks
-        unit = torch.eye(size, dtype=torch.float64, device=targets.device)
-        whole = blocks(unit).double()
-        check_targets(targets, len(whole), "targets")
-        if targets.dim() != 1:
-            raise ValueError(f"targets: expected shape ({len(whole)},), got {tuple(targets.shape)}")
-        y = targets.detach().double()
-        widths = as_width(width, torch.float64).to(targets.device)
-        if widths.shape[-1] != 1:
-            raise ValueError(f"width: expected one layer, got {widths.shape[-1]} numbers")
-        cold = as_temperature(temperature, torch.float64, targets.device)
-        if not bool((cold > 0).all()):
-            raise ValueError(f"temperature: expected > 0 for several blocks, got {cold.tolist()}")
-        own = [] if start is None else [check_positive_definite("start", start, size, targets.device)]
-        still = base_matrix(base, y)
-        rows = torch.arange(len(y), device=y.device) if size == 1 else _some_rows(len(y), y.device)
-        part = (rows.unsqueeze(-1), rows)
-        scalar = solve_order_parameters(
-            whole[part],
-            y[rows],
-            width=widths,
-            temperature=cold,
-            base=None if base is None else still[part],
-            throw=False,
-        )
-        shape = scalar.order_parameter.shape[:-1]
-        widths, cold = (v.expand(shape).reshape(-1) for v in (widths.squeeze(-1), cold))
-        held = DenseBlocks(blocks.matrices.detach()) if isinstance(blocks, DenseBlocks) else blocks
-        settings = list(zip(widths.tolist(), cold.tolist(), strict=True))
-        actions = [BlockAction(held, T * still, y, N) for N, T in settings]
-        if size == 1:
-            solution = _of_one_block(scalar)
-        else:
-            multiples = torch.nan_to_num(scalar.order_parameter.flatten(), nan=1.0)
-            first = actions
-            if len(rows) < len(y):
-                some, quiet, heard = on_rows(held, rows), still[part], y[rows]
-                first = [BlockAction(some, T * quiet, heard, N) for N, T in settings]
-            triples = zip(actions, first, multiples, strict=True)
-            solved = [_solve_one(action, few, q * unit, own) for action, few, q in triples]
-            solution = _solution(solved, widths.reshape(shape), size, len(y), starts=4 + len(own))
-            solution.stats["rows"] = len(rows)
-        if throw:
-            solution.raise_if_failed()
-        found = solution.order_parameter.reshape(-1, size, size)
-        if evidence:
-            values = [_Minimum(*problem).log_evidence() for problem in zip(actions, widths, found, strict=True)]
-            solution = dataclasses.replace(solution, log_evidence=torch.stack(values).reshape(shape))
-    if not torch.is_grad_enabled():
-        return solution
-    moving = (blocks(unit), targets, width, temperature, base)
-    if not any(isinstance(v, Tensor) and v.requires_grad for v in moving):
-        return solution
-    live_widths = torch.as_tensor(width, dtype=torch.float64, device=y.device).expand(*shape, 1).reshape(-1, 1)
-    live_cold = torch.as_tensor(temperature, dtype=torch.float64, device=y.device).expand(shape).reshape(-1)
-    still, y = base_matrix(base, y), targets.double()
-    moved = [
-        _Minimum(action, N, E).moved(BlockAction(blocks, T * still, y, math.inf), live)
-        for action, N, E, T, live in zip(actions, widths, found, live_cold, live_widths, strict=True)
-    ]
-    actions_of, matrices = (torch.stack(column) for column in zip(*moved, strict=True))
-    divisor = torch.where(torch.isfinite(widths), live_widths.squeeze(-1), 1.0)
-    return dataclasses.replace(
-        solution,
-        order_parameter=first_derivatives_only(matrices.reshape_as(solution.order_parameter), "order_parameter"),
-        action=first_derivatives_only((actions_of / divisor).reshape(shape), "action"),
+    held = _as_matrices(blocks)
+    own = None if start is None else check_positive_definite("start", start, held.num_blocks, targets.device)
+    return solve_chain_order_parameters(
+        held,
+        targets,
+        LinearChain([], held.num_blocks),
+        width=width,
+        temperature=temperature,
+        base=base,
+        start=None if own is None else own.unsqueeze(0),
+        evidence=evidence,
+        throw=throw,
     )
 
 
-def block_log_evidence(
-    blocks: DenseBlocks, targets: Tensor, order_parameter: Tensor, *, width: Tensor, base: Tensor
-) -> Tensor:
-    """Return log p(y) by Laplace's method at a minimum E, ``r x r``, of :func:`solve_block_order_parameters` at T = 1.
+def solve_chain_order_parameters(
+    blocks: Tensor | BlockMatrices,
+    targets: Tensor,
+    chain: LinearChain,
+    *,
+    width: float | Sequence[float] | Tensor,
+    temperature: float | Tensor = 1.0,
+    base: Tensor | None = None,
+    start: Tensor | None = None,
+    evidence: bool = False,
+    throw: bool = True,
+) -> Solution:
+    r"""Minimize the effective action of stacked linear layers over blocks: one matrix order parameter for each layer.
+
+    .. math:: S = \sum_l \frac{N_l}{N_L} [\mathrm{tr}\, E_l - \log\det E_l]
+                  + \frac{1}{N_L} [\log\det A + y^T A^{-1} y], \qquad A = T B + \sum_{ab} (G_1)_{ab} K_{ab}
+
+    with G_1 the lowest matrix of the chain (:class:`LinearChain`). BFGS in the logarithms of all E_l with the exact
+    gradient, from the four starts of :func:`solve_block_order_parameters`, which is the chain of one layer, first on
+    part of the data as there: the identity, the multiples of it that solve the problem of one number for each layer,
+    where a fixed-point step leads from there, and a point beside it; and from ``start``. The lowest minimum is
+    returned; nothing excludes a lower one. Matrices that are all of one number are solved globally.
+
+    Differentiable as :func:`solve_block_order_parameters`, in what the blocks, the targets, the base, the temperature
+    and the width are made of. That and the evidence take second derivatives as there, for each of the r_1 (r_1 + 1) / 2
+    coordinates of G_1, however many layers there are.
+
+    Shapes: ``order_parameter`` is ``*p x L x r x r`` for ``*p`` problems (widths and temperatures, solved one by one)
+    with r the largest size, as :meth:`LinearChain.tensor` lays it out.
+    Cost: as there, with more steps; the number of unknowns is the sum of the r_l (r_l + 1) / 2, whose square is the
+    memory and whose cube the time of a step.
 
     Args:
-        blocks: The map from E to its covariance.
-        targets: y, ``P``.
-        order_parameter: E.
-        width: N, one number.
-        base: Noise and fixed terms, ``P x P``.
+        blocks: The map from G_1, ``r_1 x r_1``, to a covariance, ``P x P``, or the blocks K_ab themselves.
+        targets: y with the mean subtracted, ``P``.
+        chain: The map from the E_l to G_1.
+        width: N_1, ..., N_L, ``*p x L``; ``math.inf`` allowed.
+        temperature: T > 0, a number or ``*p``.
+        base: B, a matrix or a diagonal; the identity if None.
+        start: A further start, E_l, ``L x r x r``, such as an earlier solution.
+        evidence: Compute ``log_evidence`` too, from the exact second derivatives in all E_l (THEORY.md, section 12);
+            NaN where a layer has fewer than r_l units, whose prior has no density.
+        throw: Raise if the solve did not converge.
+
+    Raises:
+        TypeError, ValueError: Bad shapes, NaN, another number of widths, T that is not positive.
+        NotPositiveDefiniteError: The covariance at infinite width is indefinite, on the part of the data that is taken
+            first.
+        ConvergenceError: Not converged, with ``throw=True``.
+
+    Reference: THEORY.md, section 12, eq. (26).
+
+    Example:
+        >>> import torch
+        >>> from torch_propkernel import solve_order_parameters
+        >>> from torch_propkernel.actions import DenseBlocks, solve_chain_order_parameters
+        >>> from torch_propkernel.order_parameters import LinearChain
+        >>> K, y = torch.eye(3, dtype=torch.float64), torch.full((3,), 2.0, dtype=torch.float64)
+        >>> blocks, chain = DenseBlocks.of(K[None, None]), LinearChain([torch.ones(1, 1, 1)], size=1)
+        >>> found = solve_chain_order_parameters(blocks, y, chain, width=[5.0, 8.0], temperature=0.1)
+        >>> q = solve_order_parameters(K, y, width=[5.0, 8.0], temperature=0.1).order_parameter
+        >>> torch.allclose(found.order_parameter.flatten(), q, rtol=1e-6)   # two linear layers
+        True
     """
-    action = BlockAction(blocks, base, targets.double(), float(width))
-    return _Minimum(action, width, order_parameter).log_evidence()
+    blocks = _as_matrices(blocks)
+    with torch.no_grad():
+        units = [torch.eye(size, dtype=torch.float64, device=targets.device) for size in chain.sizes]
+        whole = blocks(chain(units)).double()
+        check_targets(targets, len(whole), "targets")
+        if targets.dim() != 1:
+            raise ValueError(f"targets: expected shape ({len(whole)},), got {tuple(targets.shape)}")
+        widths = as_width(width, torch.float64).to(targets.device)
+        if widths.shape[-1] != chain.depth:
+            raise ValueError(
+                f"width: expected shape (..., {chain.depth}), a number for each layer, got {tuple(widths.shape)}"
+            )
+        cold = as_temperature(temperature, torch.float64, targets.device)
+        if not bool((cold > 0).all()):
+            raise ValueError(f"temperature: expected > 0 for matrices, got {cold.tolist()}")
+        own = None if start is None else _checked_start(start, chain, targets.device)
+        y, still = targets.detach().double(), base_matrix(None if base is None else base.detach(), targets)
+        rows = torch.arange(len(y), device=y.device) if chain.size == 1 else some_rows(len(y), y.device)
+        part = (rows.unsqueeze(-1), rows)
+        some_base = None if base is None else still[part]
+        scalar = solve_order_parameters(
+            whole[part], y[rows], width=widths, temperature=cold, base=some_base, throw=False
+        )
+        del whole
+        shape = scalar.action.shape
+        widths = widths.expand(*shape, chain.depth).reshape(-1, chain.depth)
+        problems = list(zip(widths, cold.expand(shape).reshape(-1), strict=True))
+        held = DenseBlocks(blocks.matrices.detach()) if isinstance(blocks, DenseBlocks) else blocks
+        if chain.size == 1:
+            solution = _of_numbers(scalar)
+        else:
+            some = held if len(rows) == len(y) else on_rows(held, rows)
+            multiples = torch.nan_to_num(scalar.order_parameter.reshape(-1, chain.depth), nan=1.0)
+            solved = []
+            for (N, T), q in zip(problems, multiples, strict=True):
+                few = action = BlockAction(held, T * still, y, N, chain)
+                if some is not held:
+                    few = BlockAction(some, T * still[part], y[rows], N, chain)
+                solved.append(lowest_over_blocks(action, few, q, [] if own is None else [action.logs(own)]))
+            solution = _solution(chain, widths, solved, shape, len(y), NUM_STARTS + (own is not None))
+            solution.stats["rows"] = len(rows)
+        if throw:
+            solution.raise_if_failed()
+    moving = (blocks(chain(units)) if torch.is_grad_enabled() else None, targets, width, temperature, base)
+    differentiable = torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in moving)
+    if not (evidence or differentiable):
+        return solution
+    with torch.no_grad():
+        found = solution.order_parameter.reshape(-1, chain.depth, chain.size, chain.size)
+        minima = []
+        for (N, T), own in zip(problems, found, strict=True):
+            action = BlockAction(held, T * still, y, N, chain)
+            minima.append(BlockMinimum(action, action.logs(chain.matrices(own))))
+        if evidence:
+            values = torch.stack([minimum.log_evidence() for minimum in minima])
+            solution = dataclasses.replace(solution, log_evidence=values.reshape(shape))
+    if not differentiable:
+        return solution
+    live_widths = torch.as_tensor(width, dtype=torch.float64, device=y.device).expand(*shape, chain.depth)
+    live_cold = torch.as_tensor(temperature, dtype=torch.float64, device=y.device).expand(shape)
+    return _attach_gradients(solution, minima, blocks, targets, live_widths, live_cold, base)
 
 
-class _Minimum:
-    """The neighborhood of one problem's minimum."""
-
-    def __init__(self, action: BlockAction, width: Tensor, order_parameter: Tensor) -> None:
-        values, self.vectors = torch.linalg.eigh(order_parameter)
-        self.action, self.width, self.order_parameter = action, width.reshape(1), order_parameter
-        self.u, self.along = values.log(), directions(values.log(), self.vectors)
-        _, slope = value_and_gradient(action.data, order_parameter)
-        slope = self.vectors.mT @ (0.5 * (slope + slope.mT)) @ self.vectors
-        curvature = action.data_curvature(order_parameter, self.along)
-        self.layer = values.unsqueeze(0)
-        self.around = MatrixMinimum(self.u, self.layer, self.width, slope, curvature)
-
-    def log_evidence(self) -> Tensor:
-        excess = self.action(to_coordinates(symmetric_log(self.order_parameter)))
-        return self.around.log_evidence(excess, len(self.action.targets))
-
-    def moved(self, live: BlockAction, width: Tensor) -> tuple[Tensor, Tensor]:
-        """Return N S and E, ``1 x r x r``, with the derivatives of the tensors in ``live`` and of N."""
-        value, gradient = linear_terms(live.data, self.order_parameter)
-        chain = ScalarChain(self.width.unsqueeze(0))
-        _, order_parameter = moved_minimum(self.around, chain, width, self.u, self.vectors, self.along, gradient)
-        return value + layers_part(self.layer, width), order_parameter
+def _attach_gradients(
+    solution: Solution,
+    minima: list[BlockMinimum],
+    blocks: BlockMatrices,
+    targets: Tensor,
+    width: Tensor,
+    temperature: Tensor,
+    base: Tensor | None,
+) -> Solution:
+    """Give the E_l their implicit gradients and S the envelope's, one problem after the other."""
+    base, y, chain = base_matrix(base, targets), targets.double(), minima[0].action.chain
+    problems = zip(minima, width.reshape(-1, chain.depth), temperature.reshape(-1), strict=True)
+    moved = [minimum.moved(BlockAction(blocks, T * base, y, N, chain)) for minimum, N, T in problems]
+    values, matrices = (torch.stack(column) for column in zip(*moved, strict=True))
+    last = width[..., -1]
+    value = values.reshape(last.shape) / torch.where(torch.isfinite(last), last, 1.0)
+    return dataclasses.replace(
+        solution,
+        order_parameter=first_derivatives_only(matrices.reshape_as(solution.order_parameter), "order_parameter"),
+        action=first_derivatives_only(value, "action"),
+    )
 
 
-def _some_rows(num_data: int, device: torch.device) -> Tensor:
-    """Return the data on which the starts descend: a random part, always the same, or all where that is few."""
-    number = num_data // _PART
-    order = torch.randperm(num_data, generator=torch.Generator().manual_seed(0))
-    return (order[:number].sort().values if number >= _FEW else torch.arange(num_data)).to(device)
+def _as_matrices(blocks: Tensor | BlockMatrices) -> BlockMatrices:
+    """Return the map from a matrix to a covariance, in float64 if it is given as a tensor."""
+    if isinstance(blocks, Tensor):
+        return DenseBlocks.of(check_finite("blocks", check_floating("blocks", blocks)).double())
+    return blocks
 
 
-def _solve_one(
-    action: BlockAction, few: BlockAction, scalar: Tensor, further: list[Tensor]
-) -> tuple[LocalMinimum, Tensor, Tensor]:
-    """Descend from four starts and further ones; return the lowest minimum, how many agree, and how many minima.
-
-    Args:
-        action: The problem.
-        few: The problem of some of the data, on which the four starts descend; the problem itself if not.
-        scalar: The multiple of the identity that solves the problem of one order parameter.
-        further: Starts that descend on all data.
-    """
-    zero = torch.zeros(action.num_coordinates, dtype=torch.float64, device=scalar.device)
-    if action.width == 0.0:  # nothing moves
-        value = action(zero)
-        run = LocalMinimum(zero, value, zero, torch.diag(zero), torch.isfinite(value), iterations=0)
-        return lowest_minimum([run])
-    generator = torch.Generator(device=scalar.device).manual_seed(0)
-    shaken = torch.randn(len(zero), generator=generator, dtype=torch.float64, device=scalar.device)
-    middle = to_coordinates(symmetric_log(scalar))
-    starts = [zero, middle, to_coordinates(symmetric_log(_stepped(few, scalar))), middle + _NOISE * shaken]
-    own = [to_coordinates(symmetric_log(matrix)) for matrix in further]
-    if few is action:
-        runs = paths = _descents(action, starts + own)
-    else:
-        ends: list[Tensor] = []
-        to: list[int] = []
-        for run in _descents(few, starts):
-            met = [index for index, end in enumerate(ends) if bool(same_minimum(end, run.logs))]
-            to.append(met[0] if met else len(ends))
-            ends += [] if met else [run.logs]
-        runs = _descents(action, own + ends)
-        paths = runs[: len(own)] + [runs[len(own) + index] for index in to]
-    best, agreeing, minima = lowest_minimum(paths)
-    best.iterations = sum(run.iterations for run in runs)
-    return best, agreeing, minima
+def _checked_start(start: Tensor, chain: LinearChain, device: torch.device) -> list[Tensor]:
+    """Return E_1, ..., E_L of a start that was given as one tensor."""
+    expected = (chain.depth, chain.size, chain.size)
+    if tuple(start.shape) != expected:
+        raise ValueError(f"start: expected shape {expected}, got {tuple(start.shape)}")
+    pairs = zip(chain.matrices(start.detach()), chain.sizes, strict=True)
+    return [check_positive_definite("start", matrix, size, device) for matrix, size in pairs]
 
 
-def _descents(action: BlockAction, starts: list[Tensor]) -> list[LocalMinimum]:
-    """Descend from each start; each descent knows those before it."""
-    curvature, runs = action.sampled_curvature(starts[0]), list[LocalMinimum]()
-    for start in starts:
-        runs.append(quasi_newton(action, start, action.scale, curvature, runs))
-    return runs
-
-
-def _stepped(action: BlockAction, order_parameter: Tensor) -> Tensor:
-    """Return 1 - E^(1/2) G E^(1/2) / N at a multiple E of the identity, G the gradient of the data's part in E.
-
-    It is E where that is stationary. Eigenvalues below a thousandth are raised.
-    """
-    _, gradient = value_and_gradient(action.data, order_parameter)
-    moved = torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device)
-    moved = moved - order_parameter[0, 0] * 0.5 * (gradient + gradient.mT) / action.width
-    values, vectors = torch.linalg.eigh(moved)
-    return (vectors * values.clamp_min(_SMALLEST)) @ vectors.mT
-
-
-def _of_one_block(scalar: Solution) -> Solution:
-    """Return the solution of one block, with its number as a matrix."""
+def _of_numbers(scalar: Solution) -> Solution:
+    """Return the solution of a chain of 1 x 1 matrices."""
     return dataclasses.replace(
         scalar,
         order_parameter=scalar.order_parameter.unsqueeze(-1).unsqueeze(-1),
@@ -291,27 +291,34 @@ def _of_one_block(scalar: Solution) -> Solution:
 
 
 def _solution(
-    solved: list[tuple[LocalMinimum, Tensor, Tensor]], widths: Tensor, size: int, num_data: int, starts: int
+    chain: LinearChain,
+    widths: Tensor,
+    solved: list[tuple[LocalMinimum, Tensor, Tensor]],
+    shape: torch.Size,
+    num_data: int,
+    starts: int,
 ) -> Solution:
+    """Return the lowest minima of n problems as one solution."""
     runs, agreeing, minima = (list(column) for column in zip(*solved, strict=True))
-    finite = torch.isfinite(widths)
-    counted = torch.where(finite, widths, 0.0)
+    counted, sizes = torch.where(torch.isfinite(widths), widths, 0.0), widths.new_tensor(chain.sizes)
 
     def gathered(values: list[Tensor]) -> Tensor:
-        return torch.stack(values).reshape(widths.shape + values[0].shape)
+        return torch.stack(values).reshape(shape + values[0].shape)
 
-    order_parameter = torch.matrix_exp(from_coordinates(gathered([run.logs for run in runs]), size)).unsqueeze(-3)
-    value = gathered([run.value for run in runs]) + size * counted
-    result = SolveResult.local_minimum if bool(finite.any()) else SolveResult.infinite_width
+    logs = chain.from_coordinates(gathered([run.logs for run in runs]))
+    value = gathered([run.value for run in runs]) + (counted @ sizes).reshape(shape)
+    last = widths[:, -1].reshape(shape)
+    result = SolveResult.local_minimum if bool(counted.any()) else SolveResult.infinite_width
     if not all(bool(run.converged) for run in runs):
         result = SolveResult.not_converged
     stats = {
         "iterations": sum(run.iterations for run in runs),
-        "residual": gathered([run.gradient.abs().max() for run in runs]) / (num_data + counted),
+        "residual": gathered([run.gradient.abs().max() for run in runs]) / (num_data + counted.sum(-1).reshape(shape)),
         "num_minima": gathered(minima),
-        "alpha": num_data / widths.unsqueeze(-1),
+        "alpha": (num_data / widths).reshape(*shape, -1),
         "starts": starts,
         "agreeing_starts": gathered(agreeing),
-        "narrow": bool((widths < size).any()),
+        "narrow": bool((widths < sizes).any()),
     }
-    return Solution(order_parameter, value / torch.where(finite, widths, 1.0), result, stats=stats)
+    order_parameter = chain.tensor([torch.matrix_exp(log) for log in logs])
+    return Solution(order_parameter, value / torch.where(torch.isfinite(last), last, 1.0), result, stats=stats)

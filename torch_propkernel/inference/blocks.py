@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._memory import available_memory
 from .._views import replaced
-from ..actions.block_action import BlockMatrices, DenseBlocks
+from ..actions.block_matrices import BlockMatrices, DenseBlocks
 from ..kernels import BlockRenormalizedKernel
 from ..numerics.symmetric import num_coordinates, symmetric_basis
 from .conditioned import Conditioned, DenseConditioned

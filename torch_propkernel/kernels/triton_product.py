@@ -45,6 +45,40 @@ def _dual(c, row, column, slope, ERF: tl.constexpr):
 
 
 @triton.jit
+def _dots(
+    a,
+    b,
+    own,
+    other,
+    n,
+    m,
+    dimension,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INPUTS: tl.constexpr,
+):
+    """Dot products of some rows of a, ``n x dimension``, with some of b, ``m x dimension``; zero past their ends."""
+    c = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
+    for first in range(0, dimension, INPUTS):
+        feature = first + tl.arange(0, INPUTS)
+        mask1 = (own[:, None] < n) & (feature[None, :] < dimension)
+        mask2 = (other[None, :] < m) & (feature[:, None] < dimension)
+        left = tl.load(a + own[:, None] * dimension + feature[None, :], mask=mask1, other=0.0)
+        right = tl.load(b + other[None, :] * dimension + feature[:, None], mask=mask2, other=0.0)
+        c = tl.dot(left, right, c, input_precision=PRECISION)
+    return c
+
+
+@triton.jit
+def _add(total, lost, part):
+    """The sum of two numbers, and what rounding has taken off all sums so far, exactly (Knuth)."""
+    new = total + part
+    back = new - total
+    return new, lost + ((total - (new - back)) + (part - back))
+
+
+@triton.jit
 def _product_kernel(
     x1,
     x2,
@@ -76,14 +110,7 @@ def _product_kernel(
     lost = tl.full((ROWS, VECTORS), 0.0, tl.float32)
     for start in range(begin, tl.minimum(begin + share, m), COLUMNS):
         other = (start + tl.arange(0, COLUMNS)).to(tl.int64)
-        c = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
-        for first in range(0, dimension, INPUTS):
-            feature = first + tl.arange(0, INPUTS)
-            mask1 = (own[:, None] < n) & (feature[None, :] < dimension)
-            mask2 = (other[None, :] < m) & (feature[:, None] < dimension)
-            a = tl.load(x1 + own[:, None] * dimension + feature[None, :], mask=mask1, other=0.0)
-            b = tl.load(x2 + other[None, :] * dimension + feature[:, None], mask=mask2, other=0.0)
-            c = tl.dot(a, b, c, input_precision=PRECISION)
+        c = _dots(x1, x2, own, other, n, m, dimension, PRECISION, ROWS, COLUMNS, INPUTS)
         c = c * factor + bias
         for l in tl.static_range(DEPTH):
             row = tl.load(rows + l * n + own, mask=own < n, other=0.0)
@@ -92,15 +119,22 @@ def _product_kernel(
             c = tl.load(parameters + 2 * l + 2) * kappa + tl.load(parameters + 2 * l + 3)
         mask = (other[:, None] < m) & (which[None, :] < count)
         v = tl.load(vectors + other[:, None] * count + which[None, :], mask=mask, other=0.0)
-        part = tl.dot(c, v, input_precision=PRECISION)
-        # What rounding takes off the sum of two numbers, exactly (Knuth), is summed apart.
-        new = total + part
-        back = new - total
-        lost += (total - (new - back)) + (part - back)
-        total = new
+        total, lost = _add(total, lost, tl.dot(c, v, input_precision=PRECISION))
     place = (tl.program_id(2).to(tl.int64) * n + own[:, None]) * count + which[None, :]
     inside = (own[:, None] < n) & (which[None, :] < count)
     tl.store(out + place, total.to(tl.float64) + lost.to(tl.float64), mask=inside)
+
+
+def precision() -> str:
+    """Return how dots are computed."""
+    return _PRECISIONS[torch.get_float32_matmul_precision()]
+
+
+def share_out(number: int, tile: int, programs: int) -> tuple[int, int]:
+    """Return in how many shares of how many columns, whole tiles, so many programs keep an accelerator busy."""
+    tiles = triton.cdiv(number, tile)
+    share = triton.cdiv(tiles, min(tiles, max(1, _PROGRAMS // programs))) * tile
+    return triton.cdiv(number, share), share
 
 
 def network_product(
@@ -120,9 +154,7 @@ def network_product(
     (depth, n), (m, count) = rows.shape, vectors.shape
     wide = min(_VECTORS, max(16, triton.next_power_of_2(count)))
     blocks, width = triton.cdiv(n, _ROWS), triton.cdiv(count, wide)
-    shares = min(triton.cdiv(m, _COLUMNS), max(1, _PROGRAMS // (blocks * width)))
-    share = triton.cdiv(triton.cdiv(m, _COLUMNS), shares) * _COLUMNS
-    shares = triton.cdiv(m, share)
+    shares, share = share_out(m, _COLUMNS, blocks * width)
     out = vectors.new_empty(shares, n, count, dtype=torch.float64)
     _product_kernel[(blocks, width, shares)](
         x1,
@@ -140,7 +172,7 @@ def network_product(
         0.0 if slope is None else slope,
         DEPTH=depth,
         ERF=slope is None,
-        PRECISION=_PRECISIONS[torch.get_float32_matmul_precision()],
+        PRECISION=precision(),
         ROWS=_ROWS,
         COLUMNS=_COLUMNS,
         INPUTS=_INPUTS,

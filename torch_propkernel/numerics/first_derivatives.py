@@ -19,7 +19,7 @@ class _FirstDerivativesOnly(torch.autograd.Function):
         if torch.is_grad_enabled():  # a graph of this derivative was asked for
             raise RuntimeError(
                 f"{ctx.name}: expected first derivatives only (create_graph=False), got create_graph=True; second "
-                "derivatives of implicit functions are not implemented. Take differences of first derivatives."
+                "derivatives are not implemented. Take differences of first derivatives."
             )
         return outer[0], None
 

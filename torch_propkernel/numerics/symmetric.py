@@ -101,3 +101,35 @@ def second_exponential_differences(values: Tensor) -> Tensor:
         best = torch.where(wider, rise / torch.where(wider, run, 1.0), best)
         gap = torch.where(wider, run.abs(), gap)
     return best
+
+
+def quadratic_form(directions: Tensor, blocks: Tensor) -> Tensor:
+    """Return sum_abc M_cab S_ca S'_cb for pairs of directions ``*b x C x D x D`` with M ``*b x D x D x D``."""
+    bent = torch.einsum("...cab,...jcb->...jca", blocks, directions)
+    return directions.flatten(-2) @ bent.flatten(-2).mT
+
+
+def exponential_jacobian(values: Tensor, vectors: Tensor) -> Tensor:
+    """Return the derivatives of the coordinates of exp(X) in those of X, ``C x C``, symmetric.
+
+    Args:
+        values: Eigenvalues of X, ``D``.
+        vectors: Its eigenvectors, ``D x D``.
+    """
+    turned = vectors.mT @ symmetric_basis(len(values), values) @ vectors
+    return to_coordinates(vectors @ (exponential_differences(values) * turned) @ vectors.mT)
+
+
+def exponential_curvature(values: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:
+    r"""Return second derivatives of tr(M exp(X)) in the coordinates of X, ``C x C``.
+
+    .. math:: 2 \sum_{abc} (V^T M V)_{ab}\, \Phi_{acb}\, S_{ca} S'_{cb}, \qquad S = V^T dX\, V
+
+    Args:
+        values: Eigenvalues of X, ``D``.
+        vectors: V, its eigenvectors, ``D x D``.
+        weights: M, symmetric, ``D x D``.
+    """
+    turned = vectors.mT @ symmetric_basis(len(values), values) @ vectors
+    inner = vectors.mT @ weights @ vectors
+    return quadratic_form(turned, 2.0 * inner.unsqueeze(-3) * second_exponential_differences(values))

@@ -137,7 +137,7 @@ class ScalarChain:
             logs, slope = _layers(t, ratio)
             step = (logs.sum(-1) - u) / slope
             t = t - step
-            if bool((step.abs() <= 4e-16 * (1.0 + t.abs())).all()):
+            if bool((step.square() <= 4e-16 * (1.0 + t.abs())).all()):  # half of it is left: f'' <= f'
                 break
         logs, slope = _layers(t, ratio)
         return StationaryLayers(logs, narrowest * torch.expm1(t), narrowest * torch.exp(t) / slope)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..numerics.symmetric import from_coordinates, num_coordinates, to_coordinates
+
 
 class LinearChain:
     r"""Map from the matrices E_1, ..., E_L of a chain of Wishart laws to its lowest one.
@@ -68,6 +70,15 @@ class LinearChain:
             root = torch.linalg.cholesky_ex(mean)[0]
             found = root @ own @ root.mT
         return found
+
+    def to_coordinates(self, matrices: Sequence[Tensor]) -> Tensor:
+        """Return the coordinates of symmetric matrices, one for each layer, one after another, ``*b x C``."""
+        return torch.cat([to_coordinates(matrix) for matrix in matrices], -1)
+
+    def from_coordinates(self, coordinates: Tensor) -> list[Tensor]:
+        """Return the symmetric matrices of coordinates ``*b x C``, one for each layer."""
+        parts = coordinates.split([num_coordinates(size) for size in self.sizes], -1)
+        return [from_coordinates(part, size) for part, size in zip(parts, self.sizes, strict=True)]
 
     def matrices(self, order_parameter: Tensor) -> list[Tensor]:
         """Return E_1, ..., E_L in their own sizes from one tensor, ``*b x L x r x r``."""

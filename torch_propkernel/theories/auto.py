@@ -85,10 +85,11 @@ class Auto(Theory):
         return Sampled(seed=self.seed, progress=self.progress)
 
     def _one_layer(self, problem: Problem) -> FittedTheory:
+        theory = Adaptive(seed=self.seed, time_limit=self.time_limit, progress=self.progress)
+        theory._check(problem)
         saddle = SaddlePoint().fit(problem)
         considered = {"saddle": _errors(saddle)}
         try:
-            theory = Adaptive(seed=self.seed, time_limit=self.time_limit, progress=self.progress)
             adaptive = theory.fit(problem)
         except ConvergenceError as error:
             return _explained(self._sampled().fit(problem), f"the adaptive theory failed ({error})", considered)

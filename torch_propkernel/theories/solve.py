@@ -179,7 +179,10 @@ def _is_coarse(problem: Problem) -> bool:
     if problem.targets.dtype == torch.float64 or isinstance(problem, BlocksProblem):  # these compute in double
         return False
     if isinstance(problem, OutputsProblem):
-        largest = torch.linalg.eigvalsh(problem.unit_covariance.detach())[..., -1]
+        matrix = problem.unit_covariance
+        reduced = problem.is_complete and not matrix.requires_grad  # by the solve
+        eigenvalues = problem.joint_spectrum.eigenvalues if reduced else torch.linalg.eigvalsh(matrix.detach())
+        largest = eigenvalues[..., -1]
         temperature = torch.linalg.eigvalsh(problem.noise_covariance_of_a_point.detach())[..., 0]
     elif problem.network.is_scalar:
         largest, temperature = problem.spectrum().eigenvalues[..., -1], problem.scale_temperature()

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..actions.block_action import DenseBlocks
+from ..actions.block_matrices import DenseBlocks
+from ..actions.block_minimum import block_log_evidence
 from ..actions.solution import Solution
-from ..actions.solve_block_order_parameters import block_log_evidence, solve_block_order_parameters
-from ..actions.solve_chain_order_parameters import chain_log_evidence, solve_chain_order_parameters
+from ..actions.solve_block_order_parameters import solve_chain_order_parameters
 from ..actions.solve_matrix_order_parameters import MatrixSolution, solve_matrix_order_parameters
 from ..inference import BlocksProblem, OutputsProblem
 
@@ -33,11 +33,7 @@ def solve_blocks(problem: BlocksProblem) -> tuple[Solution, Callable[[], Tensor]
     """Solve for the matrix of blocks, or those of a chain of layers; return what computes A at the solution, too."""
     chain, width = problem.block_kernel.chain, problem.block_kernel.width.flatten().double()
     blocks, base = problem.training_blocks()
-    y = problem.residuals()
-    if chain.depth > 1:
-        found = solve_chain_order_parameters(blocks, y, chain, width=width, base=base, throw=False)
-    else:
-        found = solve_block_order_parameters(blocks, y, width=width, temperature=1.0, base=base, throw=False)
+    found = solve_chain_order_parameters(blocks, problem.residuals(), chain, width=width, base=base, throw=False)
     return found, lambda: base + blocks(chain(chain.matrices(found.order_parameter)))
 
 
@@ -48,7 +44,4 @@ def evidence_of_blocks(problem: BlocksProblem, order_parameter: Tensor) -> Tenso
     blocks, base = problem.training_blocks()
     if not isinstance(blocks, DenseBlocks):
         return None
-    y = problem.residuals()
-    if chain.depth > 1:
-        return chain_log_evidence(blocks, y, chain, order_parameter, width=width, base=base)
-    return block_log_evidence(blocks, y, order_parameter[0], width=width, base=base)
+    return block_log_evidence(blocks, problem.residuals(), chain, order_parameter, width=width, base=base)
