@@ -17,7 +17,7 @@ from torch_propkernel._tasks import map_tasks
 from torch_propkernel.practice import compare_with_network
 from torch_propkernel.theories import Sampled
 from torch_propkernel.tuning import auto as auto_module
-from torch_propkernel.tuning import fit_network, fit_predictor
+from torch_propkernel.tuning import choose_network, fit_hyperparameters, fit_network, fit_predictor
 from torch_propkernel.tuning import predictor as predictor_module
 
 
@@ -112,6 +112,54 @@ class TestSameNumbers:
         same(there.order_parameter, here.order_parameter)
         assert there.bias.shape == (2, 2)
         assert len(set(there.bias.flatten().tolist())) == 4  # subsets differ
+
+    @pytest.mark.parametrize(
+        "rows, options",
+        [
+            (30, {"starts": 2}),  # the mixture, whose law of the scale is shared
+            (40, {"theory": "infinite_width", "train": ("temperature", "bias_ratio", "scale"), "starts": 4}),
+            (320, {"theory": "infinite_width"}),  # screened on a part of the rows
+        ],
+    )
+    def test_hyperparameters(self, executor, rows, options):
+        before = gpytorch.settings.cholesky_max_tries.value()
+        here, there = (
+            fit_hyperparameters(make_model(rows, composition="outer"), **options, warn=False, executor=each)
+            for each in (None, executor)
+        )
+        assert there.starts == here.starts
+        assert (there.evaluations, there.iterations, there.message) == (here.evaluations, here.iterations, here.message)
+        assert there.values == here.values
+        assert gpytorch.settings.cholesky_max_tries.value() == before  # threads have restored it in some order
+
+    def test_descents_that_meet(self, executor):
+        """Two of these starts end where the first did: one after the other they stop there, and so the results."""
+        here, there = (
+            fit_hyperparameters(make_model(60), theory="infinite_width", starts=3, warn=False, executor=each)
+            for each in (None, executor)
+        )
+        assert len(set(here.starts)) < 3
+        assert there.starts == here.starts and there.evaluations == here.evaluations
+
+    def test_a_fit_that_fails(self, executor):
+        with pytest.raises(ValueError, match="expected parameters that the model's forward and likelihood use"):
+            model = make_model()
+            model.register_module("spare", gpytorch.means.ConstantMean().double())
+            fit_hyperparameters(model, train=("temperature", "mean"), executor=executor)
+
+    def test_grid_of_networks(self, executor):
+        model, seen = make_model(), []
+        data = model.train_inputs[0], model.train_targets
+        options = {"activations": ("relu", "erf"), "widths": (20.0, float("inf")), "bias_ratios": (0.1, 1.0)}
+        here = choose_network(*data, **options, depths=(1,))
+        there = choose_network(*data, **options, depths=(1,), executor=executor, progress=lambda *at: seen.append(at))
+        for name in ("log_evidence", "pointwise_log_density", "leave_one_out_error"):
+            assert torch.equal(getattr(there, name), getattr(here, name))
+        assert [each.name for each in there.baselines] == [each.name for each in here.baselines]
+        for found, truth in zip(there.baselines, here.baselines, strict=True):
+            assert found.fit.starts == truth.fit.starts
+            assert torch.equal(found.pointwise_log_density, truth.pointwise_log_density)
+        assert seen == [(done, 4) for done in range(1, 5)]
 
     def test_hyperparameters_of_many_rows(self, executor, monkeypatch):
         monkeypatch.setattr(auto_module, "_COARSE_ROWS", 20)

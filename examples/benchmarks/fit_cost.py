@@ -1,11 +1,14 @@
 """What fits cost: local minima, hyperparameters, the choice of a network, in Cholesky factorizations of the same run.
 
-    python examples/benchmarks/fit_cost.py [--data FOLDER] [--rows 400] [--fit-rows 1000] [--markdown PATH]
+    python examples/benchmarks/fit_cost.py [--data FOLDER] [--sets NAME ...] [--json RUNS] [--markdown PAGE]
 
 Times are CPU times of one thread, and each is divided by that of a Cholesky factorization of a matrix of all rows,
 measured right before. The first table solves the saddle point of the compositions that are not scalar, the second
 fits hyperparameters with three starts, the third compares the default grid of networks at one depth and one bias ratio.
 A fit on real data says its log posterior density and log evidence, which a faster search must reach too.
+
+Every row of a table is a line of ``--json`` as soon as it is done; a second call with the same file goes on where the
+first one stopped.
 """
 
 from __future__ import annotations
@@ -20,7 +23,17 @@ from typing import Any
 
 import gpytorch
 import torch
-from _uci import Cut, default_folder, double_precision, load, standardize, table, versions
+from _uci import (
+    Cut,
+    append_record,
+    default_folder,
+    double_precision,
+    load,
+    read_records,
+    standardize,
+    table,
+    versions,
+)
 
 from torch_propkernel import Erf, NetworkGP, ReLU, RenormalizedNNGPKernel
 from torch_propkernel.inference import Problem
@@ -66,57 +79,48 @@ def network(x: torch.Tensor, y: torch.Tensor, *arguments: Any, **options: Any) -
     return NetworkGP(x, y, likelihood, RenormalizedNNGPKernel(*arguments, **options))
 
 
-def local_forms(rows: int) -> list[list[Any]]:
-    """Solve nested and linear-part compositions of two layers."""
-    x, y = task(rows, 20)
-    lines = []
-    for activation in (Erf(), ReLU()):
-        for composition in ("nested", "linear_part"):
-            model = network(x, y, activation, [100.0, 100.0], composition, bias_variance=0.5)
-            with torch.no_grad():
-                unit = factorization(rows)
-                taken, solution = min(
-                    (seconds(lambda m=model: solve_problem(Problem.of(m))) for _ in range(3)), key=lambda r: r[0]
-                )
-            q = ", ".join(f"{value:.6f}" for value in solution.order_parameter.tolist())
-            lines.append(
-                [
-                    repr(activation),
-                    composition,
-                    q,
-                    int(solution.stats["num_minima"]),
-                    f"{taken:.3f}",
-                    f"{taken / unit:.0f}",
-                ]
-            )
-    return lines
+def local_form(rows: int, activation: Any, composition: str) -> list[Any]:
+    """Solve a nested or linear-part composition of two layers."""
+    model = network(*task(rows, 20), activation, [100.0, 100.0], composition, bias_variance=0.5)
+    with torch.no_grad():
+        unit = factorization(rows)
+        taken, solution = min((seconds(lambda: solve_problem(Problem.of(model))) for _ in range(3)), key=lambda r: r[0])
+    q = ", ".join(f"{value:.6f}" for value in solution.order_parameter.tolist())
+    return [q, int(solution.stats["num_minima"]), f"{taken:.3f}", f"{taken / unit:.0f}"]
 
 
-def fits(data: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> list[list[Any]]:
+def fit(x: torch.Tensor, y: torch.Tensor, kind: str) -> list[Any]:
     """Fit hyperparameters with three starts."""
-    lines = []
-    for name, (x, y) in data.items():
-        for kind, (activation, width, theory, train) in FITS.items():
-            columns = x.shape[-1] if "ard" in train else None
-            model = network(x, y, activation, width, bias_variance=1.0, ard_num_dims=columns)
-            unit = factorization(len(y))
-            taken, fit = seconds(
-                lambda m=model, t=train, k=theory: fit_hyperparameters(m, train=t, theory=k, throw=False, warn=False)
-            )
-            numbers = f"{fit.log_posterior:.3f}", f"{fit.log_evidence:.3f}", f"{fit.temperature:.3g}"
-            lines.append([name, len(y), kind, *numbers, fit.evaluations, f"{taken:.2f}", f"{taken / unit:.0f}"])
-    return lines
+    activation, width, theory, train = FITS[kind]
+    model = network(x, y, activation, width, bias_variance=1.0, ard_num_dims=x.shape[-1] if "ard" in train else None)
+    unit = factorization(len(y))
+    taken, found = seconds(lambda: fit_hyperparameters(model, train=train, theory=theory, throw=False, warn=False))
+    reached = f"{found.log_posterior:.3f}", f"{found.log_evidence:.3f}", f"{found.temperature:.3g}"
+    return [*reached, found.evaluations, f"{taken:.2f}", f"{taken / unit:.0f}"]
 
 
-def grids(data: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> list[list[Any]]:
+def grid(x: torch.Tensor, y: torch.Tensor) -> list[Any]:
     """Compare the networks of a grid, without baselines."""
-    lines = []
-    for name, (x, y) in data.items():
-        unit = factorization(len(y))
-        taken, choice = seconds(lambda x=x, y=y: choose_network(x, y, depths=(1,), bias_ratios=(1.0,), baselines=False))
-        best = f"{choice.log_evidence.max():.6f}", f"{choice.leave_one_out_log_density.max():.6f}"
-        lines.append([name, len(y), choice.log_evidence.numel(), *best, f"{taken:.2f}", f"{taken / unit:.0f}"])
-    return lines
+    unit = factorization(len(y))
+    taken, choice = seconds(lambda: choose_network(x, y, depths=(1,), bias_ratios=(1.0,), baselines=False))
+    best = f"{choice.log_evidence.max():.6f}", f"{choice.leave_one_out_log_density.max():.6f}"
+    return [choice.log_evidence.numel(), *best, f"{taken:.2f}", f"{taken / unit:.0f}"]
+
+
+class Finished:
+    """Rows of tables that are done, as lines of a file: ``row`` computes a row only where it is not there."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.rows = {tuple(r["key"]): r["row"] for r in (read_records(path) if path else [])}
+
+    def row(self, key: tuple[Any, ...], work: Callable[[], list[Any]]) -> list[Any]:
+        """Return the cells of a row behind its key."""
+        if key not in self.rows:
+            self.rows[key] = work()
+            if self.path is not None:
+                append_record(self.path, {"key": key, "row": self.rows[key]})
+        return [*key[1:], *self.rows[key]]
 
 
 def main() -> None:
@@ -125,32 +129,54 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=default_folder(), help="folder of the UCI sets")
     parser.add_argument("--sets", nargs="*", default=SETS, help="which of them")
     parser.add_argument("--rows", type=int, default=400, help="of the local forms")
-    parser.add_argument("--fit-rows", type=int, default=1000, help="of the fit and the grid on made-up data")
+    parser.add_argument("--fit-rows", type=int, default=1000, help="at most, of the fits; the grids take half of them")
+    parser.add_argument("--json", type=Path, help="finished rows, appended to")
     parser.add_argument("--markdown", type=Path, help="write the page")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    done = Finished(options.json)
     with double_precision():
         data = {"made up, 10 inputs": task(options.fit_rows, 10)}
         for name in options.sets:
-            units = standardize(*load(options.data / name, 0, Cut(train=1000)))
+            units = standardize(*load(options.data / name, 0, Cut(train=options.fit_rows)))
             data[name] = units.x, units.y
-        small = {name: (x[:300], y[:300]) for name, (x, y) in data.items()}
+        half = options.fit_rows // 2
         fit_hyperparameters(network(*task(20, 3), ReLU(), [10.0], bias_variance=1.0), throw=False, warn=False)
-        last = ["CPU seconds", "Choleskys"]
-        lines = [
-            "# What fits cost",
-            "",
-            f"One CPU thread; {versions()}.",
-            "",
-            f"## Local forms, {options.rows} rows",
-            "",
+        local = [
+            done.row(
+                (f"local forms of {options.rows}", repr(form), composition),
+                lambda f=form, c=composition: local_form(options.rows, f, c),
+            )
+            for form in (Erf(), ReLU())
+            for composition in ("nested", "linear_part")
         ]
-        lines += table(["activation", "composition", "q", "minima", *last], local_forms(options.rows))
-        lines += ["", "## Hyperparameters, three starts", ""]
-        header = ["data", "rows", "fit", "log posterior", "log evidence", "T", "evaluations", *last]
-        lines += table(header, fits(data))
-        lines += ["", "## The choice of a network, without baselines", ""]
-        lines += table(["data", "rows", "networks", "log evidence", "left out", *last], grids(small))
+        fits = [
+            done.row(("fit", name, len(y), kind), lambda x=x, y=y, k=kind: fit(x, y, k))
+            for name, (x, y) in data.items()
+            for kind in FITS
+        ]
+        grids = [
+            done.row(("grid", name, len(y[:half])), lambda x=x, y=y: grid(x[:half], y[:half]))
+            for name, (x, y) in data.items()
+        ]
+    last = ["CPU seconds", "Choleskys"]
+    lines = [
+        "# What fits cost",
+        "",
+        f"One CPU thread; {versions()}.",
+        "",
+        f"## Local forms, {options.rows} rows",
+        "",
+        *table(["activation", "composition", "q", "minima", *last], local),
+        "",
+        "## Hyperparameters, three starts",
+        "",
+        *table(["data", "rows", "fit", "log posterior", "log evidence", "T", "evaluations", *last], fits),
+        "",
+        "## The choice of a network, without baselines",
+        "",
+        *table(["data", "rows", "networks", "log evidence", "left out", *last], grids),
+    ]
     text = "\n".join(lines)
     print(text)
     if options.markdown:

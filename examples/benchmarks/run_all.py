@@ -84,8 +84,8 @@ BENCHMARKS = {
     "count_work": Benchmark("count_work.py", ("--markdown {page}",), "--markdown {page}", ".*"),
     "fit_cost": Benchmark(
         "fit_cost.py",
-        ("--data {uci} --markdown {page}",),
-        "--data {uci} --sets --rows 100 --fit-rows 320 --markdown {page}",
+        ("--data {uci} --json {records} --markdown {page}",),
+        "--data {uci} --sets --rows 100 --fit-rows 320 --json {records} --markdown {page}",
         "^q|log posterior|log evidence|evaluations|Choleskys",
     ),
     "evidence_vs_brute_force": Benchmark("evidence_vs_brute_force.py", ("",), "--only accuracy --problems 3", ".*"),

@@ -119,7 +119,7 @@ def test_other_laws():
 def test_moments_of_the_posterior():
     rng = np.random.default_rng(3)
     k, z, temperature = random_problem(rng, 30)
-    found = posterior_of_scale(spectrum(k, z), GammaMixing(15.0), temperature).without_empty_nodes()
+    found = posterior_of_scale(spectrum(k, z), GammaMixing(15.0), temperature).for_predictions()
     u = np.linspace(-6, 3, 200001)
     value = log_gamma_density(u, 15.0) + likelihood(u, k, z, temperature)
     weights = np.exp(value - special.logsumexp(value))

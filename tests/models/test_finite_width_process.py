@@ -277,7 +277,7 @@ def test_fixed_terms_and_own_law():
     constant = both.covar_module.kernels[1].constant.item()
     with torch.no_grad():
         total = kernel.at(torch.ones(1))(torch.cat([x, test_x])).to_dense()
-    posterior = both.scale_posterior().without_empty_nodes()
+    posterior = both.scale_posterior().for_predictions()
     mean = torch.zeros(2, dtype=F)
     for r, weight in zip(posterior.scale, posterior.weights, strict=True):
         a = r * total + constant

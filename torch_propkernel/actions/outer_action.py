@@ -18,7 +18,7 @@ from ..spectra.spectrum import Spectrum, TridiagonalSpectrum
 _BLOCK = 2**16
 _INFINITE = 1e300
 _FEW = 16
-"""Problems up to which tridiagonal solves are cheaper than all projections on eigenvectors."""
+"""Problems up to which tridiagonal solves, some for each, are cheaper than all projections on eigenvectors."""
 
 
 class OuterAction:
@@ -65,6 +65,7 @@ class OuterAction:
         self.temperature = temperature
         self.counts = counts
         self.zero_temperature = bool((temperature == 0).any()) if zero_temperature is None else zero_temperature
+        self._by_solves = self._is_unprojected and self.num_problems <= _FEW
 
     @classmethod
     def of(
@@ -99,8 +100,7 @@ class OuterAction:
         number = math.prod(shape)
         own = ScalarChain(widths.expand(*shape, -1).reshape(number, -1))
         temperature = temperature.expand(shape).reshape(number)
-        few = number <= _FEW and precision == 1.0
-        if few and isinstance(spectrum, TridiagonalSpectrum) and spectrum.is_resolved and not spectrum.is_projected:
+        if precision == 1.0 and isinstance(spectrum, TridiagonalSpectrum) and spectrum.is_resolved:
             counts = spectrum.multiplicities
             counts = None if counts is None else counts.unsqueeze(0)
             return cls(spectrum.eigenvalues.unsqueeze(0), spectrum, own, temperature, counts), shape
@@ -111,6 +111,11 @@ class OuterAction:
             flat = [None if v is None else v.expand(*shape, -1).reshape(number, -1) for v in columns]
         k, z2, counts = flat
         return cls(k, z2, own, temperature, counts), shape  # type: ignore[arg-type]
+
+    @property
+    def _is_unprojected(self) -> bool:
+        """Whether the labels are those of a tridiagonal matrix that has no projections on eigenvectors yet."""
+        return isinstance(self._labels, TridiagonalSpectrum) and not self._labels.is_projected
 
     @property
     def squared_projections(self) -> Tensor:
@@ -127,6 +132,11 @@ class OuterAction:
         """Number n of problems."""
         return self.width.shape[0]
 
+    @property
+    def num_spectra(self) -> int:
+        """One where the problems share spectrum and labels, else n."""
+        return max(len(self.eigenvalues), len(self._labels) if isinstance(self._labels, Tensor) else 1)
+
     @cached_property
     def num_data(self) -> float:
         """Number of data: P, times the number of outputs."""
@@ -139,13 +149,14 @@ class OuterAction:
         width, temperature = ScalarChain(self.width[index]), self.temperature[index]
         made = OuterAction(k, labels, width, temperature, counts, self.zero_temperature)  # type: ignore[arg-type]
         made.__dict__["num_data"] = self.num_data
+        made._by_solves = self._by_solves
         return made
 
-    def _rows(self, rows: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return k, z^2 (None where it is not known) and counts of some problems."""
+    def _rows(self, rows: slice, by_solves: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return k, z^2 (None where solves stand for it) and counts of some problems."""
         return (
             _rows_of(self.eigenvalues, rows),
-            _rows_of(self._labels, rows) if isinstance(self._labels, Tensor) else None,
+            None if by_solves else _rows_of(self.squared_projections, rows),
             None if self.counts is None else _rows_of(self.counts, rows),
         )
 
@@ -165,31 +176,46 @@ class OuterAction:
         cold = 1.0 / self.temperature
         return h1 - h2 * cold, d1 - d2 * cold
 
-    def tabulated_data_terms(self, log_ratio: Tensor, owner: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        """Return g and dg/du of some problems at some values of a common grid of log(r / T), ``m`` each.
+    def tabulated_sums(self, log_ratio: Tensor) -> Tensor:
+        """Return what g consists of at values of log(r / T), ``G``: h_1, h_2 and their derivatives, ``S x 4 x G``.
 
-        g depends on r and T only through r / T, up to the factor 1 / T of the label sum: the sums are tabulated once.
-
-        Args:
-            log_ratio: The grid, ``G``.
-            owner: Numbers of the problems, ``m``.
-            column: Numbers of the grid's values, ``m``.
+        g = h_1 - h_2 / T depends on r and T only through r / T otherwise: the sums serve all problems that share a
+        spectrum; then S = 1, else n.
         """
         ratio = torch.exp(log_ratio)
-        if self.eigenvalues.shape[0] == 1:
+        if len(self.eigenvalues) == 1:
             tables = [self._sums(ratio, tabulate=True)]
         else:
             rows = (self.select(torch.tensor([row], device=ratio.device)) for row in range(self.num_problems))
             tables = [row._sums(ratio, tabulate=True) for row in rows]
         columns = (torch.cat([v.mT for v in table]) for table in zip(*tables, strict=True))
-        h1, h2, d1, d2 = (v[0, column] if len(v) == 1 else v[owner, column] for v in columns)
-        cold = 1.0 / self.temperature[owner]
-        return h1 - h2 * cold, d1 - d2 * cold
+        return torch.stack([v.expand(self.num_spectra, -1) for v in columns], 1)
+
+    def tabulated_logs(self, log_ratio: Tensor) -> Tensor:
+        """Return sum_i n_i log(1 + x_i) and sum_i z_i^2 / (1 + x_i) of a common spectrum there, ``1 x 2 x G``."""
+        ratio, by_solves = torch.exp(log_ratio), self._tabulates_by_solves(len(log_ratio))
+        sums = []
+        for part in self._blocks(len(ratio)):
+            k, z2, counts = self._rows(slice(None), by_solves)
+            x = ratio[part, None] * k
+            logs = x.log1p() if counts is None else counts * x.log1p()
+            label = ratio.new_zeros(()) if z2 is None else (z2 / x.add_(1.0)).sum(-1)
+            sums.append(torch.stack([logs.sum(-1), label.expand(len(x))]))
+        table = torch.cat(sums, -1)
+        if by_solves:
+            table[1] = self._labels.label_terms(torch.ones_like(ratio), ratio)  # type: ignore[union-attr]
+        return table.unsqueeze(0)
+
+    def _tabulates_by_solves(self, number: int) -> bool:
+        """Whether a table takes tridiagonal solves: where few problems do, or so many that no other sum is needed."""
+        return self._by_solves or (self._is_unprojected and self.num_problems > number)
 
     def _label(self) -> Tensor:
         """Return sum_i z_i^2 / k_i, the b of zero temperature; nodes that carry no target do not count."""
-        if isinstance(self._labels, TridiagonalSpectrum):
-            return self._labels.label_terms(self.temperature[:1], torch.ones_like(self.temperature[:1]))
+        if self._by_solves:
+            return self._labels.label_terms(  # type: ignore[union-attr]
+                self.temperature[:1], torch.ones_like(self.temperature[:1])
+            )
         k, z2 = self.eigenvalues, self.squared_projections
         return torch.where(z2 > 0, z2 / torch.where(z2 > 0, k, 1.0), 0.0).sum(-1)
 
@@ -198,14 +224,14 @@ class OuterAction:
 
         With x = k r / T: sum of n x/(1+x), z^2 x/(1+x)^2, and their derivatives with respect to log r.
         """
-        labels = self._labels
+        by_solves = self._tabulates_by_solves(len(ratio)) if tabulate else self._by_solves
 
         def labelled(values: Tensor, z2: Tensor) -> Tensor:
             return values @ z2.mT if tabulate or len(z2) == 1 else (values * z2).sum(-1, keepdim=True)
 
         sums: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for part in self._blocks(len(ratio)):
-            k, z2, counts = self._rows(slice(None) if tabulate else part)
+            k, z2, counts = self._rows(slice(None) if tabulate else part, by_solves)
             x = ratio[part, None] * k
             inverse = (1.0 + x).reciprocal_()
             filled = x.mul_(inverse)  # x / (1 + x)
@@ -214,10 +240,11 @@ class OuterAction:
                 v.sum(-1, keepdim=True) if counts is None else (v * counts).sum(-1, keepdim=True)
                 for v in (filled, occupied)
             )
-            if isinstance(labels, TridiagonalSpectrum):
-                h2, curved = (v.unsqueeze(-1) for v in labels.label_sums(ratio[part]))
+            if z2 is None:
+                solved = self._labels.label_sums(ratio[part])  # type: ignore[union-attr]
+                h2, curved = (v.unsqueeze(-1) for v in solved)
             else:
-                h2, curved = labelled(occupied, z2), labelled(filled.mul_(occupied), z2)  # type: ignore[arg-type]
+                h2, curved = labelled(occupied, z2), labelled(filled.mul_(occupied), z2)
             sums.append((h1, h2, d1, h2 - 2.0 * curved))
         h1, h2, d1, d2 = (torch.cat(columns) for columns in zip(*sums, strict=True))
         return h1, h2, d1, d2
@@ -226,13 +253,13 @@ class OuterAction:
         """Return sum_i n_i log(T + r k_i) + z_i^2 / (T + r k_i) at u of shape ``n``."""
         sums = []
         for part in self._blocks(len(u)):
-            k, z2, counts = self._rows(part)
+            k, z2, counts = self._rows(part, self._by_solves)
             spread = self.temperature[part, None] + torch.exp(u[part, None]) * k
             logs = spread.log() if counts is None else counts * spread.log()
             sums.append(logs.sum(-1) if z2 is None else (z2 / spread).add_(logs).sum(-1))
         data = torch.cat(sums)
-        if isinstance(self._labels, TridiagonalSpectrum):
-            data = data + self._labels.label_terms(self.temperature, torch.exp(u))
+        if self._by_solves:
+            data = data + self._labels.label_terms(self.temperature, torch.exp(u))  # type: ignore[union-attr]
         return data
 
     # Both parts ---------------------------------------------------------------------------------------------------

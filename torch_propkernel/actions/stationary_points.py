@@ -10,8 +10,8 @@ from torch import Tensor
 from ..numerics.root_finder import find_roots
 from ..order_parameters import ScalarChain
 from .outer_action import OuterAction
+from .tabulated_action import CELLS, STEP, SumsTable, TabulatedAction
 
-_GRID_STEP = 0.1
 _REFINEMENT = 8
 _MAX_LEVELS = 4
 
@@ -49,10 +49,12 @@ def find_stationary_points(action: OuterAction) -> StationaryPoints:
     The slope is tabulated on a grid in log r that is much finer than the scale on which it can vary (its terms are
     logistic functions of log r, of width one). Cells in which the cubic through both ends' values and derivatives
     crosses or nearly touches zero other than once are subdivided with exact evaluations; each sign change is then
-    found by a safeguarded Newton iteration on the exact sums.
+    found by a safeguarded Newton iteration on the exact sums. Before that, blocks of cells are left out in which bounds
+    of the slope's terms exclude a zero.
 
     Cost: one pass over the spectrum for each grid point, shared by all problems on one spectrum, and about three passes
-    for each root.
+    for each root. Where problems on one spectrum outnumber the grid's points (some hundreds), they need no pass of
+    their own: the sums are interpolated to rounding (:class:`TabulatedAction`).
 
     Example:
         >>> from torch_propkernel.spectra import Spectrum
@@ -62,7 +64,17 @@ def find_stationary_points(action: OuterAction) -> StationaryPoints:
         >>> [round(q, 3) for q in torch.exp(find_stationary_points(action).u / 2).flatten().tolist()]   # q_1 = q_2
         [1.036, 38.56, 80.544]
     """
-    cells, touching = _isolate(action)
+    low, high = action.bracket()
+    touching = torch.zeros_like(low, dtype=torch.bool)
+    if action.zero_temperature:  # the slope is monotone: one root
+        everyone = torch.arange(action.num_problems, device=low.device)
+        (f_low, d_low), (f_high, d_high) = action.slope(low), action.slope(high)
+        cells = _Cells(everyone, low, high, f_low, f_high, d_low, d_high)
+    else:
+        table = SumsTable(action, low, high)
+        action = action if table.windows is None else TabulatedAction(action, table)
+        cells, doubted = _isolate(action, table, low, high)
+        touching[doubted] = True
     selected = action.select(cells.owner)
     # A sign change each, to be found to the rounding of the exact sums.
     roots = find_roots(
@@ -106,37 +118,22 @@ class _Cells(NamedTuple):
         return _Cells(*(column[index] for column in self))
 
 
-def _isolate(action: OuterAction) -> tuple[_Cells, Tensor]:
-    """Return cells with one sign change of the slope each, and which problems have points that touch zero."""
-    low, high = action.bracket()
-    everyone = torch.arange(action.num_problems, device=low.device)
-    touching = torch.zeros_like(low, dtype=torch.bool)
-    if action.zero_temperature:  # the slope is monotone: one root
-        (f_low, d_low), (f_high, d_high) = action.slope(low), action.slope(high)
-        return _Cells(everyone, low, high, f_low, f_high, d_low, d_high), touching
-    log_temperature = action.temperature.log()
-    first, last = float((low - log_temperature).min()), float((high - log_temperature).max())
-    grid = torch.linspace(first, last, max(3, int((last - first) / _GRID_STEP) + 2), dtype=low.dtype, device=low.device)
-    # The part of the grid that covers each problem's bracket, one problem behind the other.
-    step = grid[1] - grid[0]
-    before, behind = (((end - log_temperature - grid[0]) / step) for end in (low, high))
-    start, stop = before.floor().clamp(0, len(grid) - 2).long(), behind.ceil().clamp(1, len(grid) - 1).long()
-    stop = torch.maximum(stop, start + 1)
-    length = stop - start + 1
-    owner = everyone.repeat_interleave(length)
-    column = torch.arange(len(owner), device=low.device) - (length.cumsum(0) - length - start)[owner]
-    u = grid[column] + log_temperature[owner]
-    f, d = action.tabulated_data_terms(grid, owner, column)
+def _isolate(action: OuterAction, table: SumsTable, low: Tensor, high: Tensor) -> tuple[_Cells, Tensor]:
+    """Return cells with one sign change of the slope each, and the problems that have points that touch zero."""
+    owner, block = _blocks_near_zero(action, table, low, high)
+    column = CELLS * block.unsqueeze(-1) + torch.arange(CELLS + 1, device=low.device)
+    log_temperature, cold = (v[owner].unsqueeze(-1) for v in (action.temperature.log(), 1.0 / action.temperature))
+    u = table.first + STEP * column.to(low) + log_temperature
+    h1, h2, d1, d2 = (table.rates[table.row(owner).unsqueeze(-1), kind, column] for kind in range(4))
     layers = ScalarChain(action.width[owner]).at_log_scale(u)
-    f, d = f + layers.pull, d + layers.stiffness
+    f, d = h1 - h2 * cold + layers.pull, d1 - d2 * cold + layers.stiffness
     # Most cells are far from zero for their slope: the careful look is for the others only.
-    size, steep = f.abs(), d.abs() * step
-    reach = 2.0 * (steep[:-1] + steep[1:] + (f[1:] - f[:-1]).abs())
-    near = (torch.minimum(size[:-1], size[1:]) <= reach) & (owner[:-1] == owner[1:])
-    left = torch.nonzero(near).squeeze(-1)
-    cells = _Cells(owner[left], *(table[index] for table in (u, f, d) for index in (left, left + 1)))
-    kept = []
+    size, steep = f.abs(), d.abs() * STEP
+    reach = 2.0 * (steep[:, :-1] + steep[:, 1:] + (f[:, 1:] - f[:, :-1]).abs())
+    row, left = torch.nonzero(torch.minimum(size[:, :-1], size[:, 1:]) <= reach).unbind(-1)
+    cells = _Cells(owner[row], *(values[row, end] for values in (u, f, d) for end in (left, left + 1)))
     parts = torch.linspace(0.0, 1.0, _REFINEMENT + 1, dtype=low.dtype, device=low.device)
+    kept = []
     for level in range(_MAX_LEVELS + 1):
         clean, doubtful = _classify(cells)
         kept.append(cells.select(torch.nonzero(clean).squeeze(-1)))
@@ -149,9 +146,34 @@ def _isolate(action: OuterAction) -> tuple[_Cells, Tensor]:
         ends = [table[:, part].flatten() for table in (fine, f, d) for part in (slice(-1), slice(1, None))]
         cells = _Cells(cells.owner.repeat_interleave(len(parts) - 1), *ends)
     # What the last level still doubts lies within rounding of a double root; a sign change is a root all the same.
-    touching[cells.owner] = True
+    doubted = cells.owner
     kept.append(cells.select(torch.nonzero((cells.f_left < 0) != (cells.f_right < 0)).squeeze(-1)))
-    return _Cells(*(torch.cat(columns) for columns in zip(*kept, strict=True))), touching
+    return _Cells(*(torch.cat(columns) for columns in zip(*kept, strict=True))), doubted
+
+
+def _blocks_near_zero(action: OuterAction, table: SumsTable, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return pairs of a problem and a block of the table's cells inside of which its slope may vanish, ``m`` each.
+
+    The layers' pull rises with u, and the table bounds h_1 and h_2 of mu + h_1 - h_2 / T.
+    """
+    log_temperature = action.temperature.log()
+    start, stop = ((end - log_temperature - table.first) / (CELLS * STEP) for end in (low, high))
+    start = start.floor().clamp(0, table.num_blocks - 1).long()
+    length = (stop.ceil().clamp_max(table.num_blocks).long() - start).clamp_min(1)
+    owner = torch.arange(action.num_problems, device=low.device).repeat_interleave(length)
+    block = torch.arange(len(owner), device=low.device) - (length.cumsum(0) - length - start)[owner]
+    ends = (
+        torch.stack([block, block + 1], -1).to(low) * (CELLS * STEP)
+        + table.first
+        + log_temperature[owner].unsqueeze(-1)
+    )
+    pull = ScalarChain(action.width[owner]).at_log_scale(ends).pull
+    lower, upper = (bound[table.row(owner), :, block] for bound in table.block_bounds())
+    cold = 1.0 / action.temperature[owner]
+    smallest = pull[:, 0] + lower[:, 0] - upper[:, 1] * cold
+    largest = pull[:, 1] + upper[:, 0] - lower[:, 1] * cold
+    near = torch.nonzero((smallest <= 0) & (largest >= 0)).squeeze(-1)
+    return owner[near], block[near]
 
 
 def _classify(cells: _Cells) -> tuple[Tensor, Tensor]:

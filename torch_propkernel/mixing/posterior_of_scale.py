@@ -19,6 +19,7 @@ def posterior_of_scale(
     temperature: float | Tensor,
     *,
     interval: tuple[Tensor, Tensor] | None = None,
+    reach: float = 0.0,
 ) -> ScalePosterior:
     r"""Return p(r | y) and log p(y) for a mixing law of the scale; one node for a point mass (infinite width).
 
@@ -29,6 +30,8 @@ def posterior_of_scale(
         law: The mixing law.
         temperature: T; zero only for a non-singular K.
         interval: What ``law.log_interval()`` returns, where it is known; it takes longer than the integral.
+        reach: Standard deviations up to which predictive densities of the mixture have to be right
+            (:func:`integrate_scale`); 0 for log p(y) and moments of r alone.
 
     Raises:
         ConvergenceError: The integral did not reach 1e-11 in log p(y).
@@ -46,7 +49,7 @@ def posterior_of_scale(
     low, high = law.log_interval() if interval is None else interval
     fixed = law.point_masses
     if not bool(fixed.any()):
-        return integrate_scale(spectrum, law.log_density_at_nodes, (low, high), temperature)
+        return integrate_scale(spectrum, law.log_density_at_nodes, (low, high), temperature, reach=reach)
     at_point = _at_one_node(spectrum, low, temperature)
     if law.is_point_mass:
         return at_point
@@ -57,7 +60,7 @@ def posterior_of_scale(
 
     # A normal law stands in for a point mass among laws with a density, until the one node takes its place.
     low, high = torch.where(fixed, low - 1.0, low), torch.where(fixed, high + 1.0, high)
-    found = integrate_scale(spectrum, log_density, (low, high), temperature)
+    found = integrate_scale(spectrum, log_density, (low, high), temperature, reach=reach)
     first = torch.zeros_like(found.log_weights)
     first[..., 1:] = -torch.inf
     node = fixed.unsqueeze(-1)

@@ -14,6 +14,12 @@ from ..exceptions import ConvergenceError
 from ..numerics.log_quadrature import find_support, integrate_log
 from ..spectra.spectrum import Spectrum
 
+REACH = 30.0
+"""Standard deviations from the mean up to which nodes serve predictive densities."""
+_FARTHEST = 5.0 / 3.0  # times that at the mean scale: a mixture's standard deviation is larger
+_FEWEST = 65  # nodes
+_DENSITY = 1e-4  # change of the log of a predictive density at the last halving of the step
+
 
 @dataclass(frozen=True)
 class ScalePosterior:
@@ -24,12 +30,14 @@ class ScalePosterior:
         log_weights: Normalized log weights of the nodes, ``*p x n``; -inf where a node carries nothing.
         log_evidence: log p(y), ``*p``.
         error: Estimated error of log p(y), ``*p``: the change at the last halving of the step.
+        predictive_error: Change of the log of predictive densities that fewer nodes make, ``*p``; None for all nodes.
     """
 
     log_scale: Tensor
     log_weights: Tensor
     log_evidence: Tensor
     error: Tensor
+    predictive_error: Tensor | None = None
 
     @property
     def scale(self) -> Tensor:
@@ -51,16 +59,42 @@ class ScalePosterior:
         """Var[r | y], ``*p``."""
         return (self.weights * (self.scale - self.mean.unsqueeze(-1)).square()).sum(-1)
 
-    def without_empty_nodes(self, mass: float = 1e-15) -> ScalePosterior:
-        """Drop nodes whose weight is below ``mass`` in every problem; predictions need no others."""
-        kept = (self.log_weights > math.log(mass)).reshape(-1, self.log_weights.shape[-1]).any(0)
-        weights = self.log_weights[..., kept]
+    def for_predictions(self, reach: float = 0.0, tolerance: float = 1e-7, mass: float = 1e-20) -> ScalePosterior:
+        """Return fewer nodes by which a process predicts as by all.
+
+        Every second node goes, and again, while that changes the log of no density by more than ``tolerance``: those of
+        :func:`integrate_scale`, up to ``reach`` standard deviations. The change is ``predictive_error``. Then go nodes
+        whose weight in all of these is below ``mass``; a point that is left out can lift one by many nats.
+
+        Args:
+            reach: As it was for the integral.
+            tolerance: On the log of densities.
+            mass: Smallest weight that counts.
+        """
+        u, values, shift = self.log_scale, self.log_weights, self.log_scale - self.mean.log().unsqueeze(-1)
+        error = torch.zeros_like(self.log_evidence)
+        while u.shape[-1] > 2:
+            change = error + _density_change(values, shift, reach)
+            if not bool((change <= tolerance).all()):
+                break
+            error, (u, values, shift) = change, (v[..., ::2] for v in (u, values, shift))
+        weights = torch.stack([values, *(lifted(values, shift, z) for z in (0.0, _FARTHEST * reach))]).log_softmax(-1)
+        counted = torch.nonzero((weights > math.log(mass)).reshape(-1, u.shape[-1]).any(0)).squeeze(-1)
+        kept = slice(int(counted[0]), int(counted[-1]) + 1)  # densities between these see the nodes between
         return ScalePosterior(
-            self.log_scale[..., kept],
-            weights - torch.logsumexp(weights, -1, keepdim=True),
-            self.log_evidence,
-            self.error,
+            u[..., kept], values[..., kept].log_softmax(-1), self.log_evidence, self.error, predictive_error=error
         )
+
+
+def lifted(log_values: Tensor, shift: Tensor, z: float) -> Tensor:
+    """Return what a normal density makes of log values at u: its variance goes with e^shift, z deviations at zero."""
+    return log_values - 0.5 * (shift + z**2 * torch.exp(-shift))
+
+
+def _density_change(log_values: Tensor, shift: Tensor, reach: float) -> Tensor:
+    """Return the largest change of the log of densities near and far when every second node is left out."""
+    densities = torch.stack([log_values, *(lifted(log_values, shift, z) for z in (0.0, 0.3 * reach, reach))])
+    return _change(densities).amax(0)
 
 
 @torch.no_grad()
@@ -71,11 +105,17 @@ def integrate_scale(
     temperature: float | Tensor,
     *,
     tolerance: float = 1e-11,
+    reach: float = 0.0,
     throw: bool = True,
 ) -> ScalePosterior:
     r"""Integrate the likelihood over the mixing law of the scale, :math:`p(y) = \int p(u) N(y; 0, T B + e^u K)\, du`.
 
     By :func:`find_support` and :func:`integrate_log`, which converges exponentially for these analytic integrands.
+
+    Nodes and weights are also the mixture by which a process predicts, and far from its mean a normal density lifts
+    nodes of large r: at z standard deviations by up to z^2 / 2. With ``reach`` the nodes go as far as z = ``reach``
+    needs, where the variance is proportional to r (noise and fixed terms make the lift smaller), and the step serves
+    densities there: halving it changes their logarithm by less than 1e-4, and the rule's error is about the square.
 
     Cost: O(P) for each node, some hundreds of nodes for each problem.
 
@@ -85,6 +125,7 @@ def integrate_scale(
         interval: u_low, u_high outside of which the prior mass is negligible, broadcastable to ``*p``.
         temperature: T, ``*p``; positive, or zero for a non-singular K.
         tolerance: On the change of log p(y) at the last doubling.
+        reach: Standard deviations up to which predictive densities have to be right; 0 for log p(y) alone.
         throw: Raise if the tolerance is not reached.
 
     Raises:
@@ -115,7 +156,17 @@ def integrate_scale(
         return prior - 0.5 * (data + constant)
 
     low, high = find_support(integrand, *_guess(low, high, action))
-    found = integrate_log(integrand, low, high, tolerance=tolerance)
+    error = None
+    if reach:
+        center = _log_mean(integrand, low, high).unsqueeze(-1)
+        far = find_support(lambda u: lifted(integrand(u), u - center, _FARTHEST * reach), low, high)[1]
+        high = torch.maximum(high, far)
+
+        def error(u: Tensor, values: Tensor) -> Tensor:
+            """The change of log p(y), or that of densities where it is larger beside its own tolerance."""
+            return torch.maximum(_change(values), _density_change(values, u - center, reach) * (tolerance / _DENSITY))
+
+    found = integrate_log(integrand, low, high, tolerance=tolerance, fewest=_FEWEST, error=error)
     if throw and not bool(found.converged.all()):
         raise ConvergenceError(
             f"integral over the scale: expected a change below {tolerance:.1e} at the last doubling, got "
@@ -123,6 +174,18 @@ def integrate_scale(
         )
     nodes, weights = (v.reshape(*shape, -1) for v in (found.nodes, found.log_weights))
     return ScalePosterior(nodes, weights, found.log_integral.reshape(shape), found.error.reshape(shape))
+
+
+def _log_mean(log_integrand: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """Return the log of the mean of r, roughly."""
+    u = low.unsqueeze(-1) + (high - low).unsqueeze(-1) * torch.linspace(0.0, 1.0, _FEWEST).to(low)
+    return torch.logsumexp(torch.log_softmax(log_integrand(u).nan_to_num(nan=-torch.inf), -1) + u, -1)
+
+
+def _change(log_values: Tensor) -> Tensor:
+    """Return the change of the log of an integral when every second node is left out."""
+    total = torch.logsumexp(log_values, -1)
+    return (total - torch.logsumexp(log_values[..., ::2], -1) - math.log(2.0)).abs()
 
 
 def _guess(low: Tensor, high: Tensor, action: OuterAction) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from ..distributions import MultivariateStudentT
 from ..inference import Problem, SpectralConditioned
 from ..mixing import MixingLaw, posterior_of_scale
 from ..mixing.law_of_widths import law_of_widths
-from ..mixing.scale_integral import ScalePosterior
+from ..mixing.scale_integral import REACH, ScalePosterior
 from .rebuilt_fantasies import RebuiltFantasies
 from .snapshot import Snapshot
 
@@ -139,7 +139,7 @@ class FiniteWidthProcess(RebuiltFantasies, ExactGP):
         if self._state is None or not self._state.state.is_current(self):
             problem = Problem.of(self)
             posterior = posterior_of_scale(
-                problem.spectrum(eigenvectors=True), self.mixing, problem.scalar().temperature
+                problem.spectrum(eigenvectors=True), self.mixing, problem.scalar().temperature, reach=REACH
             )
             self._state = _Reduced(problem, posterior, Snapshot.of(self))
         return self._state
@@ -169,7 +169,7 @@ class FiniteWidthProcess(RebuiltFantasies, ExactGP):
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             if theory == "saddle":
                 return SpectralConditioned(problem, self._saddle(problem).unsqueeze(-1)).distribution(x, joint)
-            posterior = posterior.without_empty_nodes()
+            posterior = posterior.for_predictions(REACH)
             return SpectralConditioned(problem, posterior.scale, posterior.log_weights).distribution(x, joint)
 
     def student_t(self, x: Tensor) -> Any:

@@ -18,6 +18,7 @@ from .._validation import as_values, as_width, check_inputs, check_same_kind, ch
 from ..activations import Activation, get_activation
 from ..kernels import Composition, MultitaskRenormalizedKernel, NNGPKernel, RenormalizedNNGPKernel
 from ..models import MultitaskNetworkGP, NetworkGP
+from .evidence_descent import one_attempt
 from .fit_hyperparameters import fit_hyperparameters
 from .hyperparameter_fit import HyperparameterFit
 
@@ -157,8 +158,8 @@ def fit_network(
         seed: Of the random rows. torch's own generator is left alone.
         check: Called once before the search with what is given, and one (T: 0.1) for what is not: what it raises comes
             before the work, such as ``lambda first: theory.check(first.model(x, y, width))``.
-        executor: A ``concurrent.futures.Executor`` that takes the descents of more than 300 rows, of which two are
-            independent at a time; None to do them one after the other. The numbers are the same.
+        executor: A ``concurrent.futures.Executor`` that takes the descents, of which two are independent at a time;
+            None to do them one after the other. The numbers are the same.
 
     Returns:
         All hyperparameters, given and fitted. ``search.converged`` says whether the search ended at a maximum; if it
@@ -253,14 +254,15 @@ def _search(model: NetworkGP, names: tuple[str, ...], rows: Tensor, executor: Ex
         return start
 
     if len(rows) <= _COARSE_ROWS:
-        return _descended((on(model, rows), names, _COARSE_STARTS))
+        return _descended((on(model, rows), names, _COARSE_STARTS), executor)
     # Few rows cannot tell which inputs matter for small details, and without ARD a smooth function of few inputs can
     # pass for noise: each of the two beginnings finds maxima that the other misses.
     without = tuple(name for name in names if name != "ard")
     beginnings = [kind for kind in dict.fromkeys((names, without)) if kind]
     few = on(model, rows[:_COARSE_ROWS])
-    coarse = map_tasks(_descended, [(copy.deepcopy(few), kind, _COARSE_STARTS) for kind in beginnings], executor)
-    found = map_tasks(_descended, [(on(fit.model, rows), names, 1) for fit in coarse], executor)
+    with one_attempt():
+        coarse = map_tasks(_descended, [(copy.deepcopy(few), kind, _COARSE_STARTS) for kind in beginnings], executor)
+        found = map_tasks(_descended, [(on(fit.model, rows), names, 1) for fit in coarse], executor)
     best = max(found, key=lambda fit: fit.log_posterior)
     agreeing = sum(fit.log_posterior >= best.log_posterior - _NEARLY for fit in found)
     return dataclasses.replace(
@@ -271,10 +273,10 @@ def _search(model: NetworkGP, names: tuple[str, ...], rows: Tensor, executor: Ex
     )
 
 
-def _descended(task: tuple[NetworkGP, tuple[str, ...], int]) -> HyperparameterFit:
+def _descended(task: tuple[NetworkGP, tuple[str, ...], int], executor: Executor | None = None) -> HyperparameterFit:
     """Fit a model of one's own from so many starts."""
     model, names, starts = task
-    return fit_hyperparameters(model, train=names, throw=False, warn=False, starts=starts)
+    return fit_hyperparameters(model, train=names, throw=False, warn=False, starts=starts, executor=executor)
 
 
 def _model(x: Tensor, y: Tensor, kernel: NNGPKernel, prior: NetworkFit) -> NetworkGP:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
 from gpytorch.kernels import MaternKernel, ScaleKernel
 from torch import Tensor
 
+from .._tasks import map_tasks
 from ..activations import Activation
 from ..inference import ErrorEstimate
 from ..kernels import NNGPKernel
 from ..likelihoods import FiniteWidthLikelihood
 from ..models import NetworkGP
 from ..theories import InfiniteWidth
+from .evidence_descent import one_attempt
 from .fit_hyperparameters import fit_hyperparameters
 from .hyperparameter_fit import HyperparameterFit
 
@@ -56,7 +59,12 @@ class TunedBaseline:
 
 
 def tuned_baselines(
-    x: Tensor, y: Tensor, activations: Sequence[Activation], depths: Sequence[int], unit: float
+    x: Tensor,
+    y: Tensor,
+    activations: Sequence[Activation],
+    depths: Sequence[int],
+    unit: float,
+    executor: Executor | None = None,
 ) -> tuple[TunedBaseline, ...]:
     """Fit ScaleKernel(NNGPKernel), the best activation and depth by evidence, and Matern-5/2 with ARD.
 
@@ -66,8 +74,9 @@ def tuned_baselines(
         activations: Of the free scale.
         depths: Of the free scale.
         unit: The user's unit of the targets in these.
+        executor: Takes the fits.
     """
-    networks = []
+    tasks = []
     for activation in activations:
         for depth in depths:
             inner = NNGPKernel(activation, depth, bias_variance=1.0)
@@ -76,15 +85,23 @@ def tuned_baselines(
             train = ["temperature", "bias_ratio", "scale"]
             if activation.homogeneous_degree is None:
                 train.append("weight_variance")
-            networks.append(_tune(name, x, y, ScaleKernel(inner), train, unit))
-    best = max(networks, key=lambda baseline: baseline.fit.log_posterior)
-    matern = ScaleKernel(MaternKernel(ard_num_dims=x.shape[-1]))
-    tuned = _tune("Matern-5/2 ARD, tuned", x, y, matern, ["temperature", "scale", "lengthscale"], unit)
-    return best, tuned
+            tasks.append((name, _model(x, y, ScaleKernel(inner)), train))
+    matern = _model(x, y, ScaleKernel(MaternKernel(ard_num_dims=x.shape[-1])))
+    tasks.append(("Matern-5/2 ARD, tuned", matern, ["temperature", "scale", "lengthscale"]))
+    with one_attempt():
+        *networks, tuned = map_tasks(_tune, tasks, executor)
+    best = max(networks, key=lambda found: found[1].log_posterior)
+    return tuple(
+        TunedBaseline(name, fit, InfiniteWidth().fit(fit.model).leave_one_out(), unit) for name, fit in (best, tuned)
+    )
 
 
-def _tune(name: str, x: Tensor, y: Tensor, kernel: Any, train: Sequence[str], unit: float) -> TunedBaseline:
+def _model(x: Tensor, y: Tensor, kernel: Any) -> NetworkGP:
     model = NetworkGP(x, y, FiniteWidthLikelihood(), kernel).double()
     model.likelihood.noise = 0.1
-    fit = fit_hyperparameters(model, train=train, throw=False, warn=False, starts=2)
-    return TunedBaseline(name, fit, InfiniteWidth().fit(model).leave_one_out(), unit)
+    return model
+
+
+def _tune(task: tuple[str, NetworkGP, list[str]]) -> tuple[str, HyperparameterFit]:
+    name, model, train = task
+    return name, fit_hyperparameters(model, train=train, throw=False, warn=False, starts=2)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import Executor
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .._tasks import map_tasks
 from .._validation import check_inputs, check_same_kind, check_targets
 from ..activations import Activation, get_activation
 from ..inference import Normalization
@@ -19,7 +21,7 @@ from ..mixing.tabulated_density import TabulatedDensity
 from ..spectra.spectrum import Spectrum
 from .baselines import tuned_baselines
 from .network_choice import AXES, NetworkChoice
-from .scale_lattice import evaluate_grid
+from .scale_lattice import GridOfNetworks, evaluate_grid
 
 WIDTHS = (10.0, 30.0, 100.0, 300.0, math.inf)
 TEMPERATURES = tuple(10.0 ** (0.5 * k) for k in range(-8, 1))
@@ -40,6 +42,7 @@ def choose_network(
     standardize: bool = True,
     baselines: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    executor: Executor | None = None,
 ) -> NetworkChoice:
     r"""Compare all networks of a grid on a data set by evidence and leave-one-out, beside tuned baselines.
 
@@ -80,6 +83,9 @@ def choose_network(
         standardize: Shift and scale inputs and targets to zero mean and unit variance first.
         baselines: Fit the baselines.
         progress: Called with (done, total) after every eigendecomposition's share.
+        executor: A ``concurrent.futures.Executor`` that takes the kernel matrices, each with all its temperatures,
+            readout variances and widths, and then the fits of the baselines; None to do them one after the other. The
+            numbers are the same. The densities of the scale are tabulated once, here.
 
     Returns:
         The maps over the grid, recommendations and baselines; ``print`` it.
@@ -114,20 +120,45 @@ def choose_network(
         if standardize:
             units = Normalization.of_varying(x, y)
             x, y, unit = units.to_model(x), units.targets.to_model(y), float(units.target_scale)
+        scales = y.new_tensor(grid["readout_variance"]), y.new_tensor(grid["temperature"])
+        priors = {(depth, width): _prior(depth, width) for depth in grid["depth"] for width in grid["width"]}
+        tasks = [
+            _Kernel(x, y, *kernel, *scales, [priors[kernel[1], width] for width in grid["width"]])  # type: ignore[call-arg]
+            for kernel in itertools.product(*(grid[axis] for axis in AXES[:4]))
+        ]
+        found = map_tasks(_Kernel.evaluate, tasks, executor, progress)
         evidence, error = (torch.empty(shape, dtype=torch.float64, device=x.device) for _ in range(2))
         pointwise = torch.empty(*shape, len(y), dtype=torch.float64, device=x.device)
-        widths = grid["width"]
-        scales = [y.new_tensor(grid[axis]) for axis in ("readout_variance", "temperature")]
-        priors = {(depth, width): _prior(depth, width) for depth in grid["depth"] for width in widths}
-        kernels = list(itertools.product(*(range(size) for size in shape[:4])))
-        for done, kernel in enumerate(kernels):
-            spectrum = _spectrum(x, y, *(grid[axis][i] for axis, i in zip(AXES, kernel, strict=False)))
-            laws = [priors[grid["depth"][kernel[1]], width] for width in widths]
-            evidence[kernel], pointwise[kernel], error[kernel] = evaluate_grid(spectrum, laws, *scales)
-            if progress is not None:
-                progress(done + 1, len(kernels))
-    tuned = tuned_baselines(x, y, activations, grid["depth"], unit) if baselines else ()
+        for kernel in reversed(list(itertools.product(*(range(size) for size in shape[:4])))):
+            evidence[kernel], pointwise[kernel], error[kernel] = found.pop()  # which frees its memory
+    tuned = tuned_baselines(x, y, activations, grid["depth"], unit, executor) if baselines else ()
     return NetworkChoice(grid, evidence, pointwise.mean(-1), error * unit**2, pointwise, tuned)
+
+
+class _Kernel(NamedTuple):
+    """What one kernel matrix with unit readout variance answers."""
+
+    x: Tensor
+    y: Tensor
+    activation: Activation
+    depth: int
+    bias_ratio: float
+    weight_variance: float
+    readout_variances: Tensor
+    temperatures: Tensor
+    laws: list[TabulatedDensity | None]
+
+    @torch.no_grad()
+    def evaluate(self) -> GridOfNetworks:
+        return evaluate_grid(self.spectrum(), self.laws, self.readout_variances, self.temperatures)
+
+    def spectrum(self) -> Spectrum:
+        weights = torch.tensor([self.weight_variance] * self.depth + [1.0], dtype=torch.float64)
+        bias = self.bias_ratio * self.weight_variance
+        kernel = NNGPKernel(self.activation, self.depth, weight_variance=weights, bias_variance=bias).to(self.x)
+        kernel.weight_variance = weights  # without the rounding of torch's default dtype
+        kernel.bias_variance = torch.tensor(bias, dtype=torch.float64)
+        return Spectrum.from_kernel(kernel(self.x).to_dense(), self.y, eigenvectors=True)
 
 
 def _checked_grid(grid: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
@@ -155,15 +186,3 @@ def _prior(depth: int, width: float) -> TabulatedDensity | None:
     if math.isinf(width):
         return None
     return TabulatedDensity(law_of_widths(torch.full((depth,), width, dtype=torch.float64)))
-
-
-def _spectrum(
-    x: Tensor, y: Tensor, activation: Activation, depth: int, bias_ratio: float, weight_variance: float
-) -> Spectrum:
-    """Spectrum of the kernel with unit readout variance."""
-    weights = torch.tensor([weight_variance] * depth + [1.0], dtype=torch.float64)
-    bias = bias_ratio * weight_variance
-    kernel = NNGPKernel(activation, depth, weight_variance=weights, bias_variance=bias).to(x)
-    kernel.weight_variance = weights  # without the rounding of torch's default dtype
-    kernel.bias_variance = torch.tensor(bias, dtype=torch.float64)
-    return Spectrum.from_kernel(kernel(x).to_dense(), y, eigenvectors=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from linear_operator.utils.errors import NotPSDError
 from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 
+from .._tasks import map_tasks
 from ..exceptions import ConvergenceError, NotPositiveDefiniteError
 from .evidence import ScalePrior, finite_kernel, log_evidence, log_prior
 from .trained_parameters import TrainedParameter
@@ -64,14 +67,32 @@ def assign(parameters: list[TrainedParameter], vector: np.ndarray) -> None:
         parameter.raw.copy_(piece.reshape(parameter.raw.shape))
 
 
+def scale_prior(model: Any, theory: str) -> ScalePrior | None:
+    """Return the law of the scale that all evaluations share; None where nothing is integrated over a scale."""
+    return ScalePrior.of(model) if theory == "mixture" and finite_kernel(model) is not None else None
+
+
+@contextmanager
+def one_attempt() -> Iterator[None]:
+    """Take the smallest jitter or none, without a warning, while the block runs.
+
+    These settings are global: a caller whose threads enter the block too holds it around all of them, so that what one
+    thread restores is what the others need.
+    """
+    with cholesky_max_tries(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)  # a jitter of 1e-8, below every T that is allowed
+        yield
+
+
 class LogPosterior:
     """Minus log posterior and its gradient as functions of the flat raw parameters."""
 
-    def __init__(self, model: Any, parameters: list[TrainedParameter], theory: str) -> None:
+    def __init__(
+        self, model: Any, parameters: list[TrainedParameter], theory: str, prior: ScalePrior | None = None
+    ) -> None:
         """Hold what an evaluation needs."""
-        self.model, self.parameters, self.theory = model, parameters, theory
+        self.model, self.parameters, self.theory, self.prior = model, parameters, theory, prior
         self.evaluations, self.highest = 0, 0.0
-        self.prior = ScalePrior.of(model) if theory == "mixture" and finite_kernel(model) is not None else None
 
     def __call__(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
         """Return value and gradient."""
@@ -79,8 +100,7 @@ class LogPosterior:
         self.evaluations += 1
         raws = [parameter.raw.requires_grad_(True) for parameter in self.parameters]
         try:
-            with torch.enable_grad(), cholesky_max_tries(1), warnings.catch_warnings():
-                warnings.simplefilter("ignore", NumericalWarning)  # a jitter of 1e-8, below every T that is allowed
+            with torch.enable_grad(), one_attempt():
                 value = -(log_evidence(self.model, self.theory, self.prior) + log_prior(self.model))
                 pieces = torch.autograd.grad(value, raws, allow_unused=True)
         except _FAILURES:
@@ -104,6 +124,14 @@ class _Met(Exception):
         self.run = run
 
 
+def _met(vector: np.ndarray, value: float, earlier: Sequence[Any]) -> Any:
+    """Return the first of the earlier descents whose end is here, else None."""
+    for run in earlier:
+        if run.converged and abs(value - run.fun) <= _LEVEL and np.abs(vector - run.x).max() <= _NEAR:
+            return run
+    return None
+
+
 def descend(
     objective: LogPosterior,
     start: Tensor,
@@ -114,8 +142,9 @@ def descend(
 ) -> Any:
     """Minimize within the boxes by L-BFGS-B; the result also has ``slope`` (projected) and ``converged``.
 
-    It also has ``spread``, what the quasi-Newton matrix says of the posterior's standard deviations. A descent that
-    comes within a twentieth of the end of an earlier one, at its value, ends there.
+    It also has ``spread``, what the quasi-Newton matrix says of the posterior's standard deviations, and ``path``, the
+    raw parameters and values of all evaluations. A descent that comes within a twentieth of the end of an earlier one,
+    at its value, ends there.
 
     Args:
         objective: Value and gradient.
@@ -129,14 +158,14 @@ def descend(
 
     unit = np.ones(len(start)) if unit is None else unit
     low, high = (torch.cat([getattr(p, end) for p in parameters]).cpu().numpy() / unit for end in ("low", "high"))
-    before = objective.evaluations
+    path: list[tuple[np.ndarray, float]] = []
 
     def watched(steps: np.ndarray) -> tuple[float, np.ndarray]:
         vector = steps * unit
         value, gradient = objective(vector)
-        for run in earlier:
-            if run.converged and abs(value - run.fun) <= _LEVEL and np.abs(vector - run.x).max() <= _NEAR:
-                raise _Met(run)
+        path.append((vector, value))
+        if (run := _met(vector, value, earlier)) is not None:
+            raise _Met(run)
         return value, gradient * unit
 
     steps, iterations = start.cpu().numpy() / unit, 0
@@ -151,7 +180,7 @@ def descend(
                 options={"maxiter": max_iterations, "maxfun": 4 * max_iterations, "ftol": _TOLERANCE, "gtol": 1e-4},
             )
         except _Met as met:
-            return OptimizeResult({**met.run, "nfev": objective.evaluations - before})
+            return OptimizeResult({**met.run, "nfev": len(path)})
         slope = np.where(
             (found.x <= low) & (found.jac > 0) | (found.x >= high) & (found.jac < 0), 0.0, found.jac / unit
         )
@@ -161,27 +190,70 @@ def descend(
         if found.status != 0 or found.slope <= _SLOPE or iterations >= max_iterations or found.nit == 0:
             break
         steps = found.x
-    found.converged = (found.status == 0 or found.slope <= _SLOPE) and found.fun < 1e300 and objective.evaluations > 0
-    found.spread = np.sqrt(np.diagonal(found.hess_inv.todense())) * unit
-    found.x, found.nit, found.nfev = found.x * unit, iterations, objective.evaluations - before
+    found.converged = (found.status == 0 or found.slope <= _SLOPE) and found.fun < 1e300
+    found.spread = np.sqrt(np.diagonal(found.pop("hess_inv").todense())) * unit
+    found.x, found.nit, found.nfev, found.path = found.x * unit, iterations, len(path), path
     return found
 
 
+class _Descent(NamedTuple):
+    """One descent by itself, with a model of its own."""
+
+    model: Any
+    parameters: list[TrainedParameter]
+    theory: str
+    prior: ScalePrior | None
+    start: Tensor
+    max_iterations: int
+    unit: np.ndarray | None
+
+    def run(self) -> Any:
+        objective = LogPosterior(self.model, self.parameters, self.theory, self.prior)
+        return descend(objective, self.start, self.parameters, self.max_iterations, self.unit)
+
+
+def _ended_where_met(run: Any, earlier: Sequence[Any]) -> Any:
+    """Return what a descent that went to its own end would have found had it known the earlier ones."""
+    from scipy.optimize import OptimizeResult
+
+    for number, (vector, value) in enumerate(run.path, 1):
+        if (met := _met(vector, value, earlier)) is not None:
+            return OptimizeResult({**met, "nfev": number})
+    return run
+
+
 def descend_from_all(
-    model: Any, parameters: list[TrainedParameter], theory: str, points: list[Tensor], max_iterations: int
+    model: Any,
+    parameters: list[TrainedParameter],
+    theory: str,
+    points: list[Tensor],
+    max_iterations: int,
+    executor: Executor | None = None,
 ) -> list[Any]:
     """Return where the descent from each point ends.
 
     Where at most six numbers train and there are 300 rows or more, several starts descend on a quarter of the rows
     first (at least 150, drawn with a seed of their own), and each place where they end is the start of one descent on
-    all rows.
+    all rows. All share the law of the scale, and a descent ends where it meets the end of an earlier one. By an
+    executor every descent goes to its own end, since the others' are not known yet, and is cut afterwards where it
+    would have met one: the results are the same.
     """
+    prior = scale_prior(model, theory)
 
     def runs_from(starts: Sequence[Tensor], units: Sequence[np.ndarray | None]) -> list[Any]:
-        objective = LogPosterior(model, parameters, theory)
         runs: list[Any] = []
+        if executor is None or len(starts) == 1:
+            for start, unit in zip(starts, units, strict=True):
+                objective = LogPosterior(model, parameters, theory, prior)
+                runs.append(descend(objective, start, parameters, max_iterations, unit, runs))
+            return runs
+        tasks = []
         for start, unit in zip(starts, units, strict=True):
-            runs.append(descend(objective, start, parameters, max_iterations, unit, runs))
+            own, its_parameters = copy.deepcopy((model, parameters))
+            tasks.append(_Descent(own, its_parameters, theory, prior, start, max_iterations, unit))
+        with one_attempt():
+            for run in map_tasks(_Descent.run, tasks, executor):
+                runs.append(_ended_where_met(run, runs))
         return runs
 
     rows = model.train_targets.shape[-1]

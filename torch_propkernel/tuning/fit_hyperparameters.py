@@ -7,6 +7,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ def fit_hyperparameters(
     max_iterations: int = 200,
     starts: int = 3,
     temperature_bounds: tuple[float, float] | None = None,
+    executor: Executor | None = None,
 ) -> HyperparameterFit:
     r"""Train the temperature and the ratios of bias to weight variances by evidence, at a fixed overall scale.
 
@@ -86,6 +88,10 @@ def fit_hyperparameters(
         max_iterations: Of L-BFGS-B, for each start.
         starts: 1 (the model's own values only) to 4.
         temperature_bounds: Smallest and largest T, in place of those above.
+        executor: A ``concurrent.futures.Executor`` that takes the descents, those on a part of the rows and then those
+            on all; None to do them one after the other. The numbers are the same. One after the other a descent ends
+            where it meets the end of an earlier one, which parallel ones cannot know: they need more evaluations
+            altogether (not counted in ``evaluations``) and the time of the longest.
 
     Returns:
         Values, log evidence, convergence and bounds.
@@ -124,7 +130,7 @@ def fit_hyperparameters(
             stacklevel=2,
         )
     points = starting_points(parameters, size, starts)
-    runs = descend_from_all(work, parameters, theory, points, max_iterations)
+    runs = descend_from_all(work, parameters, theory, points, max_iterations, executor)
     best = min(runs, key=lambda run: run.fun)
     assign(parameters, best.x)
     fit = _report(work, parameters, best, runs)
