@@ -43,7 +43,8 @@ class SumsTable:
     def __init__(self, action: OuterAction, low: Tensor, high: Tensor) -> None:
         """Tabulate the sums."""
         log_temperature = action.temperature.log()
-        self.first, last = float((low - log_temperature).min()), float((high - log_temperature).max())
+        ends = torch.stack([(low - log_temperature).min(), (high - log_temperature).max()])
+        self.first, last = ends.tolist()  # one reading of the device
         self.num_blocks = max(1, math.ceil((last - self.first) / (CELLS * STEP)))
         number = CELLS * self.num_blocks + 1
         self.windows: Tensor | None = None

@@ -189,7 +189,9 @@ class StationaryLayers:
 
 def _layers(t: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
     """Return log q_l and d(sum_l log q_l)/dt where t = log q of the narrowest layer."""
-    grown = ratio * torch.expm1(t).unsqueeze(-1)
-    slope = (ratio * torch.exp(t).unsqueeze(-1) / (1.0 + grown)).sum(-1)
-    # The narrowest layers' log is t itself: log1p(expm1(t)) loses it for t far below zero.
-    return torch.where(ratio == 1.0, t.unsqueeze(-1), torch.log1p(grown)), slope
+    t, narrowest = t.unsqueeze(-1), ratio == 1.0
+    raised = ratio * torch.exp(t)
+    value = (1.0 - ratio) + raised
+    # Close to one the excess is exact, far below zero what is left of one; the narrowest layers' log is t itself.
+    logs = torch.where(t < -1.0, value.log(), torch.log1p(ratio * torch.expm1(t)))
+    return torch.where(narrowest, t, logs), torch.where(narrowest, 1.0, raised / value).sum(-1)
