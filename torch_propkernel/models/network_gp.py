@@ -83,7 +83,9 @@ class NetworkGP(ExactGP):
     def _check_memory(self) -> None:
         """Refuse a prediction whose matrix of P x P, which GPyTorch holds, does not fit."""
         y = self.train_targets
-        if not isinstance(y, Tensor) or y.dim() != 1 or len(y) < _LARGE or settings.prior_mode.on() or self.prediction_strategy:
+        if not isinstance(y, Tensor) or y.dim() != 1 or len(y) < _LARGE:
+            return
+        if settings.prior_mode.on() or self.prediction_strategy:
             return
         remedy = (
             "predict by a theory that does without: SaddlePoint().fit(model).predict(x), InfiniteWidth() or FreeScale()"
