@@ -54,8 +54,8 @@ def log_inverse_gamma(u, nu):
     return a * np.log(b) - a * u - b * np.exp(-u) - special.gammaln(a)
 
 
-def truth(model, log_law, test, points):
-    """Log density of the latent function at ``points x m``, by 20,001 values of log r and dense solves."""
+def truth(model, log_law, test, points, noise=0.0):
+    """Log density of the latent function plus noise at ``points x m``, by 20,001 values of log r and dense solves."""
     x, y, T = model.train_inputs[0], model.train_targets.numpy(), float(model.likelihood.noise)
     with torch.no_grad():
         whole = model.covar_module(torch.cat([x, test])).to_dense().numpy()
@@ -69,7 +69,7 @@ def truth(model, log_law, test, points):
     weight -= special.logsumexp(weight)
     mean = r * (spread * z) @ cross
     variance = r * whole.diagonal()[n:] - r**2 * (spread @ cross**2)
-    terms = stats.norm.logpdf(points[:, None], mean, np.sqrt(variance)) + weight[:, None]
+    terms = stats.norm.logpdf(points[:, None], mean, np.sqrt(variance + noise)) + weight[:, None]
     return special.logsumexp(terms, axis=1)
 
 
@@ -93,9 +93,25 @@ def test_tails_of_a_network(rows, temperature, width):
     near = points[:4]
     # dense solves beside rounding of a matrix of condition 1e4
     np.testing.assert_allclose(latent.marginal_log_prob(near).numpy(), expected[:4], rtol=0, atol=1e-8)
-    assert float(fitted.stats["predictive_error"]) <= 1e-7
+    assert float(fitted.stats["predictive_error"]) <= 1e-6
     if rows == 40 and width > 2.0:
         assert fitted.stats["nodes"] <= 128
+
+
+@pytest.mark.parametrize("width", [2.0, 10.0, 100.0])
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
+def test_tails_of_observed_targets(temperature, width):
+    """The noise, up to thirty times the latent variance, moves what matters to larger scales."""
+    x, y, test = data(40)
+    model = made(NetworkGP, x, y, width, temperature)
+    fitted = Mixture().fit(model)
+    latent = fitted.conditioned.distribution(test, False)
+    z = torch.tensor([3.0, -10.0, 20.0, 30.0, -30.0], dtype=F).unsqueeze(-1)
+    noise = float(model.likelihood.noise)  # to float32 what was set
+    points = latent.mean + z * (latent.variance + noise).sqrt()
+    found = torch.stack([fitted.error(test, row).log_density for row in points])
+    expected = truth(model, lambda u: log_gamma(u, width), test, points.numpy(), noise)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-6)  # what is stated
 
 
 @pytest.mark.parametrize("nu", [3.0, 8.0])
@@ -115,7 +131,7 @@ def test_heavy_tails(nu):
 def test_few_nodes_predict_as_all_do():
     """Means, variances, quantiles and densities of points left out."""
     x, y, test = data(40)
-    model = made(NetworkGP, x, y, 50.0, 0.1)
+    model = made(NetworkGP, x, y, 300.0, 0.1)
     fitted = Mixture().fit(model)
     posterior = fitted.stats["posterior"]
     whole = SpectralConditioned(fitted.problem, posterior.scale, posterior.log_weights)
@@ -144,7 +160,7 @@ def test_a_coarse_rule_is_not_thinned_and_a_fine_one_says_its_error():
     assert float(kept.predictive_error) == 0.0
     assert float(kept.log_scale.diff()[0]) == pytest.approx(0.3)
     thin = fine.for_predictions(10.0)
-    assert 0.0 < float(thin.predictive_error) <= 1e-7
+    assert 0.0 < float(thin.predictive_error) <= 1e-6
     assert float(thin.log_scale.diff()[0]) > 0.07
     torch.testing.assert_close(thin.mean, fine.mean, rtol=1e-8, atol=0)
     assert len(fine.for_predictions(10.0, tolerance=0.0).log_scale) > len(thin.log_scale)

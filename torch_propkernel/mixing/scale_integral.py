@@ -17,6 +17,8 @@ from ..spectra.spectrum import Spectrum
 REACH = 30.0
 """Standard deviations from the mean up to which nodes serve predictive densities."""
 _FARTHEST = 5.0 / 3.0  # times that at the mean scale: a mixture's standard deviation is larger
+_NOISES = 0.0, 10.0
+"""What does not go with the scale, noise and fixed terms, over what does at the mean scale, in densities far away."""
 _FEWEST = 65  # nodes
 _DENSITY = 1e-4  # change of the log of a predictive density at the last halving of the step
 
@@ -59,7 +61,7 @@ class ScalePosterior:
         """Var[r | y], ``*p``."""
         return (self.weights * (self.scale - self.mean.unsqueeze(-1)).square()).sum(-1)
 
-    def for_predictions(self, reach: float = 0.0, tolerance: float = 1e-7, mass: float = 1e-20) -> ScalePosterior:
+    def for_predictions(self, reach: float = 0.0, tolerance: float = 1e-6, mass: float = 1e-20) -> ScalePosterior:
         """Return fewer nodes by which a process predicts as by all.
 
         Every second node goes, and again, while that changes the log of no density by more than ``tolerance``: those of
@@ -78,7 +80,7 @@ class ScalePosterior:
             if not bool((change <= tolerance).all()):
                 break
             error, (u, values, shift) = change, (v[..., ::2] for v in (u, values, shift))
-        weights = torch.stack([values, *(lifted(values, shift, z) for z in (0.0, _FARTHEST * reach))]).log_softmax(-1)
+        weights = torch.stack([values, *_densities(values, shift, _FARTHEST * reach)]).log_softmax(-1)
         counted = torch.nonzero((weights > math.log(mass)).reshape(-1, u.shape[-1]).any(0)).squeeze(-1)
         kept = slice(int(counted[0]), int(counted[-1]) + 1)  # densities between these see the nodes between
         return ScalePosterior(
@@ -86,15 +88,24 @@ class ScalePosterior:
         )
 
 
-def lifted(log_values: Tensor, shift: Tensor, z: float) -> Tensor:
-    """Return what a normal density makes of log values at u: its variance goes with e^shift, z deviations at zero."""
-    return log_values - 0.5 * (shift + z**2 * torch.exp(-shift))
+def lifted(log_values: Tensor, shift: Tensor, z: float, noise: float) -> Tensor:
+    """Return what a normal density makes of log values at u, z deviations away at a shift of zero.
+
+    Its variance is proportional to e^shift + noise.
+    """
+    variance = (torch.exp(shift) + noise) / (1.0 + noise)
+    return log_values - 0.5 * (variance.log() + z**2 / variance)
+
+
+def _densities(log_values: Tensor, shift: Tensor, reach: float) -> list[Tensor]:
+    """Return log values near the mean, where small scales are lifted most, and far away with different noise."""
+    near = lifted(log_values, shift, 0.0, 1e-3)  # without any noise a density may diverge there
+    return [near, *(lifted(log_values, shift, z * reach, noise) for z in (0.3, 1.0) for noise in _NOISES)]
 
 
 def _density_change(log_values: Tensor, shift: Tensor, reach: float) -> Tensor:
-    """Return the largest change of the log of densities near and far when every second node is left out."""
-    densities = torch.stack([log_values, *(lifted(log_values, shift, z) for z in (0.0, 0.3 * reach, reach))])
-    return _change(densities).amax(0)
+    """Return the largest change of the log of densities when every second node is left out."""
+    return _change(torch.stack([log_values, *_densities(log_values, shift, reach)])).amax(0)
 
 
 @torch.no_grad()
@@ -114,8 +125,9 @@ def integrate_scale(
 
     Nodes and weights are also the mixture by which a process predicts, and far from its mean a normal density lifts
     nodes of large r: at z standard deviations by up to z^2 / 2. With ``reach`` the nodes go as far as z = ``reach``
-    needs, where the variance is proportional to r (noise and fixed terms make the lift smaller), and the step serves
-    densities there: halving it changes their logarithm by less than 1e-4, and the rule's error is about the square.
+    needs, where the variance is proportional to r, or to r and noise up to a hundred times larger at the mean scale,
+    and the step serves densities there: halving it changes their logarithm by less than 1e-4, and the rule's error is
+    about the square.
 
     Cost: O(P) for each node, some hundreds of nodes for each problem.
 
@@ -159,8 +171,12 @@ def integrate_scale(
     error = None
     if reach:
         center = _log_mean(integrand, low, high).unsqueeze(-1)
-        far = find_support(lambda u: lifted(integrand(u), u - center, _FARTHEST * reach), low, high)[1]
-        high = torch.maximum(high, far)
+        for noise in _NOISES:
+
+            def far(u: Tensor, noise: float = noise) -> Tensor:
+                return lifted(integrand(u), u - center, _FARTHEST * reach, noise)
+
+            high = torch.maximum(high, find_support(far, low, high)[1])
 
         def error(u: Tensor, values: Tensor) -> Tensor:
             """The change of log p(y), or that of densities where it is larger beside its own tolerance."""
@@ -173,7 +189,7 @@ def integrate_scale(
             f"{float(found.error.max()):.1e} with {found.nodes.shape[-1]} nodes"
         )
     nodes, weights = (v.reshape(*shape, -1) for v in (found.nodes, found.log_weights))
-    return ScalePosterior(nodes, weights, found.log_integral.reshape(shape), found.error.reshape(shape))
+    return ScalePosterior(nodes, weights, found.log_integral.reshape(shape), _change(weights))
 
 
 def _log_mean(log_integrand: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
@@ -183,9 +199,10 @@ def _log_mean(log_integrand: Callable[[Tensor], Tensor], low: Tensor, high: Tens
 
 
 def _change(log_values: Tensor) -> Tensor:
-    """Return the change of the log of an integral when every second node is left out."""
+    """Return the change of the log of an integral when every second node is left out; zero where there is one node."""
     total = torch.logsumexp(log_values, -1)
-    return (total - torch.logsumexp(log_values[..., ::2], -1) - math.log(2.0)).abs()
+    change = (total - torch.logsumexp(log_values[..., ::2], -1) - math.log(2.0)).abs()
+    return torch.where(torch.isfinite(log_values).sum(-1) > 1, change, 0.0)
 
 
 def _guess(low: Tensor, high: Tensor, action: OuterAction) -> tuple[Tensor, Tensor]:

@@ -33,14 +33,15 @@ class Mixture(Theory):
     ``stats`` has the estimated ``error`` of ``log_evidence``, the ``posterior`` of r, the number of ``nodes`` by which
     the process predicts, and the ``predictive_error`` that their being few makes in the log of densities.
 
-    Densities are right to 1e-6 up to 30 standard deviations from the mean (in the log, for widths from 2 up).
+    Densities, with noise or without, are right to 1e-6 up to 30 standard deviations from the mean (in the log, for
+    widths from 2 up).
 
     :class:`FiniteWidthProcess` is the same process as a GPyTorch model, with quantiles and joint predictives. Cost: one
-    ``eigh``, then P for each of the nodes, 30 to 120 of them in most cases, and each test point. Of a
-    :class:`StreamedProblem` the posterior of r is that of the Lanczos quadrature, whose statistical errors it has, and
-    predictions are averages over the three-point Gauss rule of p(log r | y), which is exact for polynomials of degree
-    five in log r (not far in the tails); all its nodes are columns of the same products. At 240 points and 8 units this
-    left 2e-8 of the variances and 2e-5 in the log density of a point left out.
+    ``eigh``, then P for each of the nodes, 60 to 120 of them in most cases, some hundreds for narrow networks, and each
+    test point. Of a :class:`StreamedProblem` the posterior of r is that of the Lanczos quadrature, whose statistical
+    errors it has, and predictions are averages over the three-point Gauss rule of p(log r | y), which is exact for
+    polynomials of degree five in log r (not far in the tails); all its nodes are columns of the same products. At 240
+    points and 8 units this left 2e-8 of the variances and 2e-5 in the log density of a point left out.
 
     Raises:
         ValueError: A composition that is not one-dimensional.
