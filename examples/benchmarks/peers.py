@@ -69,7 +69,7 @@ NOTES = """
   Our kernel needs a matrix product and an arc sine for each entry, RBF a distance and an exponential.
 - **scikit-learn.** The same matrix, noise and points. "Matrix given" takes the kernel from memory, which ours
   computes. The finite network has no counterpart there: on top come the reduction of the matrix to a spectrum, in
-  which q is solved, and the score of the reliability from 120 to 200 rows, whose share is largest where P is small.
+  which q is solved, and the score of the reliability from up to 200 rows, whose share is largest where P is small.
 - **BoTorch.** Its kernel ends with the bias of a readout, which is added to ours. Off the diagonal both agree to
   rounding; on it BoTorch's is 1e-7 too small, because it clamps the cosine at 1 - 1e-7 (`acos_eps`).
 - **neural-tangents.** `Dense(1, W_std, b_std)` has our variances W_std^2 and b_std^2. Compilation is not timed.

@@ -226,37 +226,27 @@ def solve_chain_order_parameters(
     differentiable = torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in moving)
     if not (evidence or differentiable):
         return solution
-    with torch.no_grad():
-        found = solution.order_parameter.reshape(-1, chain.depth, chain.size, chain.size)
-        minima = []
-        for (N, T), own in zip(problems, found, strict=True):
-            action = BlockAction(held, T * still, y, N, chain)
-            minima.append(BlockMinimum(action, action.logs(chain.matrices(own))))
-        if evidence:
-            values = torch.stack([minimum.log_evidence() for minimum in minima])
-            solution = dataclasses.replace(solution, log_evidence=values.reshape(shape))
-    if not differentiable:
-        return solution
     live_widths = torch.as_tensor(width, dtype=torch.float64, device=y.device).expand(*shape, chain.depth)
     live_cold = torch.as_tensor(temperature, dtype=torch.float64, device=y.device).expand(shape)
-    return _attach_gradients(solution, minima, blocks, targets, live_widths, live_cold, base)
+    live_base, live_targets = base_matrix(base, targets), targets.double()
+    live = zip(live_widths.reshape(-1, chain.depth), live_cold.reshape(-1), strict=True)
+    found = solution.order_parameter.detach().reshape(-1, chain.depth, chain.size, chain.size)
+    evidences, moved = [], []
+    for (N, T), (live_N, live_T), own in zip(problems, live, found, strict=True):  # each holds matrices of P x P
+        with torch.no_grad():
+            action = BlockAction(held, T * still, y, N, chain)
+            minimum = BlockMinimum(action, action.logs(chain.matrices(own)))
+            evidences += [minimum.log_evidence()] if evidence else []
+        if differentiable:
+            moved.append(minimum.moved(BlockAction(blocks, live_T * live_base, live_targets, live_N, chain)))
+    if evidence:
+        solution = dataclasses.replace(solution, log_evidence=torch.stack(evidences).reshape(shape))
+    return _with_gradients(solution, moved, live_widths[..., -1]) if differentiable else solution
 
 
-def _attach_gradients(
-    solution: Solution,
-    minima: list[BlockMinimum],
-    blocks: BlockMatrices,
-    targets: Tensor,
-    width: Tensor,
-    temperature: Tensor,
-    base: Tensor | None,
-) -> Solution:
-    """Give the E_l their implicit gradients and S the envelope's, one problem after the other."""
-    base, y, chain = base_matrix(base, targets), targets.double(), minima[0].action.chain
-    problems = zip(minima, width.reshape(-1, chain.depth), temperature.reshape(-1), strict=True)
-    moved = [minimum.moved(BlockAction(blocks, T * base, y, N, chain)) for minimum, N, T in problems]
+def _with_gradients(solution: Solution, moved: list[tuple[Tensor, Tensor]], last: Tensor) -> Solution:
+    """Give the E_l their implicit gradients and S, in units of the last width ``*b``, the envelope's."""
     values, matrices = (torch.stack(column) for column in zip(*moved, strict=True))
-    last = width[..., -1]
     value = values.reshape(last.shape) / torch.where(torch.isfinite(last), last, 1.0)
     return dataclasses.replace(
         solution,

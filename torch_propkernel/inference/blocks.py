@@ -15,7 +15,9 @@ from ..actions.block_matrices import BlockMatrices, DenseBlocks
 from ..kernels import BlockRenormalizedKernel
 from ..numerics.symmetric import num_coordinates, symmetric_basis
 from .conditioned import Conditioned, DenseConditioned
-from .problem import KernelNode, Problem, _is_multiplicative, _one_at_a_time, check_affine, to_dense
+from .host_evaluation import one_at_a_time, to_dense
+from .model_checks import check_affine, is_multiplicative
+from .problem import KernelNode, Problem
 
 _DENSE = 2**31
 """Bytes of the blocks of the training points up to which they are held; beyond, and where less memory is free, they are
@@ -131,19 +133,19 @@ class BlocksProblem(Problem):
         kernel = self.block_kernel
         return replaced(self._own_model, kernel, kernel.at(order_parameter))
 
-    @_one_at_a_time
+    @one_at_a_time
     def prior(self, x: Tensor, order_parameter: Tensor | None = None) -> gpytorch.distributions.MultivariateNormal:
         """Return the model's prior at ``x`` with given order parameters, or those of infinite width."""
         return (self.model if order_parameter is None else self._at(order_parameter)).forward(x)
 
-    @_one_at_a_time
+    @one_at_a_time
     def covariance(self, order_parameter: Tensor | None = None, rows: int | None = None) -> Tensor:
         """Return the prior covariance of the training points (of the first ``rows`` ones), dense and without noise."""
         if order_parameter is None and rows is None:
             return self._unit_covariance
         return to_dense(self.prior(self.inputs[:rows], order_parameter).lazy_covariance_matrix)
 
-    @_one_at_a_time
+    @one_at_a_time
     def covariance_at(self, matrix: Tensor) -> Tensor:
         """Return the training points' covariance with any symmetric matrix in the place of E, or of a chain's G_1."""
         kernel = self.block_kernel
@@ -152,7 +154,7 @@ class BlocksProblem(Problem):
 
     def is_multiplicative(self) -> bool:
         """Whether the whole covariance is known to be proportional to the block kernel."""
-        return _is_multiplicative(getattr(self._own_model, "covar_module", None), self.block_kernel)
+        return is_multiplicative(getattr(self._own_model, "covar_module", None), self.block_kernel)
 
     def conditioned(self, order_parameter: Tensor | None = None, noisy: Tensor | None = None) -> Conditioned:
         """Condition on the training data at E, ``1 x r x r``, or at the identity; their covariance A may be known."""

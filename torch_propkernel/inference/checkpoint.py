@@ -64,7 +64,8 @@ def _files_of_runs(path: str | os.PathLike[str] | None) -> list[list[Path]]:
         if ranks != list(range(number)):
             raise ValueError(
                 f"checkpoint: expected the files of all {number} processes, {path}.0of{number} and so on, got those of "
-                f"{ranks}; give a folder that all machines share, or remove them"
+                f"{ranks}; give a folder that all machines share, or remove them (what processes leave that were "
+                "killed in their first block)"
             )
         found.append([path.with_name(f"{path.name}.{rank}of{number}") for rank in ranks])
     return found

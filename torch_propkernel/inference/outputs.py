@@ -20,9 +20,10 @@ from ..kernels import MultitaskRenormalizedKernel
 from ..order_parameters import ScalarChain
 from ..spectra import Spectrum
 from .conditioned import Conditioned
+from .model_checks import check_kind_of_model
 from .observed_outputs_conditioned import ObservedOutputsConditioned
 from .outputs_conditioned import OutputsConditioned
-from .problem import Problem, check_kind_of_model
+from .problem import Problem
 from .units import Units
 
 

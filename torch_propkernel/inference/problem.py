@@ -3,55 +3,34 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
-import threading
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import gpytorch
 import torch
-from gpytorch.kernels import Kernel, ProductKernel, ScaleKernel
+from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import _GaussianLikelihoodBase
-from linear_operator import to_dense as host_to_dense
-from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
 
 from .._memory import available_memory, check_memory
 from .._validation import check_inputs, check_targets
 from .._views import evaluation_view, replaced
-from ..exceptions import IdentifiabilityWarning, NotPositiveDefiniteError
+from ..exceptions import NotPositiveDefiniteError
 from ..kernels import RenormalizedNNGPKernel
 from ..kernels.renormalized_nngp_kernel import find_renormalized_kernel
 from ..likelihoods import StudentTProcessLikelihood
 from ..order_parameters import ScalarChain
 from ..spectra import Spectrum, TridiagonalSpectrum
 from .conditioned import Blocks, Conditioned, DenseConditioned, SpectralConditioned
+from .host_evaluation import diagonal_of, one_at_a_time, to_dense
+from .model_checks import check_affine, check_kind_of_model, is_multiplicative, noise_of
 from .tridiagonal_conditioned import TridiagonalConditioned
 from .units import Units
 
-_HOST = threading.RLock()
-"""Held while GPyTorch evaluates a lazy kernel: it switches a global setting off and on, which threads would mix up."""
-
 _LARGE = 4000  # training targets from which the memory is looked at
 _MATRICES = 5
-
-
-def _one_at_a_time(function: Any) -> Any:
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with _HOST:
-            return function(*args, **kwargs)
-
-    return run
-
-
-def to_dense(operator: Any) -> Tensor:
-    """Return a lazy covariance as a matrix; one thread at a time."""
-    with _HOST:
-        return host_to_dense(operator)
 
 
 @dataclass(frozen=True)
@@ -130,7 +109,7 @@ class Problem:
         self._turned: dict[bool, tuple[Spectrum, Blocks, Blocks | None, Blocks]] = {}  # the same, rotated
 
     @classmethod
-    @_one_at_a_time
+    @one_at_a_time
     def of(cls, model: Any, *, needs_order_parameters: bool = True) -> Problem:
         """Take a model apart as it is; nothing is computed on P x P matrices.
 
@@ -164,7 +143,7 @@ class Problem:
         if len(outputs):
             targets = targets.reshape(*targets.shape[:-2], -1)
         check_targets(targets, math.prod(outputs) * inputs.shape[-2], "train_targets")
-        temperature, noise = _noise(view, inputs)
+        temperature, noise = noise_of(view, inputs)
         chain = None if kernel is None else kernel.chain
         return cls(view, kernel, inputs, targets, temperature, noise, Units.of(view), chain)
 
@@ -298,7 +277,7 @@ class Problem:
         """Number of targets."""
         return self.targets.shape[-1]
 
-    @_one_at_a_time
+    @one_at_a_time
     def prior(self, x: Tensor, order_parameter: Tensor | None = None) -> gpytorch.distributions.MultivariateNormal:
         """Return the model's prior at ``x`` with given order parameters ``*b x L``, or those that the kernel has."""
         if order_parameter is None:
@@ -316,7 +295,7 @@ class Problem:
         return self.layers.at_scale(scale, like=self.network.raw_order_parameter)
 
     @cached_property
-    @_one_at_a_time
+    @one_at_a_time
     def _residuals(self) -> Tensor:
         return self.targets - self.model.forward(self.inputs).loc
 
@@ -325,7 +304,7 @@ class Problem:
         return self._residuals
 
     @cached_property
-    @_one_at_a_time
+    @one_at_a_time
     def _unit_covariance(self) -> Tensor:
         self._check_memory()
         if self.kernel is None:
@@ -342,7 +321,7 @@ class Problem:
             )
             check_memory(f"{self.num_data} training targets", dense_bytes(self), remedy, self.targets.device)
 
-    @_one_at_a_time
+    @one_at_a_time
     def covariance(self, order_parameter: Tensor | None = None, rows: int | None = None) -> Tensor:
         """Return the prior covariance of the training points (of the first ``rows`` ones), dense and without noise.
 
@@ -365,7 +344,7 @@ class Problem:
         """The covariance at q = 1, dense; kept, so not to be overwritten."""
         return self._unit_covariance
 
-    @_one_at_a_time
+    @one_at_a_time
     def blocks(self, x: Tensor, order_parameter: Tensor | None = None, joint: bool = False) -> Blocks:
         """Return the prior at prepared test points ``*b x m x d``."""
         inputs, size = self.inputs, self.num_data
@@ -377,7 +356,7 @@ class Problem:
         return Blocks(
             prior.loc[..., size:],
             to_dense(covariance[..., :size, size:]),
-            to_dense(own) if joint else _diagonal(own),
+            to_dense(own) if joint else diagonal_of(own),
         )
 
     def affine_blocks(self, x: Tensor, joint: bool = False) -> tuple[Blocks | None, Blocks]:
@@ -517,7 +496,7 @@ class Problem:
 
     def is_multiplicative(self) -> bool:
         """Whether the whole covariance is known to be proportional to the renormalized kernel."""
-        return self.kernel is None or _is_multiplicative(getattr(self.model, "covar_module", None), self.kernel)
+        return self.kernel is None or is_multiplicative(getattr(self.model, "covar_module", None), self.kernel)
 
     # Conditioning -------------------------------------------------------------------------------------------------
 
@@ -597,85 +576,3 @@ class KernelNode:
 def dense_bytes(problem: Problem) -> float:
     """Return the memory that a fit with matrices of P x P needs."""
     return 8.0 * _MATRICES * problem.num_data * problem.targets.numel()
-
-
-def _diagonal(operator: Any) -> Tensor:
-    with _HOST:
-        return operator.diagonal(dim1=-2, dim2=-1)
-
-
-def _is_multiplicative(module: Any, kernel: Kernel) -> bool:
-    if module is kernel:
-        return True
-    if isinstance(module, ScaleKernel):
-        return _is_multiplicative(module.base_kernel, kernel)
-    if isinstance(module, ProductKernel):
-        return sum(_is_multiplicative(k, kernel) for k in module.kernels) == 1
-    return False
-
-
-def check_kind_of_model(model: Any, kernel: RenormalizedNNGPKernel | None, **tensors: Tensor) -> None:
-    """Raise if a named tensor's dtype or device is not the kernel's (the model's first parameter's without one)."""
-    parameter = next(iter(model.parameters()), None) if kernel is None else kernel.raw_order_parameter
-    for name, value in tensors.items():
-        if not value.is_floating_point():
-            raise TypeError(f"{name}: expected a floating-point tensor, got dtype {value.dtype}; convert it first")
-        if parameter is None:
-            continue
-        if value.dtype != parameter.dtype:
-            raise TypeError(
-                f"{name}: expected dtype {parameter.dtype}, the kernel's, got {value.dtype}; use model.to({name}.dtype)"
-            )
-        if value.device != parameter.device:
-            raise ValueError(f"{name}: expected device {parameter.device}, the kernel's, got {value.device}")
-
-
-def _noise(model: Any, inputs: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Read T of a homoskedastic likelihood, or what any other one adds to a prior of the training points' shape."""
-    if isinstance(model.likelihood, gpytorch.likelihoods.GaussianLikelihood):
-        return model.likelihood.noise.squeeze(-1), None
-    prior = model.forward(inputs)
-    nothing = DiagLinearOperator(torch.zeros_like(prior.loc))
-    dense = model.likelihood(type(prior)(prior.mean, nothing), inputs).covariance_matrix
-    diagonal = dense.diagonal(dim1=-2, dim2=-1)
-    return None, diagonal if torch.equal(dense, torch.diag_embed(diagonal)) else dense
-
-
-def check_affine(problem: Problem) -> None:
-    """Raise unless the covariance of a few rows is affine in the renormalized kernel, and depends on it."""
-    with torch.no_grad():
-        zero, one, two = (problem.covariance(problem.at_scale(q), rows=4) for q in (0.0, 1.0, 2.0))
-    if not torch.allclose(two - one, one - zero, rtol=1e-4, atol=1e-6 * float(one.abs().max())):
-        raise ValueError(
-            "model: expected a covariance that is affine in the renormalized kernel (sums, products with other "
-            "kernels, ScaleKernel), got one that is not; does the same kernel occur twice?"
-        )
-    if bool((two == one).all()) and bool((one != 0).any()):
-        raise ValueError(
-            "model: expected a forward that reads the renormalized kernel from the model's submodules, got one whose "
-            "covariance does not change with the order parameters; is the kernel held in a closure or a list?"
-        )
-
-
-def warn_if_not_identifiable(problem: Problem, stacklevel: int = 4) -> None:
-    """Warn where an overall scale trains beside the order parameters."""
-    model, kernel, free = problem.whole_model, problem.solved_kernel, []
-    for module in kernel.modules():
-        readout = getattr(module, "raw_readout_variance", None)
-        if readout is not None and readout.requires_grad:
-            free.append("the kernel's readout variance")
-        if isinstance(module, ScaleKernel) and module.raw_outputscale.requires_grad:
-            free.append("an outputscale inside the kernel")
-    for module in model.modules():
-        if isinstance(module, ScaleKernel) and module.raw_outputscale.requires_grad:
-            inside = any(m is kernel for m in module.modules())
-            if inside:
-                free.append("an outputscale around the kernel")
-    if free:
-        warnings.warn(
-            f"{' and '.join(dict.fromkeys(free))} trains beside the order parameters, but only the product of both "
-            "enters the data: trained together without a prior on the scale, q sits at one and the model is an "
-            "infinitely wide network with a free scale. Fix it with requires_grad_(False) to read q as a prediction.",
-            IdentifiabilityWarning,
-            stacklevel=stacklevel,
-        )

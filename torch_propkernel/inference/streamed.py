@@ -31,7 +31,8 @@ from ..spectra import (
 )
 from .checkpoint import load_checkpoint, save_checkpoint
 from .conditioned import Conditioned
-from .problem import Problem, ScalarProblem, _one_at_a_time, to_dense
+from .host_evaluation import one_at_a_time, to_dense
+from .problem import Problem, ScalarProblem
 from .streamed_conditioned import StreamedConditioned
 from .streaming import Streaming
 
@@ -332,7 +333,7 @@ class _Tiles:
             model = replaced(model, kernel, kernel.at(problem.at_scale(1.0)))
         self.model, self.dtype = model, dtype
 
-    @_one_at_a_time
+    @one_at_a_time
     def __call__(self, x1: Tensor, x2: Tensor) -> Tensor:
         if x1 is x2:
             return to_dense(self.model.forward(x1).lazy_covariance_matrix)

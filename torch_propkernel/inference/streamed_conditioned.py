@@ -15,7 +15,8 @@ from ..numerics.autocast import outside_autocast
 from ..spectra import CGSolution, CGState, Spectrum, conjugate_gradients
 from .conditioned import _LOG_TWO_PI, Conditioned, left_out, without_negative_variances
 from .error_estimate import ErrorEstimate
-from .problem import _diagonal, to_dense
+from .host_evaluation import diagonal_of, to_dense
+from .streaming import VECTORS
 
 if TYPE_CHECKING:
     from .streamed import StreamedProblem
@@ -196,12 +197,12 @@ class StreamedConditioned(Conditioned):
         problem = self.problem
         if joint and len(x) > self._num_points:
             what = f"a covariance of {len(x)} points, streamed"
-            needed = 64.0 * problem.num_data * len(x) * len(self.scales)
+            needed = 8.0 * VECTORS * problem.num_data * len(x) * len(self.scales)
             check_memory(what, needed, "predict fewer points at a time, or variances alone", x.device)
         unit = None if problem.kernel is None else problem.at_scale(1.0)
         prior = problem.prior(x, unit)
         own = prior.lazy_covariance_matrix
-        own = (to_dense(own) if joint else _diagonal(own)).double()
+        own = (to_dense(own) if joint else diagonal_of(own)).double()
         operator = problem.operator
         variance, cross = own.diagonal() if joint else own, operator.own_columns(x)
 

@@ -88,7 +88,8 @@ class NetworkGP(ExactGP):
         if settings.prior_mode.on() or self.prediction_strategy:
             return
         remedy = (
-            "predict by a theory that does without: SaddlePoint().fit(model).predict(x), InfiniteWidth() or FreeScale()"
+            "predict by a theory that does without: SaddlePoint().fit(model).predict(x), or InfiniteWidth, FreeScale, "
+            "Mixture"
         )
         check_memory(
             f"GPyTorch's prediction from {len(y)} training targets",

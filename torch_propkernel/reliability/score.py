@@ -15,10 +15,8 @@ from ..spectra import Spectrum
 from .assessment import Reliability, assess_reliability
 from .unit_response import unit_response
 
-WHOLE_ROWS, UNITS = 200, 4096
-"""Up to as many rows as the cases have on which the score was calibrated, it is computed as it was there."""
-THINNED_ROWS, FEWER_UNITS = 120, 1024
-"""Of more rows, as many as seven of those cases have, and units for 6 % of the time of a fit at P = 1000."""
+MAX_ROWS = 200
+"""As many as the cases have on which the score was calibrated: with 120 of 201 rows it was half of that with 200."""
 MIN_ROWS = 10
 """Fewer rows say nothing: two of them had a score of 0.02 whatever the targets were."""
 
@@ -76,10 +74,10 @@ def _without_score(problem: OutputsProblem | BlocksProblem, solution: Solution) 
 
 
 @torch.no_grad()
-def reliability_score(problem: Problem, order_parameter: Tensor, num_units: int | None = None, seed: int = 0) -> Tensor:
+def reliability_score(problem: Problem, order_parameter: Tensor, num_units: int = 4096, seed: int = 0) -> Tensor:
     """Return :func:`unit_response` of a model, ``*b``, from at most 200 training points.
 
-    More than 200 points are thinned out evenly to 120 and the widths reduced with them, so that alpha = P/N, the
+    More than 200 points are thinned out evenly and the widths reduced with them, so that alpha = P/N, the
     temperature and the inputs' directions stay; the targets are then rescaled, by a factor near one, so that the order
     parameter of the last layer stays stationary. The lower layers enter through the variance that they give to the last
     layer's output. A readout bias (a ConstantKernel that is added) is part of the noise.
@@ -87,7 +85,7 @@ def reliability_score(problem: Problem, order_parameter: Tensor, num_units: int 
     Args:
         problem: A live or frozen problem.
         order_parameter: q of the solution, ``*b x L``.
-        num_units: Units drawn; if None 4,096, of thinned rows 1,024.
+        num_units: Units drawn.
         seed: Of their generator.
 
     Raises:
@@ -100,7 +98,7 @@ def reliability_score(problem: Problem, order_parameter: Tensor, num_units: int 
         raise ValueError("several outputs for each row")
     if bool(torch.isinf(width[..., -1]).any()):
         raise ValueError("the last hidden layer has infinite width")
-    count, units = (size, UNITS) if size <= WHOLE_ROWS else (THINNED_ROWS, FEWER_UNITS)
+    count = min(size, MAX_ROWS)
     kept = torch.linspace(0, size - 1, count, dtype=torch.float64).round().long().to(problem.inputs.device)
     x, targets = problem.inputs.index_select(-2, kept), problem.residuals()[..., kept]
     layer = last_layer(problem, x)
@@ -118,7 +116,7 @@ def reliability_score(problem: Problem, order_parameter: Tensor, num_units: int 
     if count < size:
         spectrum = _at_saddle_point(spectrum, q, width)
     return unit_response(
-        layer.activation, layer.covariance, scale, kernel, spectrum, q, width, num_units=num_units or units, seed=seed
+        layer.activation, layer.covariance, scale, kernel, spectrum, q, width, num_units=num_units, seed=seed
     )
 
 

@@ -12,9 +12,6 @@ from ..activations import Activation
 from ..spectra import Spectrum
 
 _NODES = 64
-_GROUPS = 16
-_STANDARD = 4096
-"""Units whose spread is part of a score, however many are drawn."""
 
 
 @torch.no_grad()
@@ -42,12 +39,12 @@ def unit_response(
     covariance, by a one-dimensional integral. r is the change of the fit at the training points before the other units
     react, r' that of the leave-one-out means after they have reacted as Gaussian ones do; the truth is between.
 
-    The squared lengths are those of a mean over 4,096 sampled units, their spread included, however many are drawn:
-    ``|r|^2`` is estimated without the spread of the M units, and what 4,096 would have is added. A mean that few units
-    with large weights dominate is a sign of its own: on sampled networks the score with the spread orders cases better.
+    The spread of the mean over M units is part of the score, which therefore depends on M: a mean that few units with
+    large weights dominate is a sign of its own, and on sampled networks the score with it orders cases better. The
+    threshold belongs to M = 4,096.
 
     Units are drawn wider along a, and what is linear in their answer is subtracted with its known mean, so that most of
-    the Monte Carlo error cancels; weights above 64 times their mean are cut to that.
+    the Monte Carlo error cancels; weights above sqrt(M) times their mean are cut to that.
 
     Shapes: covariance ``*b x n x n``, result ``*b``; NaN where the linear answer diverges (far from a saddle point).
     The units' part is computed in float32. Cost: one ``eigh`` in float32, 2 M n^2.
@@ -103,35 +100,15 @@ def unit_response(
     g = (phi @ (inverse / spread.sqrt().unsqueeze(-2)).float()).square().sum(-1)
     s = 1.0 / (1.0 + g / n)
     log_weight = 0.5 * (s.log() + s * b.square()) + log_prior
-    highest = torch.logsumexp(log_weight, -1, keepdim=True) + 0.5 * math.log(_STANDARD) - math.log(num_units)
+    highest = torch.logsumexp(log_weight, -1, keepdim=True) - 0.5 * math.log(num_units)  # sqrt(M) times the mean
     real, known = torch.softmax(torch.minimum(log_weight, highest), dim=-1), torch.softmax(log_prior, dim=-1)
-
-    group = torch.arange(_GROUPS, device=phi.device).unsqueeze(-1)
-    member = (torch.arange(num_units, device=phi.device) % _GROUPS == group).to(phi)  # groups x M
-    of_real, real_spread = _mean_and_deviations(real, s * b * n.sqrt(), phi, member)
-    of_known, known_spread = _mean_and_deviations(known, b * n.sqrt() / softness.float(), phi, member)
+    sampled = _apply(phi.mT, (real * s - known / softness.float()) * b * n.sqrt()).double()
     exact = _apply(kernel.double(), _apply(inverse, z / softness - _gaussian_answer(k, z, spread, width, softness)))
 
-    change = (of_real - of_known).double() + exact
-    changes = torch.cat([change.unsqueeze(-2), (real_spread - known_spread).double()], dim=-2)  # *b x (1 + groups) x n
-    reacted = ((changes @ inverse) / spread.unsqueeze(-2)) @ inverse.mT / precision.unsqueeze(-2)
-    lengths = _squared_length(changes, num_units) * _squared_length(reacted, num_units)
-    left_out = (a / precision).norm(dim=-1)
-    return torch.where((softness > 0).squeeze(-1), lengths**0.25 / left_out, torch.nan)
-
-
-def _mean_and_deviations(weights: Tensor, answer: Tensor, phi: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weighted mean of answer * phi, ``*b x n``, and what groups of units have beyond their share of it."""
-    sums = (member * (weights * answer).unsqueeze(-2)) @ phi
-    mean = sums.sum(-2)
-    return mean, sums - (weights @ member.mT).unsqueeze(-1) * mean.unsqueeze(-2)
-
-
-def _squared_length(changes: Tensor, num_units: int) -> Tensor:
-    """Return the squared length of a mean over ``_STANDARD`` units, from one over others and deviations of groups."""
-    square = changes.square().sum(-1)
-    spread = square[..., 1:].sum(-1) * _GROUPS / (_GROUPS - 1)
-    return (square[..., 0] - spread).clamp_min(0.0) + spread * (num_units / _STANDARD)
+    change = sampled + exact
+    reacted = _apply(inverse, _apply(inverse.mT, change) / spread) / precision
+    score = (change.norm(dim=-1) * reacted.norm(dim=-1)).sqrt() / (a / precision).norm(dim=-1)
+    return torch.where((softness > 0).squeeze(-1), score, torch.nan)
 
 
 def _apply(matrix: Tensor, vector: Tensor) -> Tensor:

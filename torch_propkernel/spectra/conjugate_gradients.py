@@ -95,8 +95,8 @@ def conjugate_gradients(
     direction = better.clone()
 
     def measured() -> Tensor:
-        products = residual.square(), (b[:, columns] + residual) * current, residual * better
-        return total(torch.stack([each.sum(0) for each in products]))
+        square, energy = residual.square().sum(0), ((b[:, columns] + residual) * current).sum(0)
+        return total(torch.stack([square, energy, (residual * better).sum(0)]))
 
     squares, energy, slope = measured()
     last = [torch.zeros_like(size) for _ in CGState._fields]

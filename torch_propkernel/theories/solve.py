@@ -14,7 +14,7 @@ from ..actions.solve_order_parameters import solve_order_parameters
 from ..exceptions import PrecisionWarning, ReliabilityWarning
 from ..inference import BlocksProblem, OutputsProblem, Problem, StreamedProblem, problem_of
 from ..inference.last_layer import has_known_units
-from ..inference.problem import warn_if_not_identifiable
+from ..inference.model_checks import warn_if_not_identifiable
 from ..inference.streamed import streamed_past_memory
 from ..reliability import Reliability
 from ..reliability.score import assess

@@ -14,7 +14,7 @@ from .._tasks import map_tasks
 from .._validation import as_width, check_targets
 from ..inference import ErrorEstimate, Problem, StreamedProblem
 from ..inference.conditioned import check_chunk_size, expected_errors
-from ..inference.problem import warn_if_not_identifiable
+from ..inference.model_checks import warn_if_not_identifiable
 from ..inference.streamed import streamed_past_memory
 from .base import FittedTheory, Theory
 from .mixture import Mixture
