@@ -119,12 +119,18 @@ class TestSameNumbers:
             (30, {"starts": 2}),  # the mixture, whose law of the scale is shared
             (40, {"theory": "infinite_width", "train": ("temperature", "bias_ratio", "scale"), "starts": 4}),
             (320, {"theory": "infinite_width"}),  # screened on a part of the rows
+            (
+                40,
+                {"theory": "infinite_width", "train": ("temperature", "bias_ratio", "weight_variance", "scale", "ard")},
+            ),
         ],
     )
     def test_hyperparameters(self, executor, rows, options):
         before = gpytorch.settings.cholesky_max_tries.value()
         here, there = (
-            fit_hyperparameters(make_model(rows, composition="outer"), **options, warn=False, executor=each)
+            fit_hyperparameters(
+                make_model(rows, composition="outer", ard_num_dims=3), **options, warn=False, executor=each
+            )
             for each in (None, executor)
         )
         assert there.starts == here.starts

@@ -27,7 +27,10 @@ from torch_propkernel import (
     fit_order_parameters,
 )
 from torch_propkernel.exceptions import BoundaryWarning, IdentifiabilityWarning
-from torch_propkernel.tuning import HyperparameterFit, evidence_descent, fit_hyperparameters
+from torch_propkernel.tuning import HyperparameterFit, evidence_descent, fit_hyperparameters, several_starts
+from torch_propkernel.tuning import evidence as evidence_module
+from torch_propkernel.tuning.several_starts import starting_points
+from torch_propkernel.tuning.trained_parameters import find_trained_parameters
 
 # Three inputs and narrow networks: the package is right to warn, and the evidence is to be checked all the same.
 pytestmark = pytest.mark.filterwarnings("ignore::torch_propkernel.exceptions.ReliabilityWarning")
@@ -319,7 +322,7 @@ def test_text():
 def test_screened_starts_find_the_maximum_of_all_rows(monkeypatch):
     x, y = data(rows=320)
     screened = fit_hyperparameters(network(x, y), warn=False)
-    monkeypatch.setattr(evidence_descent, "_FEWEST_ROWS", len(y))
+    monkeypatch.setattr(several_starts, "_FEWEST_ROWS", len(y))
     whole = fit_hyperparameters(network(x, y), warn=False)
     assert len(screened.starts) == len(whole.starts) == 3
     assert screened.converged and screened.evaluations < 0.5 * whole.evaluations
@@ -328,16 +331,87 @@ def test_screened_starts_find_the_maximum_of_all_rows(monkeypatch):
     assert len(screened.model.train_targets) == 320
 
 
-@pytest.mark.parametrize("case", ["many numbers", "noise of each row"])
-def test_not_screened(monkeypatch, case):
-    monkeypatch.setattr(evidence_descent, "_FEWEST_ROWS", 10)
-    seen = []
+def counted_evaluations(monkeypatch) -> list[int]:
+    """The number of rows at each evaluation of a log posterior."""
+    seen: list[int] = []
     original = evidence_descent.LogPosterior.__call__
     monkeypatch.setattr(
         evidence_descent.LogPosterior,
         "__call__",
         lambda self, vector: (seen.append(len(self.model.train_targets)), original(self, vector))[1],
     )
+    return seen
+
+
+WITH_ARD = {"train": ("temperature", "bias_ratio", "scale", "ard"), "theory": "infinite_width", "warn": False}
+
+
+def test_starts_that_race_find_the_maximum_of_full_descents(monkeypatch):
+    x, y = data(rows=240, columns=6, noise=0.05)
+    monkeypatch.setattr(several_starts, "_BEHIND", 0.0)  # only the best goes on: these starts are all within ten nats
+    seen = counted_evaluations(monkeypatch)
+    raced = fit_hyperparameters(network(x, y, math.inf, ard_num_dims=6), **WITH_ARD)
+    assert len(seen) == raced.evaluations  # those before and after the pause, each once
+    monkeypatch.setattr(several_starts, "_RACE", 10**9)
+    whole = fit_hyperparameters(network(x, y, math.inf, ard_num_dims=6), **WITH_ARD)
+    assert raced.converged and raced.evaluations < 0.8 * whole.evaluations
+    assert raced.log_posterior == pytest.approx(whole.log_posterior, abs=1e-3)  # a relative change of 1e-8 ends it
+    assert "left behind" not in whole.message and "1 of 3 starts agree (2 left behind on the way)" in raced.message
+    assert len(raced.starts) == 3 and max(raced.starts) == raced.log_posterior
+    assert sorted(raced.starts)[1] < raced.log_posterior - 0.01  # where the others were left
+
+
+def test_lengthscales_do_not_race(monkeypatch):
+    monkeypatch.setattr(several_starts, "_raced", lambda *_: pytest.fail("the starts raced"))
+    x, y = (torch.as_tensor(v) for v in data(columns=5))
+    with double_precision():
+        matern = NetworkGP(x, y, positive(), ScaleKernel(MaternKernel(ard_num_dims=5)))
+    train = ("temperature", "scale", "lengthscale")
+    assert "left" not in fit_hyperparameters(matern, train=train, warn=False, throw=False, starts=2).message
+
+
+def test_a_descent_goes_on_where_it_was_stopped(monkeypatch):
+    x, y = data(columns=5)
+    model = network(x, y, math.inf, ard_num_dims=5)
+    parameters = find_trained_parameters(model, WITH_ARD["train"], (1e-6, 1e2))
+    start = starting_points(parameters, 1.0, 2)[1]
+    objective = evidence_descent.LogPosterior(model, parameters, "infinite_width")
+    straight = evidence_descent.descend(objective, start, parameters, 200)
+    begun = evidence_descent.descend(objective, start, parameters, 6)
+    assert begun.nit == 6 and not begun.converged and begun.fun > straight.fun
+    seen = counted_evaluations(monkeypatch)
+    ended = evidence_descent.descend(objective, start, parameters, 200, known=begun.path)
+    assert np.array_equal(ended.x, straight.x) and (ended.fun, ended.nit) == (straight.fun, straight.nit)
+    assert ended.nfev == straight.nfev == begun.nfev + len(seen)
+
+
+@pytest.mark.parametrize(
+    ("width", "theory"), [(math.inf, "infinite_width"), (20.0, "infinite_width"), (20.0, "saddle")]
+)
+def test_gradient_against_differences(width, theory):
+    x, y = data()
+    model = network(x, y, width, ard_num_dims=3)
+    parameters = find_trained_parameters(model, WITH_ARD["train"], (1e-6, 1e2))
+    objective = evidence_descent.LogPosterior(model, parameters, theory)
+    point = starting_points(parameters, 1.0, 2)[1].numpy()
+    gradient, step = objective(point)[1], 1e-4
+    differences = [(objective(point + e)[0] - objective(point - e)[0]) / (2 * step) for e in step * np.eye(len(point))]
+    np.testing.assert_allclose(gradient, differences, rtol=1e-5, atol=1e-5)  # differences of second order
+
+
+def test_covariance_that_needs_jitter():
+    x, y = np.ones((3, 2)), np.ones(3)  # three times the same row, almost without noise: rank one to rounding
+    likelihood = positive().double()
+    likelihood.noise = 1e-20
+    expected = scipy.stats.multivariate_normal(np.zeros(3), dense(x, 0.0, 1.0) + 1e-8 * np.eye(3)).logpdf(y)
+    found = evidence_module.log_evidence(network(x, y, math.inf, likelihood=likelihood), "infinite_width")
+    assert found.item() == pytest.approx(expected, rel=1e-6)  # of 1e-8 beside 1 eight digits are left
+
+
+@pytest.mark.parametrize("case", ["many numbers", "noise of each row"])
+def test_not_screened(monkeypatch, case):
+    monkeypatch.setattr(several_starts, "_FEWEST_ROWS", 10)
+    seen = counted_evaluations(monkeypatch)
     x, y = data(columns=5)
     if case == "many numbers":
         train, options = ("temperature", "bias_ratio", "ard"), {"ard_num_dims": 5}

@@ -139,10 +139,10 @@ def fit_network(
 
     Standardize inputs and targets: the first values and the priors are for unit variance.
 
-    Cost: up to 300 rows, two descents of :func:`fit_hyperparameters`. With more, it starts from what is found on 300
+    Cost: up to 300 rows, :func:`fit_hyperparameters` with two starts. With more, it starts from what is found on 300
     of them, once with and once without ARD, and the better of the two descents on all rows (of at most ``max_rows``,
-    drawn at random) is kept. One CPU thread: 1 to 2 s with 278 rows, about 20 s with 927; both grow with the square to
-    the cube of the rows.
+    drawn at random) is kept. One CPU thread: 1 s with 278 rows, about 4 s with 927; both grow with the square to the
+    cube of the rows.
 
     Args:
         x: Training inputs, ``P x d``.

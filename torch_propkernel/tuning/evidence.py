@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import gpytorch
 import torch
+from gpytorch.distributions import MultivariateNormal
 from torch import Tensor
 
 from ..distributions.normal_given_scale import at_unit_scale
@@ -15,6 +16,7 @@ from ..kernels import RenormalizedNNGPKernel
 from ..mixing import MixingLaw, posterior_of_scale
 from ..mixing.law_of_widths import law_of_widths
 from ..mixing.scale_evidence import scale_evidence
+from ..numerics.gaussian_terms import log_det_and_square
 from ..order_parameters import OrderParameterPrior
 from ..theories.solve import solve_problem
 
@@ -75,11 +77,20 @@ def log_evidence(model: Any, theory: str, prior: ScalePrior | None = None) -> Te
             base=scalar.base,
         )[0]
     if theory == "infinite_width":
-        return problem.infinite_width.log_likelihoods().squeeze(-1)
+        return _log_normal(problem.add_noise(problem.covariance(problem.at_scale(1.0))), problem.residuals())
     with torch.no_grad():
         q = solve_problem(Problem.of(model)).raise_if_failed().order_parameter
-    likelihood = problem.conditioned(q).log_likelihoods().squeeze(-1)
+    likelihood = _log_normal(problem.add_noise(problem.covariance(q)), problem.residuals())
     return likelihood - 0.5 * problem.layers.action(q.log())
+
+
+def _log_normal(covariance: Tensor, residuals: Tensor) -> Tensor:
+    """Return log N(y - m; 0, A) with its closed gradient; GPyTorch's smallest jitter is added where A needs it."""
+    terms = log_det_and_square(covariance, residuals)
+    if not bool(torch.isfinite(terms)):
+        jitter = gpytorch.settings.cholesky_jitter.value(covariance.dtype)
+        terms = log_det_and_square(covariance + torch.diag_embed(torch.full_like(residuals, jitter)), residuals)
+    return -0.5 * (terms + residuals.shape[-1] * math.log(2.0 * math.pi))
 
 
 def _log_likelihood(model: Any) -> Tensor:
@@ -88,6 +99,8 @@ def _log_likelihood(model: Any) -> Tensor:
         prior = at_unit_scale(model.forward(*model.train_inputs))
         noisy = model.likelihood(prior, *model.train_inputs)
         if targets.dim() == 1:
+            if type(noisy) is MultivariateNormal:
+                return _log_normal(noisy.covariance_matrix, targets - noisy.loc)
             return noisy.log_prob(targets)
         # Targets that share a covariance share its factorization.
         residuals = (targets - noisy.loc).transpose(-1, -2)

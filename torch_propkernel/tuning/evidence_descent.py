@@ -1,12 +1,10 @@
-"""The log posterior of hyperparameters as a function of a flat vector, its starting points and its descent."""
+"""The log posterior of hyperparameters as a function of a flat vector, and its descent."""
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,46 +15,15 @@ from linear_operator.utils.errors import NotPSDError
 from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 
-from .._tasks import map_tasks
 from ..exceptions import ConvergenceError, NotPositiveDefiniteError
 from .evidence import ScalePrior, finite_kernel, log_evidence, log_prior
 from .trained_parameters import TrainedParameter
 
-# Starts after the model's own values: T relative to the targets' mean square, b_0 / w_0, b_l / w_l above, and scales
-# relative to the model's own. A large first bias begins with smooth functions; the evidence can have one maximum where
-# noise explains the targets and another, at small T and a larger scale, where the function does.
-_STARTS = ((math.exp(-4.0), 30.0, 0.3, 30.0), (math.exp(-8.0), 30.0, 0.3, 30.0), (math.exp(-1.0), 0.3, 0.3, 1.0))
-MAX_STARTS = len(_STARTS) + 1
-_TOLERANCE = 1e-10  # relative change of the log posterior at which L-BFGS-B stops
+_TOLERANCE = 1e-8  # relative change of the log posterior at which L-BFGS-B stops
+_MEMORY = 40  # steps that L-BFGS-B keeps: with fewer than 30 numbers all of a matrix that BFGS would have
 _SLOPE = 1e-2  # nats per unit of a raw (log-like) parameter: what an abnormal end of a line search may leave
-_FEWEST_ROWS = 150  # of a screening
-_MOST_NUMBERS = 6  # that train: a part of the rows cannot tell which of many inputs matter, and misses maxima
 _NEAR, _LEVEL = 0.05, 1e-3  # raw parameters and nats within which a descent ends where an earlier one did
-_APART = 0.5  # raw parameters between ends on some rows that lead to descents of their own
-_STEPS = (1e-2, 1.0)  # raw parameters: smallest and largest unit of a descent's steps
 _FAILURES = (NotPSDError, NotPositiveDefiniteError, ConvergenceError, torch.linalg.LinAlgError)
-
-
-def starting_points(parameters: list[TrainedParameter], size: float, count: int) -> list[Tensor]:
-    """Raw parameters of each start, clipped to their boxes."""
-
-    def clipped(parameter: TrainedParameter, raw: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(raw, parameter.low), parameter.high)
-
-    own = [clipped(p, p.raw.detach().flatten()) for p in parameters]
-    points = [own]
-    for temperature, first, above, scale in _STARTS[: count - 1]:
-        moved = []
-        for parameter, raw in zip(parameters, own, strict=True):
-            if parameter.name == "temperature":
-                raw = parameter.raw_of(raw.new_tensor(temperature * size))
-            elif parameter.name == "bias_ratio":
-                raw = parameter.raw_of(torch.where(torch.arange(len(raw)) == 0, first, above).to(raw))
-            elif parameter.name == "scale":
-                raw = parameter.raw_of(scale * parameter.values)
-            moved.append(raw)
-        points.append(moved)
-    return [torch.cat(point) for point in points]
 
 
 @torch.no_grad()
@@ -117,6 +84,14 @@ class LogPosterior:
         return number, gradient
 
 
+class Evaluation(NamedTuple):
+    """Raw parameters, minus log posterior there, and its gradient."""
+
+    vector: np.ndarray
+    value: float
+    gradient: np.ndarray
+
+
 class _Met(Exception):
     """A descent came to where an earlier one ended."""
 
@@ -124,7 +99,7 @@ class _Met(Exception):
         self.run = run
 
 
-def _met(vector: np.ndarray, value: float, earlier: Sequence[Any]) -> Any:
+def met_end(vector: np.ndarray, value: float, earlier: Sequence[Any]) -> Any:
     """Return the first of the earlier descents whose end is here, else None."""
     for run in earlier:
         if run.converged and abs(value - run.fun) <= _LEVEL and np.abs(vector - run.x).max() <= _NEAR:
@@ -139,12 +114,14 @@ def descend(
     max_iterations: int,
     unit: np.ndarray | None = None,
     earlier: Sequence[Any] = (),
+    known: Sequence[Evaluation] = (),
 ) -> Any:
     """Minimize within the boxes by L-BFGS-B; the result also has ``slope`` (projected) and ``converged``.
 
-    It also has ``spread``, what the quasi-Newton matrix says of the posterior's standard deviations, and ``path``, the
-    raw parameters and values of all evaluations. A descent that comes within a twentieth of the end of an earlier one,
-    at its value, ends there.
+    It also has ``spread``, what the quasi-Newton matrix says of the posterior's standard deviations, ``path``, all
+    evaluations, and ``left``, False until a caller gives the descent up. A descent that comes within a twentieth of
+    the end of an earlier one, at its value, ends there. One that was stopped goes on, its quasi-Newton matrix with
+    it, where its path is known: what it has evaluated is read and counted again, not computed.
 
     Args:
         objective: Value and gradient.
@@ -153,18 +130,24 @@ def descend(
         max_iterations: Of L-BFGS-B.
         unit: Sizes of a good step, raw; one if None.
         earlier: Results of descents of the same objective.
+        known: The path of this descent as far as it went before.
     """
     from scipy.optimize import OptimizeResult, minimize  # a tenth of a second of import time, for this alone
 
     unit = np.ones(len(start)) if unit is None else unit
     low, high = (torch.cat([getattr(p, end) for p in parameters]).cpu().numpy() / unit for end in ("low", "high"))
-    path: list[tuple[np.ndarray, float]] = []
+    path: list[Evaluation] = []
+    objective.highest = max([objective.highest, *(evaluation.value for evaluation in known)])
 
     def watched(steps: np.ndarray) -> tuple[float, np.ndarray]:
         vector = steps * unit
-        value, gradient = objective(vector)
-        path.append((vector, value))
-        if (run := _met(vector, value, earlier)) is not None:
+        before = known[len(path)] if len(path) < len(known) else None
+        if before is not None and np.array_equal(before.vector, vector):
+            path.append(before)
+        else:
+            path.append(Evaluation(vector, *objective(vector)))
+        value, gradient = path[-1].value, path[-1].gradient
+        if (run := met_end(vector, value, earlier)) is not None:
             raise _Met(run)
         return value, gradient * unit
 
@@ -177,7 +160,13 @@ def descend(
                 jac=True,
                 method="L-BFGS-B",
                 bounds=list(zip(low, high, strict=True)),
-                options={"maxiter": max_iterations, "maxfun": 4 * max_iterations, "ftol": _TOLERANCE, "gtol": 1e-4},
+                options={
+                    "maxiter": max_iterations,
+                    "maxfun": 4 * max_iterations,
+                    "maxcor": _MEMORY,
+                    "ftol": _TOLERANCE,
+                    "gtol": 1e-4,
+                },
             )
         except _Met as met:
             return OptimizeResult({**met.run, "nfev": len(path)})
@@ -191,100 +180,7 @@ def descend(
             break
         steps = found.x
     found.converged = (found.status == 0 or found.slope <= _SLOPE) and found.fun < 1e300
+    found.left = False
     found.spread = np.sqrt(np.diagonal(found.pop("hess_inv").todense())) * unit
     found.x, found.nit, found.nfev, found.path = found.x * unit, iterations, len(path), path
     return found
-
-
-class _Descent(NamedTuple):
-    """One descent by itself, with a model of its own."""
-
-    model: Any
-    parameters: list[TrainedParameter]
-    theory: str
-    prior: ScalePrior | None
-    start: Tensor
-    max_iterations: int
-    unit: np.ndarray | None
-
-    def run(self) -> Any:
-        objective = LogPosterior(self.model, self.parameters, self.theory, self.prior)
-        return descend(objective, self.start, self.parameters, self.max_iterations, self.unit)
-
-
-def _ended_where_met(run: Any, earlier: Sequence[Any]) -> Any:
-    """Return what a descent that went to its own end would have found had it known the earlier ones."""
-    from scipy.optimize import OptimizeResult
-
-    for number, (vector, value) in enumerate(run.path, 1):
-        if (met := _met(vector, value, earlier)) is not None:
-            return OptimizeResult({**met, "nfev": number})
-    return run
-
-
-def descend_from_all(
-    model: Any,
-    parameters: list[TrainedParameter],
-    theory: str,
-    points: list[Tensor],
-    max_iterations: int,
-    executor: Executor | None = None,
-) -> list[Any]:
-    """Return where the descent from each point ends.
-
-    Where at most six numbers train and there are 300 rows or more, several starts descend on a quarter of the rows
-    first (at least 150, drawn with a seed of their own), and each place where they end is the start of one descent on
-    all rows. All share the law of the scale, and a descent ends where it meets the end of an earlier one. By an
-    executor every descent goes to its own end, since the others' are not known yet, and is cut afterwards where it
-    would have met one: the results are the same.
-    """
-    prior = scale_prior(model, theory)
-
-    def runs_from(starts: Sequence[Tensor], units: Sequence[np.ndarray | None]) -> list[Any]:
-        runs: list[Any] = []
-        if executor is None or len(starts) == 1:
-            for start, unit in zip(starts, units, strict=True):
-                objective = LogPosterior(model, parameters, theory, prior)
-                runs.append(descend(objective, start, parameters, max_iterations, unit, runs))
-            return runs
-        tasks = []
-        for start, unit in zip(starts, units, strict=True):
-            own, its_parameters = copy.deepcopy((model, parameters))
-            tasks.append(_Descent(own, its_parameters, theory, prior, start, max_iterations, unit))
-        with one_attempt():
-            for run in map_tasks(_Descent.run, tasks, executor):
-                runs.append(_ended_where_met(run, runs))
-        return runs
-
-    rows = model.train_targets.shape[-1]
-    fewer = max(_FEWEST_ROWS, rows // 4)
-    worthwhile = len(points) > 1 and rows >= 2 * fewer and len(points[0]) <= _MOST_NUMBERS
-    if not worthwhile or not _can_take_rows(model):
-        return runs_from(points, [None] * len(points))
-    some = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:fewer]
-    with _on_rows(model, some.to(model.train_targets.device)):
-        coarse = runs_from(points, [None] * len(points))
-    ends: list[Any] = []
-    for run in sorted(coarse, key=lambda run: run.fun):
-        if all(np.abs(run.x - end.x).max() > _APART for end in ends):
-            ends.append(run)
-    # The posterior narrows with the root of the rows.
-    units = [np.clip(end.spread * math.sqrt(len(some) / rows), *_STEPS) for end in ends]
-    fine = runs_from([torch.as_tensor(end.x) for end in ends], units)
-    return [fine[int(np.argmin([np.abs(run.x - end.x).max() for end in ends]))] for run in coarse]
-
-
-def _can_take_rows(model: Any) -> bool:
-    """Whether a part of the rows is a model of its own: noise variances of single rows would have to be cut too."""
-    return hasattr(model, "set_train_data") and getattr(model.likelihood, "noise", torch.empty(0)).numel() == 1
-
-
-@contextmanager
-def _on_rows(model: Any, rows: Tensor) -> Iterator[None]:
-    """Give a model some of its rows while the block runs."""
-    inputs, targets = model.train_inputs, model.train_targets
-    model.set_train_data(tuple(x[..., rows, :] for x in inputs), targets[..., rows], strict=False)
-    try:
-        yield
-    finally:
-        model.set_train_data(inputs, targets, strict=False)

@@ -21,8 +21,9 @@ from ..exceptions import BoundaryWarning, IdentifiabilityWarning
 from ..inference import Problem
 from ..theories.solve import drop_cached_predictions, fit_problem
 from .evidence import THEORIES, finite_kernel, log_prior
-from .evidence_descent import MAX_STARTS, assign, descend_from_all, starting_points
+from .evidence_descent import assign
 from .hyperparameter_fit import HyperparameterFit
+from .several_starts import MAX_STARTS, descend_from_all, starting_points
 from .trained_parameters import TrainedParameter, find_trained_parameters
 
 _COLDEST, _HOTTEST = 1e-6, 1e2
@@ -63,19 +64,25 @@ def fit_hyperparameters(
 
     L-BFGS-B on the raw parameters in float64, from the model's own values and from up to three fixed points. Where at
     most six numbers train and there are 300 rows or more, several starts descend on a quarter of the rows first (at
-    least 150, drawn with a fixed seed), and each place where they end starts one descent on all rows; with more numbers
-    (ARD) a part of the rows cannot tell which inputs matter, and all starts take all rows. No global random
-    numbers. T stays between 1e-6 and 100 times the mean square of the residuals, other parameters in wide boxes; one
-    that ends at an end of its box is reported (T at its lower end: the model interpolates, the evidence has no maximum
-    inside). The evidence can have several maxima, so the best start is not proven to be the global one.
+    least 150, drawn with a fixed seed), and each place where they end starts one descent on all rows. With more
+    numbers (ARD) a part of the rows cannot tell which inputs matter: all starts take eight iterations on all rows,
+    and those go on that are less than ten nats behind the best and not close to a better one. In 78 fits of 150 to
+    1,000 rows of UCI sets, on 62 of which the ten nats were chosen, full descents of all three starts found more
+    once, by 1.3 nats (300 rows, 26 inputs). With "lengthscale" among more than six numbers all starts go to their
+    ends. No global random numbers.
+
+    T stays between 1e-6 and 100 times the mean square of the residuals, other parameters in wide boxes; one that ends
+    at an end of its box is reported (T at its lower end: the model interpolates, the evidence has no maximum inside).
+    The evidence can have several maxima, so the best start is not proven to be the global one.
 
     The values are written into the model, and with a finite width its order parameters are solved for them. Units of T
     are those of the model's targets squared; standardize them for the default priors.
 
-    Cost: for each evaluation one ``eigh`` and three GEMMs (mixture), about 10 Cholesky factorizations (saddle) or about
-    4 (infinite width), and the kernel's forward and backward pass. Evaluations: 40 to 60 for three starts on all rows;
-    6 to 22 after a screening, whose own take a third of the time. One CPU thread, relu, three starts, mixture: 1 s with
-    278 rows, 3 s with 927.
+    Cost: for each evaluation one ``eigh`` and three GEMMs (mixture), the solution and about three Cholesky
+    factorizations (saddle) or about three (infinite width), and the kernel's forward and backward pass. Evaluations:
+    40 to 60 for three starts on all rows; 6 to 22 after a screening, whose own take a third of the time; 45 to 90
+    with ARD. One CPU thread, relu, three starts: mixture 1 s with 278 rows and 3 s with 927; infinite width with ARD
+    of 8 inputs 3 s with 927.
 
     Args:
         model: An ExactGP-like module without batch dimensions; changed only by the fitted values.
@@ -88,10 +95,11 @@ def fit_hyperparameters(
         max_iterations: Of L-BFGS-B, for each start.
         starts: 1 (the model's own values only) to 4.
         temperature_bounds: Smallest and largest T, in place of those above.
-        executor: A ``concurrent.futures.Executor`` that takes the descents, those on a part of the rows and then those
-            on all; None to do them one after the other. The numbers are the same. One after the other a descent ends
-            where it meets the end of an earlier one, which parallel ones cannot know: they need more evaluations
-            altogether (not counted in ``evaluations``) and the time of the longest.
+        executor: A ``concurrent.futures.Executor`` that takes the descents: those on a part of the rows and then
+            those on all, or the first iterations of all starts and then the starts that go on. None to do them one
+            after the other. The numbers are the same. One after the other a descent ends where it meets the end of an
+            earlier one, which parallel ones cannot know: they need more evaluations altogether (not counted in
+            ``evaluations``) and the time of the longest.
 
     Returns:
         Values, log evidence, convergence and bounds.
@@ -214,6 +222,8 @@ def _report(model: Any, parameters: list[TrainedParameter], best: Any, runs: lis
         message = f"not converged after {best.nit} iterations ({best.message}; slope {best.slope:.2g} nats)"
     if len(runs) > 1:
         message += f", {agreeing} of {len(runs)} starts agree"
+        if left := sum(run.left for run in runs):
+            message += f" ({left} left behind on the way)"
     if met:
         message += f"; {', '.join(met)}"
         if any(text.startswith("temperature at its lower") for text in met):

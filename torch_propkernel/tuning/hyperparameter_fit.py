@@ -24,7 +24,7 @@ class HyperparameterFit:
         at_bound: Names of the parameters that ended at an end of their box.
         iterations: Of the best start.
         evaluations: Of all starts, on all rows; those of a screening on a part of the rows are not counted.
-        starts: log_posterior at the end of each start.
+        starts: log_posterior at the end of each start, or where it was left behind: the message says how many were.
     """
 
     model: Any
