@@ -92,12 +92,11 @@ def data(folder: Path, index: int, case: Case) -> tuple[Tensor, Tensor, Tensor, 
 
 def network_of(case: Case) -> ConvolutionalNetwork:
     """The network, with unit variances."""
+    one = len(case.width) == 1
     return ConvolutionalNetwork(
         get_activation(case.activation),
         SHAPES[case.data],
-        case.width,
-        case.kernel_size,
-        case.stride,
+        *(sizes[0] if one else sizes for sizes in (case.width, case.kernel_size, case.stride)),
         readout=case.readout,
     )
 
