@@ -183,7 +183,8 @@ class TestSameNumbers:
         options = {"ard_weights": 1.0, "bias_variance": 0.0, "width": 6, "theory": theory}
         here = fit_predictor(*data, "erf", **options)
         there = fit_predictor(*data, "erf", **options, executor=executor, progress=lambda *at: seen.append(at))
-        assert [c.fold_log_density for c in there.candidates] == [c.fold_log_density for c in here.candidates]
+        found, expected = ([c.fold_log_density or 0.0 for c in fit.candidates] for fit in (there, here))
+        assert found == pytest.approx(expected, rel=1e-9)  # LAPACK rounds by where SciPy's arrays lie in memory
         assert any(c.fold_log_density is not None for c in here.candidates[1:])
         assert seen == [(done, 7) for done in range(1, 8)]
 

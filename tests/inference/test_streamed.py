@@ -380,7 +380,7 @@ class TestChoice:
             free = Streaming(num_probes=probes).num_bytes(P)
             memory(free)
             chosen.append(streamed_module.streamed_past_memory(Problem.frozen(make_model())).streaming.num_probes)
-        assert chosen == [8, 8, 16, 32]  # below eight the solves need more than the reduction
+        assert chosen == [16, 16, 16, 32]  # below sixteen the solves need more than the reduction
 
     def test_what_cannot_be_streamed_stays_dense(self, memory):
         memory(1e6)

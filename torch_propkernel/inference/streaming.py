@@ -59,7 +59,7 @@ class Streaming:
         >>> Streaming(num_probes=8).max_steps
         400
         >>> [Streaming(num_probes=number).num_columns(36_000) for number in (4, 16, 32)]
-        [256, 687, 1024]
+        [256, 343, 749]
         >>> Streaming(num_probes=1)
         Traceback (most recent call last):
             ...

@@ -177,7 +177,7 @@ class LinearPart(Composition):
 
         def covariance(order_parameters: Sequence[Tensor]) -> Tensor:
             weights = torch.cat(self._products(order_parameters), -1)
-            return (weights @ entries).reshape(*weights.shape[:-2], *terms.shape[-2:])
+            return (weights @ entries).unflatten(-1, terms.shape[-2:]).squeeze(-3)
 
         return covariance
 

@@ -61,7 +61,7 @@ class ScalePosterior:
         """Var[r | y], ``*p``."""
         return (self.weights * (self.scale - self.mean.unsqueeze(-1)).square()).sum(-1)
 
-    def for_predictions(self, reach: float = 0.0, tolerance: float = 1e-6, mass: float = 1e-20) -> ScalePosterior:
+    def for_predictions(self, reach: float = 0.0, tolerance: float = 1e-7, mass: float = 1e-20) -> ScalePosterior:
         """Return fewer nodes by which a process predicts as by all.
 
         Every second node goes, and again, while that changes the log of no density by more than ``tolerance``: those of

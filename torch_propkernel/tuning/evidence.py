@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..distributions.normal_given_scale import at_unit_scale
 from ..inference import Problem
+from ..inference.host_evaluation import to_dense
 from ..kernels import RenormalizedNNGPKernel
 from ..mixing import MixingLaw, posterior_of_scale
 from ..mixing.law_of_widths import law_of_widths
@@ -95,12 +96,12 @@ def _log_normal(covariance: Tensor, residuals: Tensor) -> Tensor:
 
 def _log_likelihood(model: Any) -> Tensor:
     targets = model.train_targets
+    prior = at_unit_scale(model.forward(*model.train_inputs))
+    noisy = model.likelihood(prior, *model.train_inputs)
+    if targets.dim() == 1 and type(noisy) is MultivariateNormal:  # as most: threads then switch no global setting
+        return _log_normal(to_dense(noisy.lazy_covariance_matrix), targets - noisy.loc)
     with gpytorch.settings.fast_computations(log_prob=False):
-        prior = at_unit_scale(model.forward(*model.train_inputs))
-        noisy = model.likelihood(prior, *model.train_inputs)
         if targets.dim() == 1:
-            if type(noisy) is MultivariateNormal:
-                return _log_normal(noisy.covariance_matrix, targets - noisy.loc)
             return noisy.log_prob(targets)
         # Targets that share a covariance share its factorization.
         residuals = (targets - noisy.loc).transpose(-1, -2)
