@@ -54,7 +54,7 @@ def find_stationary_points(action: OuterAction) -> StationaryPoints:
 
     Cost: one pass over the spectrum for each grid point, shared by all problems on one spectrum, and about three passes
     for each root. Where problems on one spectrum outnumber the grid's points (some hundreds), they need no pass of
-    their own: the sums are interpolated to rounding (:class:`TabulatedAction`).
+    their own: the sums are interpolated to rounding (``TabulatedAction``).
 
     Example:
         >>> from torch_propkernel.spectra import Spectrum

@@ -31,7 +31,7 @@ def posterior_of_scale(
         temperature: T; zero only for a non-singular K.
         interval: What ``law.log_interval()`` returns, where it is known; it takes longer than the integral.
         reach: Standard deviations up to which predictive densities of the mixture have to be right
-            (:func:`integrate_scale`); 0 for log p(y) and moments of r alone.
+            (``integrate_scale``); 0 for log p(y) and moments of r alone.
 
     Raises:
         ConvergenceError: The integral did not reach 1e-11 in log p(y).
