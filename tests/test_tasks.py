@@ -183,8 +183,9 @@ class TestSameNumbers:
         options = {"ard_weights": 1.0, "bias_variance": 0.0, "width": 6, "theory": theory}
         here = fit_predictor(*data, "erf", **options)
         there = fit_predictor(*data, "erf", **options, executor=executor, progress=lambda *at: seen.append(at))
-        found, expected = ([c.fold_log_density or 0.0 for c in fit.candidates] for fit in (there, here))
-        assert found == pytest.approx(expected, rel=1e-9)  # LAPACK rounds by where SciPy's arrays lie in memory
+        found, expected = ([c.fold_log_density for c in fit.candidates] for fit in (there, here))
+        for one, other in zip(found, expected, strict=True):  # 1e-11 apart in some runs: rounding
+            assert one == (other if other is None else pytest.approx(other, rel=1e-9))
         assert any(c.fold_log_density is not None for c in here.candidates[1:])
         assert seen == [(done, 7) for done in range(1, 8)]
 

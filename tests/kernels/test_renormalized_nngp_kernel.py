@@ -161,9 +161,6 @@ def test_gradients_of_every_parameter(composition):
     names = ["raw_order_parameter", "raw_hidden_weight_variance", "raw_bias_variance", "raw_ard_weights"]
     parameters = [getattr(kernel, n) for n in names]
 
-    def function(x, *values):
-        return torch.func.functional_call(kernel, dict(zip(names, values, strict=True)), (x, x)).to_dense()
-
     class Dense(torch.nn.Module):
         def __init__(self):
             super().__init__()

@@ -125,7 +125,7 @@ def integrate_scale(
 
     Nodes and weights are also the mixture by which a process predicts, and far from its mean a normal density lifts
     nodes of large r: at z standard deviations by up to z^2 / 2. With ``reach`` the nodes go as far as z = ``reach``
-    needs, where the variance is proportional to r, or to r and noise up to a hundred times larger at the mean scale,
+    needs, where the variance is proportional to r, or to r and noise up to ten times larger at the mean scale,
     and the step serves densities there: halving it changes their logarithm by less than 1e-4, and the rule's error is
     about the square.
 
